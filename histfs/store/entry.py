@@ -1,0 +1,105 @@
+"""An entry: one name with its metadata at one time. Pure values, no I/O.
+
+Paths are bytes, relative to the root of the tree, components joined by b"/"; the root itself is b"".
+"""
+
+from enum import Enum
+from typing import NamedTuple
+
+
+class Kind(Enum):
+    """The type of an entry. The values are the words of the `Type` field (docs/format.md 4.1).
+
+    Both kinds of devices share the word `dev` on disk; ABSENT occurs in metadata diffs only.
+    """
+
+    REGULAR = "reg"
+    DIRECTORY = "dir"
+    SYMLINK = "sym"
+    CHARACTER_DEVICE = "dev c"
+    BLOCK_DEVICE = "dev b"
+    FIFO = "fifo"
+    SOCKET = "sock"
+    ABSENT = "None"
+
+    @property
+    def is_device(self) -> bool:
+        return self is Kind.CHARACTER_DEVICE or self is Kind.BLOCK_DEVICE
+
+    @property
+    def has_mtime(self) -> bool:
+        """Whether the format records a modification time: not for symbolic links and devices."""
+        return self not in (Kind.SYMLINK, Kind.CHARACTER_DEVICE, Kind.BLOCK_DEVICE)
+
+
+class LinkGroup(NamedTuple):
+    """What tells hard links: entries of one session with equal `inode` and `device` are one file.
+
+    The numbers are the source's at the time; `nlink` may count links outside of the tree.
+    """
+
+    nlink: int
+    inode: int
+    device: int
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.inode, self.device
+
+
+class Entry(NamedTuple):
+    """One name at one session. Fields that a kind does not have keep their defaults."""
+
+    path: bytes
+    kind: Kind
+    mode: int = 0  # the low 12 bits: permissions, setuid, setgid, sticky
+    uid: int = 0
+    gid: int = 0
+    uname: bytes | None = None  # None: the name was not known
+    gname: bytes | None = None
+    mtime_s: int = 0  # whole seconds since the epoch, may be negative; 0 unless kind.has_mtime
+    size_bytes: int = 0  # regular files only
+    sha1: bytes | None = None  # 40 lower-case hex digits; on the first member of a link group only
+    link_group: LinkGroup | None = None  # regular files with more than one link
+    target: bytes = b""  # symbolic links
+    device_number: tuple[int, int] = (0, 0)  # devices: major, minor
+    alternate_mirror: int | None = None  # the number of a too long mirror name (docs/format.md 3.4)
+    alternate_increment: int | None = None  # the number of a too long increment name
+    resource_fork: bytes | None = None  # the raw field of a repository written on a Mac, carried over
+    carbon_file: bytes | None = None
+
+    @property
+    def name(self) -> bytes:
+        return name_of(self.path)
+
+    @property
+    def parent(self) -> bytes:
+        return parent_of(self.path)
+
+
+def name_of(path: bytes) -> bytes:
+    """The last component of `path`; b"" for the root."""
+    return path.rpartition(b"/")[2]
+
+
+def parent_of(path: bytes) -> bytes:
+    """The directory that holds `path`; b"" for the root and for what lies in it."""
+    return path.rpartition(b"/")[0]
+
+
+def join(parent: bytes, name: bytes) -> bytes:
+    """The path of `name` in the directory `parent`."""
+    return parent + b"/" + name if parent else name
+
+
+def sort_key(path: bytes) -> bytes:
+    """A key that puts paths in the order of the metadata files: component by component (docs/format.md 4.2).
+
+    No name contains a NUL, so NUL in place of the slash sorts below every other byte; the root sorts first.
+    """
+    return path.replace(b"/", b"\0")
+
+
+def is_below(path: bytes, directory: bytes) -> bool:
+    """Whether `path` is `directory` itself or lies below it."""
+    return not directory or path == directory or path.startswith(directory + b"/")

@@ -1,0 +1,1 @@
+"""The on-disk format, pure: bytes to values and back (docs/format.md)."""
