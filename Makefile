@@ -1,0 +1,48 @@
+# Everything starts here. Each target does its own set-up (contrib/setup.sh), and nothing when all is there.
+
+PYTHON = .venv/bin/python3
+ARGS =
+
+.PHONY: help run test test-long check bench dist clean
+.DEFAULT_GOAL = help
+
+help:
+	@echo 'make run         back up this project three times, browse the history, restore from it (SRC=DIR, KEEP=1)'
+	@echo 'make test        the fast tests (ARGS="tests/test_x.py -k name")'
+	@echo 'make test-long   the tests that take minutes, and deeper searches'
+	@echo 'make check       style, types, layers'
+	@echo 'make bench       speed, side by side with others (ARGS="--help")'
+	@echo 'make dist        sdist and wheel, tried out in an empty environment'
+	@echo 'make clean       remove what was built, and .venv'
+
+run:
+	@sh contrib/setup.sh run
+	@sh contrib/demo.sh
+
+test:
+	@sh contrib/setup.sh test
+	$(PYTHON) -m pytest -n 2 -m 'not long' $(ARGS)
+
+test-long:
+	@sh contrib/setup.sh test
+	HYPOTHESIS_PROFILE=deep $(PYTHON) -m pytest -n 2 -m long $(ARGS)
+
+check:
+	@sh contrib/setup.sh dev
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	.venv/bin/lint-imports --no-cache
+	if command -v shellcheck >/dev/null; then shellcheck contrib/*.sh .ci/run; fi
+
+bench:
+	@sh contrib/setup.sh test
+	$(PYTHON) -m bench $(ARGS)
+
+dist:
+	@sh contrib/setup.sh dev
+	sh contrib/dist.sh
+
+clean:
+	rm -rf build dist .venv *.egg-info .*_cache .hypothesis histfs/_rsync.abi3.so
+	find histfs tests bench -name __pycache__ -exec rm -rf {} +
