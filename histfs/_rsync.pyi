@@ -1,0 +1,71 @@
+"""What histfs._rsync declares (see _rsync_build.py); a test holds the names here against the compiled module."""
+
+from typing import Protocol
+
+from _cffi_backend import FFI, _CDataBase
+
+class Statistics(Protocol):
+    """`rs_stats_t`."""
+
+    lit_cmds: int
+    lit_bytes: int
+    lit_cmdbytes: int
+    copy_cmds: int
+    copy_bytes: int
+    copy_cmdbytes: int
+    sig_blocks: int
+    false_matches: int
+    block_len: int
+    start: int
+    end: int
+
+class JobState(Protocol):
+    """`histfs_job_t *`, made by `ffi.new` and started by one of the `_begin` functions."""
+
+    consumed: int
+    produced: int
+    basis_errno: int
+    basis_ended: int
+    trace_used: int
+    trace: _CDataBase
+    stats: Statistics
+
+class _Lib:
+    RS_DONE: int
+    RS_BLOCKED: int
+    RS_IO_ERROR: int
+    RS_SYNTAX_ERROR: int
+    RS_MEM_ERROR: int
+    RS_INPUT_ENDED: int
+    RS_BAD_MAGIC: int
+    RS_UNIMPLEMENTED: int
+    RS_CORRUPT: int
+    RS_INTERNAL_ERROR: int
+    RS_PARAM_ERROR: int
+
+    RS_MD4_SIG_MAGIC: int
+    RS_BLAKE2_SIG_MAGIC: int
+    RS_RK_MD4_SIG_MAGIC: int
+    RS_RK_BLAKE2_SIG_MAGIC: int
+
+    rs_librsync_version: _CDataBase
+    def rs_strerror(self, result: int, /) -> _CDataBase: ...
+    def rs_trace_set_level(self, level: int, /) -> None: ...
+    def rs_sig_args(self, size: int, magic: _CDataBase, block_len: _CDataBase, strong_len: _CDataBase, /) -> int: ...
+    def rs_free_sumset(self, signature: _CDataBase, /) -> None: ...
+    def histfs_trace_install(self) -> None: ...
+    def histfs_signature_begin(self, job: JobState, block_len: int, strong_len: int, magic: int, /) -> int: ...
+    def histfs_loadsig_begin(self, job: JobState, /) -> int: ...
+    def histfs_delta_begin(self, job: JobState, signature: _CDataBase, /) -> int: ...
+    def histfs_patch_begin(
+        self, job: JobState, fd: int, memory: _CDataBase, size: int, handle: _CDataBase, /
+    ) -> int: ...
+    def histfs_job_iter(
+        self, job: JobState, data: _CDataBase, size: int, ending: bool, out: _CDataBase, out_size: int, /
+    ) -> int: ...
+    def histfs_job_signature(self, job: JobState, /) -> _CDataBase: ...
+    def histfs_job_close(self, job: JobState, /) -> None: ...
+    def histfs_basis_read(self, handle: _CDataBase, position: int, size: int, target: _CDataBase, /) -> int: ...
+
+ffi: FFI
+lib: _Lib

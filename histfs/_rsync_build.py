@@ -1,0 +1,248 @@
+"""Builds histfs._rsync, the compiled half of `histfs.rsync`: librsync through cffi in API mode.
+
+The C below does only what Python cannot do safely:
+- it catches librsync's trace messages. The trace function is one for the whole process, so it files each message
+  under the job that the calling thread is running, and drops what belongs to none of ours;
+- it reads the basis of a patch job. librsync loops for ever on a read of 0 bytes and aborts on one that is too long,
+  so `histfs_basis` turns both into a result code;
+- it copies the statistics out of the job after each call, so that they can be read at any time, by any thread.
+Everything else (arguments, buffers, order of calls, errors) is checked by `histfs.rsync`, the only caller.
+
+Declare only what is called, and let the compiler fill in sizes and values ("..."). librsync ships no .pc file:
+`libraries` in pyproject.toml names it, CFLAGS and LDFLAGS serve unusual prefixes.
+"""
+
+from pathlib import Path
+
+from cffi import FFI
+from setuptools import Extension
+from setuptools.command.build_ext import build_ext as _build_ext
+
+DECLARATIONS = """
+#define RS_DONE ...
+#define RS_BLOCKED ...
+#define RS_IO_ERROR ...
+#define RS_SYNTAX_ERROR ...
+#define RS_MEM_ERROR ...
+#define RS_INPUT_ENDED ...
+#define RS_BAD_MAGIC ...
+#define RS_UNIMPLEMENTED ...
+#define RS_CORRUPT ...
+#define RS_INTERNAL_ERROR ...
+#define RS_PARAM_ERROR ...
+
+#define RS_MD4_SIG_MAGIC ...
+#define RS_BLAKE2_SIG_MAGIC ...
+#define RS_RK_MD4_SIG_MAGIC ...
+#define RS_RK_BLAKE2_SIG_MAGIC ...
+
+typedef enum { ... } rs_loglevel;
+typedef enum { ... } rs_result;
+typedef enum { ... } rs_magic_number;
+typedef int... rs_long_t;
+typedef int... time_t;
+typedef ... rs_signature_t;
+
+typedef struct {
+    int lit_cmds, false_matches;
+    rs_long_t lit_bytes, lit_cmdbytes, copy_cmds, copy_bytes, copy_cmdbytes, sig_blocks;
+    size_t block_len;
+    time_t start, end;
+    ...;
+} rs_stats_t;
+
+extern char const rs_librsync_version[];
+char const *rs_strerror(int result);
+void rs_trace_set_level(rs_loglevel level);
+rs_result rs_sig_args(rs_long_t size, rs_magic_number *magic, size_t *block_len, size_t *strong_len);
+void rs_free_sumset(rs_signature_t *signature);
+
+typedef struct {
+    size_t consumed, produced;
+    int basis_errno, basis_ended;
+    size_t trace_used;
+    char trace[...];
+    rs_stats_t stats;
+    ...;
+} histfs_job_t;
+
+void histfs_trace_install(void);
+int histfs_signature_begin(histfs_job_t *, size_t block_len, size_t strong_len, int magic);
+int histfs_loadsig_begin(histfs_job_t *);
+int histfs_delta_begin(histfs_job_t *, rs_signature_t *);
+int histfs_patch_begin(histfs_job_t *, int fd, char const *memory, size_t size, void *handle);
+rs_result histfs_job_iter(histfs_job_t *, char const *in, size_t in_size, int ending, char *out, size_t out_size);
+rs_signature_t *histfs_job_signature(histfs_job_t *);
+void histfs_job_close(histfs_job_t *);
+
+extern "Python" long long histfs_basis_read(void *handle, long long position, size_t size, void *target);
+"""
+
+SOURCE = r"""
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdint.h>
+#include <string.h>
+#include <unistd.h>
+#include <librsync.h>
+
+typedef struct {
+    size_t consumed, produced;     /* by the last histfs_job_iter */
+    int basis_errno, basis_ended;  /* why the last read of the basis failed */
+    size_t trace_used;
+    char trace[2200];              /* lines: a digit, the level, then the text; two of librsync's longest fit */
+    rs_stats_t stats;
+    rs_job_t *job;
+    rs_signature_t *loading;       /* of a load job; librsync leaves it to the caller, also after an error */
+    int basis_fd;                  /* ours, or -1 */
+    char const *basis;
+    size_t basis_size;
+    void *basis_handle;
+} histfs_job_t;
+
+static long long histfs_basis_read(void *handle, long long position, size_t size, void *target);
+
+static __thread histfs_job_t *histfs_running;
+
+static void histfs_trace(rs_loglevel level, char const *message)
+{
+    histfs_job_t *self = histfs_running;
+    size_t size = strlen(message);
+
+    if (!self || size + 1 > sizeof self->trace)
+        return;
+    if (self->trace_used + size + 1 > sizeof self->trace)
+        self->trace_used = 0;      /* the newest says most */
+    self->trace[self->trace_used++] = (char)('0' + level);
+    memcpy(self->trace + self->trace_used, message, size);
+    self->trace_used += size;
+}
+
+static void histfs_trace_install(void)
+{
+    rs_trace_to(histfs_trace);
+}
+
+static rs_result histfs_basis(void *opaque, rs_long_t position, size_t *size, void **target)
+{
+    histfs_job_t *self = opaque;
+    long long got;
+
+    if (position > LLONG_MAX - (rs_long_t)*size) {
+        got = 0;
+    } else if (self->basis_handle) {
+        got = histfs_basis_read(self->basis_handle, position, *size, *target);
+    } else if (self->basis_fd >= 0) {
+        do
+            got = pread(self->basis_fd, *target, *size, position);
+        while (got < 0 && errno == EINTR);
+    } else if ((uintmax_t)position >= self->basis_size) {
+        got = 0;
+    } else {
+        got = (uintmax_t)*size < self->basis_size - position ? (long long)*size : (long long)(self->basis_size - position);
+        *target = (void *)(self->basis + position);
+    }
+    if (got < 0 || (size_t)got > *size) {
+        self->basis_errno = self->basis_handle ? 0 : errno;
+        return RS_IO_ERROR;
+    }
+    *size = (size_t)got;
+    self->basis_ended = got == 0;
+    return got ? RS_DONE : RS_INPUT_ENDED;
+}
+
+static int histfs_begun(histfs_job_t *self, rs_job_t *job)
+{
+    self->job = job;
+    if (job)
+        self->stats = *rs_job_statistics(job);
+    return job ? 0 : -1;
+}
+
+static int histfs_signature_begin(histfs_job_t *self, size_t block_len, size_t strong_len, int magic)
+{
+    self->basis_fd = -1;
+    return histfs_begun(self, rs_sig_begin(block_len, strong_len, (rs_magic_number)magic));
+}
+
+static int histfs_loadsig_begin(histfs_job_t *self)
+{
+    self->basis_fd = -1;
+    return histfs_begun(self, rs_loadsig_begin(&self->loading));
+}
+
+static int histfs_delta_begin(histfs_job_t *self, rs_signature_t *signature)
+{
+    self->basis_fd = -1;
+    return histfs_begun(self, rs_delta_begin(signature));
+}
+
+/* The basis is one of: fd >= 0 (duplicated: its number may be closed and used again meanwhile), handle, memory. */
+static int histfs_patch_begin(histfs_job_t *self, int fd, char const *memory, size_t size, void *handle)
+{
+    self->basis_fd = -1;
+    if (fd >= 0 && (self->basis_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0)) < 0)
+        return -1;
+    self->basis = memory;
+    self->basis_size = size;
+    self->basis_handle = handle;
+    return histfs_begun(self, rs_patch_begin(histfs_basis, self));
+}
+
+static rs_result histfs_job_iter(histfs_job_t *self, char const *in, size_t in_size, int ending, char *out,
+                                 size_t out_size)
+{
+    rs_buffers_t buffers = { (char *)in, in_size, ending, out, out_size };
+    histfs_job_t *outer = histfs_running;  /* a basis written in Python may run a job of its own */
+    rs_result result;
+
+    if (!self->job)
+        return RS_PARAM_ERROR;
+    self->trace_used = 0;
+    histfs_running = self;
+    result = rs_job_iter(self->job, &buffers);
+    histfs_running = outer;
+    self->consumed = in_size - buffers.avail_in;
+    self->produced = out_size - buffers.avail_out;
+    self->stats = *rs_job_statistics(self->job);
+    return result;
+}
+
+/* The signature of a load job that is done, indexed and handed over; NULL if there is none. */
+static rs_signature_t *histfs_job_signature(histfs_job_t *self)
+{
+    rs_signature_t *signature = self->loading;
+
+    if (!signature || rs_build_hash_table(signature) != RS_DONE)
+        return NULL;
+    self->loading = NULL;
+    return signature;
+}
+
+static void histfs_job_close(histfs_job_t *self)
+{
+    if (self->job)
+        rs_job_free(self->job);
+    if (self->loading)
+        rs_free_sumset(self->loading);
+    if (self->job && self->basis_fd >= 0)
+        close(self->basis_fd);
+    self->job = NULL;
+    self->loading = NULL;
+}
+"""
+
+ffibuilder = FFI()
+ffibuilder.cdef(DECLARATIONS)
+ffibuilder.set_source("histfs._rsync", SOURCE)
+
+
+class build_ext(_build_ext):  # noqa: N801 (distutils names commands so)
+    """Writes the C file, then compiles what pyproject.toml lists."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Called once per extension module; there is one."""
+        Path("build").mkdir(exist_ok=True)
+        ffibuilder.emit_c_code("build/_rsync.c")
+        super().build_extension(ext)
