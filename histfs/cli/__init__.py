@@ -1,0 +1,139 @@
+"""The command `histfs`: reads the command line, the environment and the clock, runs one verb, says what went wrong.
+
+A verb is a module with `add_to(verbs)`, which declares its arguments, and a function `run(arguments, output)`, which
+makes one call and gives the exit code. It imports what it runs only then: help and mistakes must not wait for trio.
+
+What stops a verb is an error: exit code 1, beside the bits that tell more. A HistfsError becomes its sentence here, an
+interruption a sentence as well, and anything else is a bug: a sentence, and the traceback for who asks for it.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from histfs import __version__
+from histfs.cli import backup, listing, mount, options, regress, restore, umount, verify
+from histfs.cli.output import Output, ReaderGoneError, occupy_standard_descriptors
+from histfs.errors import EXIT_ERROR, HistfsError, UsageError, printable
+
+VERBS = (backup, restore, mount, umount, listing, verify, regress)
+
+DESCRIPTION = """\
+Your backups, as a folder of folders by time. `backup` keeps a plain copy of a
+directory together with its history, in rdiff-backup's format; `mount` shows the
+whole past as folders; `restore` copies some of it back."""
+
+EPILOG = """\
+I have lost a file. What now?
+  histfs mount REPO /mnt/history    then look into the folders, copy it, and
+  histfs umount /mnt/history
+or, if you know where it was and when it was still there:
+  histfs list sessions REPO
+  histfs restore --at 3D REPO/path/of/the/file ./the-file-again
+
+`histfs VERB --help` explains a verb, with examples. Options before the verb are
+for every verb. Long options can be shortened as long as they stay unambiguous.
+
+exit codes (added up):
+  0  all is well
+  1  error: the command was not carried out
+  2  warning
+  4  some files could not be read, or are damaged
+  8  some files changed, or could not be checked"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv` (None: that of the process) and returns the exit code. Never raises."""
+    if argv is None:
+        occupy_standard_descriptors()
+        argv = sys.argv[1:]
+    output = Output()
+    arguments = argparse.Namespace(if_stopped="nothing was done", debug=False)
+    try:
+        with _stop_signals():
+            _parse(argv, arguments)
+            return _run(arguments, output) | output.reported
+    except SystemExit as exc:  # argparse has answered: help, version, wrong arguments
+        return exc.code if isinstance(exc.code, int) else 0
+    except ReaderGoneError as exc:
+        return exc.exit_code
+    except HistfsError as exc:
+        output.error(exc)
+        return EXIT_ERROR | exc.exit_code | output.reported
+    except KeyboardInterrupt as exc:
+        output.error(f"stopped by {exc.args[0] if exc.args else 'SIGINT'}; {arguments.if_stopped}")
+        return EXIT_ERROR
+    except Exception as exc:
+        output.bug(exc, with_traceback=arguments.debug or bool(os.environ.get("HISTFS_DEBUG")))
+        return EXIT_ERROR
+
+
+def _run(arguments: argparse.Namespace, output: Output) -> int:
+    output.quiet = arguments.quiet
+    if arguments.force and not getattr(arguments, "takes_force", False):
+        raise UsageError("--force has no meaning here", advice="only `histfs --force regress` takes it")
+    arguments.now = int(time.time()) if arguments.current_time is None else arguments.current_time
+    exit_code: int = arguments.run(arguments, output)
+    return exit_code
+
+
+def _parse(argv: Sequence[str], arguments: argparse.Namespace) -> None:
+    parser = make_parser()
+    unknown = parser.parse_known_args(argv, arguments)[1]
+    if unknown:
+        rest = " ".join(map(printable, unknown))
+        parser.error(f"not understood: {rest} (options that every verb has stand before it)")
+
+
+def make_parser() -> options.Parser:
+    """The parser for the whole command line."""
+    parser = options.Parser(
+        prog="histfs",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-V", "--version", action="version", version=f"histfs {__version__}")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no summaries and notes; only what is wrong")
+    parser.add_argument(
+        "--force", action="store_true", help="with regress: undo a session whose process seems to be alive"
+    )
+    parser.add_argument(
+        "--current-time",
+        metavar="SECONDS",
+        type=options.seconds,
+        help="take this second since 1970 for the present, as the time of a session and for --at",
+    )
+    verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs")
+    for verb in VERBS:
+        verb.add_to(verbs)
+    return parser
+
+
+@contextmanager
+def _stop_signals() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP raise KeyboardInterrupt, with their name, as SIGINT does.
+
+    A signal that our parent has set to be ignored stays ignored: `nohup histfs backup ...` must survive its terminal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    changed = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    try:
+        for number in changed:
+            signal.signal(number, _stop)
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)

@@ -1,0 +1,63 @@
+"""`histfs backup SRC REPO`: add a session to a repository."""
+
+import argparse
+
+from histfs.cli import options
+from histfs.cli.output import Output
+from histfs.errors import EXIT_FILE_ERROR, EXIT_FILE_WARNING, EXIT_WARNING
+
+DESCRIPTION = """\
+Copy the state of SRC into REPO, as a new session. Afterwards REPO holds a plain
+copy of SRC, and what is needed to go back to every earlier session. REPO is made
+if it does not exist; SRC is only read. What has not changed costs next to nothing.
+
+A session that was cut off (power, full disk, kill) is undone first, by itself.
+Every finished session stays readable all the time."""
+
+EPILOG = """\
+examples:
+  histfs backup /home /mnt/disk/home
+  histfs --quiet backup /etc /mnt/disk/etc        (for cron: silent if all is well)
+
+exit codes (added up):
+  0  all of SRC is in the repository
+  1  no session was made; the repository is as it was before
+  2  the session is complete, but one before it had been cut off and was undone
+  4  the session is complete, without some files that could not be read
+  8  the session is complete, without some files that changed or went meanwhile"""
+
+IF_STOPPED = "every finished session is intact, and the next `histfs backup` undoes what this one had begun"
+
+
+def add_to(verbs: "options.Verbs") -> None:
+    parser = options.add_verb(verbs, "backup", "add a session to a repository", description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument("source", metavar="SRC", type=options.path, help="the directory to back up")
+    parser.add_argument("repository", metavar="REPO", type=options.path, help="the repository; made if missing")
+    parser.add_argument(
+        "--print-statistics", action="store_true", help="print the session's statistics instead of the summary"
+    )
+    parser.set_defaults(run=run, if_stopped=IF_STOPPED)
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    from histfs.store.backup import backup
+    from histfs.store.format.stats import format_session_statistics
+
+    outcome = backup(arguments.source, arguments.repository, now=arguments.now, report=output.report)
+    exit_code = 0
+    if outcome.regressed:
+        exit_code |= EXIT_WARNING
+        output.error("the session before this one had been cut off; it was undone, and this one is complete")
+    if outcome.source_errors:
+        exit_code |= EXIT_FILE_ERROR
+    if outcome.source_warnings:
+        exit_code |= EXIT_FILE_WARNING
+    statistics = outcome.statistics
+    if arguments.print_statistics:
+        output.insist(format_session_statistics(statistics).decode("utf-8", "backslashreplace"))
+    else:
+        output.tell(
+            f"{statistics.source_files} files: {statistics.new_files} new, {statistics.changed_files} changed, "
+            f"{statistics.deleted_files} deleted; {statistics.source_file_size} bytes"
+        )
+    return exit_code

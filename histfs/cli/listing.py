@@ -1,0 +1,121 @@
+"""`histfs list sessions REPO` and `histfs list files [--at TIME] REPO[/sub]`: what is in a repository."""
+
+import argparse
+from collections.abc import Iterator
+from datetime import UTC
+
+from histfs.cli import options
+from histfs.cli.output import Output, iso_time
+from histfs.errors import NotFoundError
+
+DESCRIPTION = """\
+Show what is in a repository: the sessions it has, or the files of one moment.
+The repository is only read."""
+
+EPILOG = """\
+examples:
+  histfs list sessions /mnt/disk/home
+  histfs list files --at 3D /mnt/disk/home/anna
+
+`histfs list sessions --help` and `histfs list files --help` tell more."""
+
+SESSIONS_DESCRIPTION = """\
+Print a line for each finished session, the oldest first: its name (the folder's
+name in the mount; `--at` takes it), its time with the offset from UTC, and the
+same in seconds since 1970. The newest is marked."""
+
+SESSIONS_EPILOG = """\
+A session that has not finished, because it still runs or was cut off, is named
+on standard error only.
+
+examples:
+  histfs list sessions /mnt/disk/home
+  histfs list sessions --utc /mnt/disk/home | tail -n 3
+
+exit codes:
+  0  the sessions were listed
+  1  REPO is not a repository, or cannot be read"""
+
+FILES_DESCRIPTION = """\
+Print the path of everything that was there at a moment in the past, one a line,
+relative to the repository ("." is its root). With REPO/sub: what lies at `sub`.
+
+On a terminal, control characters in names show as \\n, \\x1b and the like, and a
+backslash as two. Into a pipe or a file, names go as they are; use --null if
+names may contain line breaks."""
+
+FILES_EPILOG = f"""\
+{options.TIMES}
+
+examples:
+  histfs list files --at 3D /mnt/disk/home/anna
+  histfs list files --at 0B /mnt/disk/home | grep -i thesis
+  histfs list files --null /mnt/disk/home | xargs -0 -n 1 echo
+
+exit codes:
+  0  the files were listed
+  1  there is no such repository, session or path, or it cannot be read
+  4  the records of the session are damaged: the list is incomplete"""
+
+IF_STOPPED = "the list is incomplete"
+
+
+def add_to(verbs: "options.Verbs") -> None:
+    parser = options.add_verb(
+        verbs, "list", "show the sessions of a repository, or its files", description=DESCRIPTION, epilog=EPILOG
+    )
+    subjects = parser.add_subparsers(metavar="sessions|files", required=True)
+    sessions = options.add_verb(
+        subjects, "sessions", "which sessions there are", description=SESSIONS_DESCRIPTION, epilog=SESSIONS_EPILOG
+    )
+    sessions.add_argument("--utc", action="store_true", help="name the sessions in UTC, not in local time")
+    sessions.add_argument("repository", metavar="REPO", type=options.path, help="the repository")
+    sessions.set_defaults(run=run_sessions, if_stopped=IF_STOPPED)
+    files = options.add_verb(
+        subjects, "files", "which files there were", description=FILES_DESCRIPTION, epilog=FILES_EPILOG
+    )
+    options.add_at(files)
+    files.add_argument("--null", action="store_true", help="raw names, each ended by a NUL, for `xargs -0`")
+    files.add_argument("repository", metavar="REPO[/sub]", type=options.path, help="the repository, or what is in it")
+    files.set_defaults(run=run_files, if_stopped=IF_STOPPED)
+
+
+def run_sessions(arguments: argparse.Namespace, output: Output) -> int:
+    from histfs.store.repository import Repository
+    from histfs.store.when import snapshot_names
+
+    zone = UTC if arguments.utc else None
+    with Repository.open(arguments.repository) as repository:
+        times = repository.sessions()
+        unfinished = repository.unfinished()
+    names = snapshot_names(times, zone)
+    width = max(map(len, names.values()), default=0)
+    output.lines(
+        f"{names[time]:{width}}  {iso_time(time, zone)}  {time}{'  newest' if time == times[-1] else ''}"
+        for time in times
+    )
+    if unfinished is not None:
+        output.note(
+            f"the session of {iso_time(unfinished, zone)} has not finished: it still runs, or it was cut off; "
+            "then the next `histfs backup` undoes it, or `histfs regress` does at once"
+        )
+    return 0
+
+
+def run_files(arguments: argparse.Namespace, output: Output) -> int:
+    with options.open_past(arguments) as past:
+        output.names(_paths(past), null=arguments.null)
+    return 0
+
+
+def _paths(past: options.Past) -> Iterator[bytes]:
+    entry = None
+    for entry in past.repository.snapshot(past.session_time).entries(past.path):
+        yield entry.path
+    if entry is None:
+        raise NotFoundError(
+            "nothing of this name is in the repository at that time",
+            path=past.path,
+            at=past.session_time,
+            advice="`histfs list files` without it shows what is",
+        )

@@ -1,0 +1,125 @@
+"""What the verbs' arguments have in common: how they are parsed, what they mean, and how they are explained.
+
+The parser differs from argparse's in two points only: wrong arguments exit with 1, because 2 means "warning" here,
+and all its output goes through `histfs.cli.output`.
+"""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from histfs.cli.output import Output
+from histfs.errors import EXIT_ERROR, NotFoundError, printable
+
+if TYPE_CHECKING:
+    from histfs.store.repository import Repository
+
+TIMES = """\
+TIME, how the past is named:
+  now                         this moment
+  3D, 2h30m, 1W               so long ago (s m h D W, M = 30 days, Y = 365 days)
+  0B, 1B, 2B                  the newest session, the one before, ...
+  2024-05-03                  midnight at the start of that day
+  2024-05-03T10:00            a minute; also with seconds, and with an offset:
+  2024-05-03T10:00:00+02:00   (Z for UTC); local time without one
+  1714729200                  seconds since 1970
+  @2024-05-03T10:00           a folder's name in the mount, and the first column
+                              of `histfs list sessions`
+The newest session that is not later than TIME is meant."""
+
+LAST_SECOND = 253_402_300_799  # of the year 9999: no later time can be written in the name of a session
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser with our exit code and our output."""
+
+    def error(self, message: str) -> NoReturn:
+        """Says how the command is written and what is wrong; exit code 1."""
+        Output().usage(self.format_usage(), f"{message}; see `{self.prog} --help`")
+        raise SystemExit(EXIT_ERROR)
+
+    def _print_message(self, message: str, file: object = None) -> None:  # help and version
+        Output().text(message)
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> object:
+        if action.nargs == argparse.PARSER and arg_strings[0] == "--":  # argparse takes it for the name of a verb
+            arg_strings = arg_strings[1:]
+        return super()._get_values(action, arg_strings)
+
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[Parser]
+
+
+def add_verb(verbs: "Verbs", name: str, summary: str, *, description: str, epilog: str) -> Parser:
+    """A parser for the verb `name`, whose help is laid out by hand."""
+    return verbs.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def seconds(text: str) -> int:
+    """Seconds since the epoch, as an argument."""
+    if not (text.isascii() and text.isdigit() and int(text) <= LAST_SECOND):
+        raise argparse.ArgumentTypeError(f"a whole number of seconds since 1970 is needed, not {printable(text)!r}")
+    return int(text)
+
+
+def path(text: str) -> Path:
+    """A path of this host, as an argument.
+
+    An empty one is refused: it comes from an unset variable in a script, and would mean the current directory.
+    `HOST::PATH` is refused: whoever types it means another computer, and must not get a local folder of that name.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("a path is empty")
+    if "::" in text.partition("/")[0]:
+        raise argparse.ArgumentTypeError(
+            f"{printable(text)} names another computer, which histfs cannot reach by itself: "
+            f"mount its directory here, or write ./{printable(text)} for a local name"
+        )
+    return Path(text)
+
+
+def add_at(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--at", metavar="TIME", help="the past to look at (default: the newest session)")
+
+
+class Past(NamedTuple):
+    """What `[--at TIME] REPO[/sub]` means."""
+
+    repository: "Repository"
+    path: bytes
+    session_time: int
+
+
+@contextmanager
+def open_past(arguments: argparse.Namespace) -> Iterator[Past]:
+    """Opens the repository that `arguments.repository` lies in, and finds the session for `arguments.at`.
+
+    Raises NotARepositoryError, NotFoundError, UsageError.
+    """
+    from histfs.store.repository import Repository, find_repository
+
+    root, below = find_repository(arguments.repository)
+    with Repository.open(root) as repository:
+        yield Past(repository, below, _choose_session(repository, arguments.at, arguments.now))
+
+
+def _choose_session(repository: "Repository", at: str | None, now: int) -> int:
+    from histfs.store.when import choose_session, parse_when
+
+    times = repository.sessions()
+    if not times:
+        raise NotFoundError(
+            "the repository has no finished session", path=repository.path, advice="run `histfs backup` again"
+        )
+    if at is None:  # not "now": a session from before the clock was set back is still the newest
+        return times[-1]
+    return choose_session(parse_when(at, now=now, times=times, zone=None), times)

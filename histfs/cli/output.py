@@ -1,0 +1,184 @@
+"""The one module that prints.
+
+Results go to standard output, everything said to a person about them to standard error. Rules:
+- A result that cannot be written is an error of a listing, except that a reader who has seen enough
+  (`histfs list files REPO | head`) ends it in silence. It never disturbs a session: what cannot be told is dropped.
+- Nothing from a repository reaches a terminal raw: a file name may hold escape sequences and line breaks.
+  Only a listing that goes to a pipe or a file gives names as they are, for programs.
+- Standard streams may be closed, full or gone at any time; no message is worth a failure.
+"""
+
+import functools
+import operator
+import os
+import sys
+import traceback
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC, datetime, tzinfo
+from typing import TextIO
+
+from histfs.errors import EXIT_ERROR, EXIT_WARNING, HistfsError, StorageError, printable, printable_time
+
+
+class ReaderGoneError(HistfsError):
+    """Whoever read our results has closed the pipe: nobody is left to write for, and nothing is wrong."""
+
+    exit_code = 0
+
+
+class Output:
+    """Where a command writes. `quiet` drops what is said only for comfort: summaries and notes."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self._reported: set[int] = set()  # exit codes
+
+    @property
+    def reported(self) -> int:
+        """The exit code that all reported problems make together."""
+        return functools.reduce(operator.or_, self._reported, 0)
+
+    # Results, for programs as well.
+
+    def text(self, text: str) -> None:
+        """Writes a whole text as the result. Raises ReaderGoneError, StorageError."""
+        self.lines(text.splitlines())
+
+    def lines(self, lines: Iterable[str]) -> None:
+        """Writes each text as a line. Raises ReaderGoneError, StorageError."""
+        _write_results(line.encode("utf-8", "backslashreplace") + b"\n" for line in lines)
+
+    def names(self, paths: Iterable[bytes], *, null: bool = False) -> None:
+        """Writes each path relative to the root of a tree: b"" as ".", printable on a terminal, raw otherwise.
+
+        With `null` the paths are always raw and end in a NUL. Raises ReaderGoneError, StorageError.
+        """
+        if null:
+            _write_results((path or b".") + b"\0" for path in paths)
+        elif is_terminal():
+            self.lines(map(printable, paths))
+        else:
+            _write_results((path or b".") + b"\n" for path in paths)
+
+    # For a person. These never fail.
+
+    def tell(self, text: str) -> None:
+        """Writes a summary to standard output, unless the person wanted quiet."""
+        if not self.quiet:
+            self.insist(one_line(text) + "\n")
+
+    def insist(self, text: str) -> None:
+        """Writes text to standard output that was asked for, as it is, but is not worth a failure."""
+        _write_if_possible(sys.stdout, text)
+
+    def note(self, text: str) -> None:
+        """Says on standard error what is good to know, unless the person wanted quiet."""
+        if not self.quiet:
+            self._say(f"note: {text}")
+
+    def error(self, problem: HistfsError | str) -> None:
+        """Says what is wrong, in one line on standard error."""
+        self._say(str(problem))
+
+    def report(self, problem: HistfsError) -> None:
+        """Says a problem that an operation goes on from: a warning at least, and no error. From any thread."""
+        self._reported.add(problem.exit_code & ~EXIT_ERROR or EXIT_WARNING)
+        self.error(problem)
+
+    def usage(self, usage: str, problem: str) -> None:
+        """Says how a command is written and what is wrong with the one that was."""
+        _write_if_possible(sys.stderr, usage)
+        self._say(problem)
+
+    def bug(self, exception: Exception, *, with_traceback: bool) -> None:
+        """Says that histfs itself has failed, and how to find out more."""
+        advice = "" if with_traceback else "; please report it with what HISTFS_DEBUG=1 in the environment shows"
+        self._say(f"this is a bug in histfs: {type(exception).__name__}: {exception}{advice}")
+        if with_traceback:
+            _write_if_possible(sys.stderr, "".join(traceback.format_exception(exception)))
+
+    def _say(self, text: str) -> None:
+        _write_if_possible(sys.stderr, f"histfs: {one_line(text)}\n")
+
+
+def is_terminal() -> bool:
+    """Whether results go to a person's screen."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def one_line(text: str) -> str:
+    """`text` without line breaks, escape sequences and the like; a sentence made of printable parts stays as it is."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+def iso_time(session_time: int, zone: tzinfo | None) -> str:
+    """A session time (seconds since the epoch) to the second with its offset, in `zone` (None: local time)."""
+    if zone is None:
+        return printable_time(session_time)
+    try:
+        return datetime.fromtimestamp(session_time, UTC).astimezone(zone).isoformat()
+    except (OverflowError, ValueError, OSError):
+        return printable_time(session_time)
+
+
+def occupy_standard_descriptors() -> None:
+    """Opens /dev/null in place of each standard descriptor that is closed.
+
+    Otherwise a file of the repository could get the number 2, and whatever writes a last message there spoils it.
+    """
+    with suppress(OSError):
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+            os.set_inheritable(descriptor, True)
+        os.close(descriptor)
+
+
+def _write_results(chunks: Iterable[bytes]) -> None:
+    if sys.stdout is None:
+        raise StorageError("the results cannot be written: standard output is closed")
+    write = sys.stdout.buffer.write
+    try:
+        for chunk in chunks:
+            try:
+                write(chunk)
+            except OSError as exc:
+                raise _cannot_write(exc) from exc
+    finally:
+        flushed = _flush(sys.stdout)
+    if flushed is not None:
+        raise _cannot_write(flushed) from flushed
+
+
+def _cannot_write(exc: OSError) -> HistfsError:
+    _abandon(sys.stdout)
+    if isinstance(exc, BrokenPipeError):
+        return ReaderGoneError("nobody reads the results any more")
+    return StorageError(f"the results cannot be written: {exc.strerror or exc}")
+
+
+def _flush(stream: TextIO) -> OSError | None:
+    try:
+        stream.flush()
+    except OSError as exc:
+        return exc
+    return None
+
+
+def _write_if_possible(stream: TextIO | None, text: str) -> None:
+    if stream is None:
+        return
+    try:
+        stream.buffer.write(text.encode("utf-8", "backslashreplace"))
+        stream.flush()
+    except (OSError, ValueError):  # ValueError: closed by whoever called us
+        _abandon(stream)
+
+
+def _abandon(stream: TextIO) -> None:
+    """Points the stream to /dev/null: what it still holds would fail again when the interpreter flushes it at exit."""
+    with suppress(OSError, ValueError):  # a stream in memory has no descriptor
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)

@@ -1,0 +1,50 @@
+"""`histfs regress REPO`: undo a session that did not finish."""
+
+import argparse
+
+from histfs.cli import options
+from histfs.cli.output import Output
+from histfs.errors import EXIT_WARNING
+
+DESCRIPTION = """\
+Undo a session that did not finish, so that the repository is again what it was
+after the last one that did. If there is no such session, nothing is done. A
+finished session is never touched.
+
+`histfs backup` does the same by itself before it begins; and reading (restore,
+mount, list, verify) does not need it."""
+
+EPILOG = """\
+If the session's process still lives, this is refused: wait for it, or end it. The
+number of the process may belong to another program by now, or to a process of
+another computer; if you are sure that no backup is running, use --force:
+
+examples:
+  histfs regress /mnt/disk/home
+  histfs --force regress /mnt/disk/home
+
+exit codes:
+  0  there was nothing to undo
+  1  the session could not be undone
+  2  a session was undone (and 4 is added if files were damaged)"""
+
+IF_STOPPED = "every finished session is intact; run `histfs regress` again to go on"
+
+
+def add_to(verbs: "options.Verbs") -> None:
+    parser = options.add_verb(
+        verbs, "regress", "undo a session that did not finish", description=DESCRIPTION, epilog=EPILOG
+    )
+    parser.add_argument("repository", metavar="REPO", type=options.path, help="the repository")
+    parser.set_defaults(run=run, if_stopped=IF_STOPPED, takes_force=True)
+
+
+def run(arguments: argparse.Namespace, output: Output) -> int:
+    from histfs.store.regress import regress
+
+    outcome = regress(arguments.repository, report=output.report, force=arguments.force)
+    if outcome is None:
+        output.tell("nothing to undo: the last session has finished")
+        return 0
+    output.tell("the session that had not finished was undone")
+    return EXIT_WARNING
