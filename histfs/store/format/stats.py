@@ -116,10 +116,12 @@ def _duration(seconds: float) -> str:
     """`1 hour 2 minutes 3.45 seconds`; parts that are 0 are left out, except the seconds."""
     minutes, second = divmod(abs(seconds), 60)
     hours, minute = divmod(int(minutes), 60)
-    parts = [
-        f"{count} {unit}{'' if count == 1 else 's'}" for count, unit in ((hours, "hour"), (minute, "minute")) if count
-    ]
+    parts = [_counted(count, unit) for count, unit in ((hours, "hour"), (minute, "minute")) if count]
     return ("-" if seconds < 0 else "") + " ".join([*parts, f"{second:.2f} seconds"])
+
+
+def _counted(count: int, unit: str) -> str:
+    return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
 
 
 def _size(size_bytes: int) -> str:
