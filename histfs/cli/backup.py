@@ -8,8 +8,8 @@ from histfs.errors import EXIT_FILE_ERROR, EXIT_FILE_WARNING, EXIT_WARNING
 
 DESCRIPTION = """\
 Copy the state of SRC into REPO, as a new session. Afterwards REPO holds a plain
-copy of SRC, and what is needed to go back to every earlier session. REPO is made
-if it does not exist; SRC is only read. What has not changed costs next to nothing.
+copy of SRC, and what is needed to go back to every earlier session. REPO is
+made if it does not exist. SRC is only read.
 
 A session that was cut off (power, full disk, kill) is undone first, by itself.
 Every finished session stays readable all the time."""
@@ -17,7 +17,7 @@ Every finished session stays readable all the time."""
 EPILOG = """\
 examples:
   histfs backup /home /mnt/disk/home
-  histfs --quiet backup /etc /mnt/disk/etc        (for cron: silent if all is well)
+  histfs --quiet backup /etc /mnt/disk/etc      (for cron: silent if all is well)
 
 exit codes (added up):
   0  all of SRC is in the repository

@@ -55,7 +55,7 @@ examples:
 exit codes:
   0  the files were listed
   1  there is no such repository, session or path, or it cannot be read
-  4  the records of the session are damaged: the list is incomplete"""
+  4  records of the session are damaged, each is named: the list is incomplete"""
 
 IF_STOPPED = "the list is incomplete"
 
@@ -104,13 +104,13 @@ def run_sessions(arguments: argparse.Namespace, output: Output) -> int:
 
 def run_files(arguments: argparse.Namespace, output: Output) -> int:
     with options.open_past(arguments) as past:
-        output.names(_paths(past), null=arguments.null)
+        output.names(_paths(past, output), null=arguments.null)
     return 0
 
 
-def _paths(past: options.Past) -> Iterator[bytes]:
+def _paths(past: options.Past, output: Output) -> Iterator[bytes]:
     entry = None
-    for entry in past.repository.snapshot(past.session_time).entries(past.path):
+    for entry in past.repository.snapshot(past.session_time).entries(past.path, output.report):
         yield entry.path
     if entry is None:
         raise NotFoundError(

@@ -8,13 +8,13 @@ from histfs.cli.output import Output
 from histfs.errors import printable
 
 DESCRIPTION = """\
-Show every session of REPO as a folder in MNT, named by its time, with everything
-that was backed up then: the past is plain files, for every program. Nothing can be
-written in it, and REPO is only read: mounting while a backup runs is fine, and the
-new session appears when it has finished.
+Show every session of REPO as a folder in MNT, named by its time, with
+everything that was backed up then: the past as plain files, for every program.
+Nothing can be written in it, and REPO is only read. A mount while a backup runs
+is fine; the new session appears when it has finished.
 
-histfs goes to the background when the folders are there. `histfs umount MNT` ends
-it."""
+When the folders are there, histfs goes to the background and the prompt
+returns. `histfs umount MNT` ends it."""
 
 EPILOG = """\
 examples:
@@ -27,7 +27,7 @@ examples:
 
 exit codes:
   0  mounted (with --foreground: mounted, and unmounted again)
-  1  not mounted: no repository, MNT is not an empty directory, no /dev/fuse, ..."""
+  1  not mounted: no repository, MNT is no empty directory, no /dev/fuse, ..."""
 
 IF_STOPPED = "nothing stays mounted"
 

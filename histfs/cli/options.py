@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from histfs.cli.output import Output
-from histfs.errors import EXIT_ERROR, NotFoundError, printable
+from histfs.errors import EXIT_ERROR, printable
 
 if TYPE_CHECKING:
     from histfs.store.repository import Repository
@@ -44,8 +44,11 @@ class Parser(argparse.ArgumentParser):
         Output().text(message)
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> object:
-        if action.nargs == argparse.PARSER and arg_strings[0] == "--":  # argparse takes it for the name of a verb
+        """Mends how argparse treats "--": as the name of a verb, and as no value at all where it is one."""
+        if action.nargs == argparse.PARSER and arg_strings[0] == "--":
             arg_strings = arg_strings[1:]
+        elif arg_strings == ["--"]:
+            raise argparse.ArgumentError(action, "-- is no value; for a name, write ./--")
         return super()._get_values(action, arg_strings)
 
 
@@ -113,13 +116,9 @@ def open_past(arguments: argparse.Namespace) -> Iterator[Past]:
 
 
 def _choose_session(repository: "Repository", at: str | None, now: int) -> int:
-    from histfs.store.when import choose_session, parse_when
-
-    times = repository.sessions()
-    if not times:
-        raise NotFoundError(
-            "the repository has no finished session", path=repository.path, advice="run `histfs backup` again"
-        )
+    times = repository.sessions()  # an open repository has one at least
     if at is None:  # not "now": a session from before the clock was set back is still the newest
         return times[-1]
+    from histfs.store.when import choose_session, parse_when
+
     return choose_session(parse_when(at, now=now, times=times, zone=None), times)

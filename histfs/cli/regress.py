@@ -15,9 +15,9 @@ finished session is never touched.
 mount, list, verify) does not need it."""
 
 EPILOG = """\
-If the session's process still lives, this is refused: wait for it, or end it. The
-number of the process may belong to another program by now, or to a process of
-another computer; if you are sure that no backup is running, use --force:
+If the session's process seems to be alive, this is refused: wait for it, or end
+it. Its number may belong to another program by now. If you are sure that no
+backup is running, here or on another computer, use --force, before the verb:
 
 examples:
   histfs regress /mnt/disk/home

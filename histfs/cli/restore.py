@@ -26,7 +26,7 @@ exit codes (added up):
   0  everything was restored
   1  nothing was restored, or not all of it (disk full, a wrong argument)
   2  everything was restored, but not every property (not root: owners)
-  4  all was restored but some files, each named, that are damaged in the repository"""
+  4  some files, each named, are damaged in the repository; the rest is restored"""
 
 IF_STOPPED = "what is in TARGET so far is incomplete: delete it and restore again"
 

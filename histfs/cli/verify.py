@@ -7,9 +7,10 @@ from histfs.cli.output import Output, is_terminal, iso_time
 from histfs.errors import EXIT_FILE_ERROR, EXIT_FILE_WARNING
 
 DESCRIPTION = """\
-Rebuild every file as it was at a moment in the past, and compare it with the SHA1
-digest that was recorded when it was backed up. Silent if all is well; each file
-that is not what it was is named on standard error. The repository is only read.
+Rebuild every file as it was at a moment in the past, and compare it with the
+SHA1 digest that was recorded when it was backed up. Silent if all is well; each
+file that is not what it was is named on standard error. The repository is only
+read.
 
 Increments lead back from the newest session, each building on the next, so that
 the check of an old session goes through most of the history: a check of the

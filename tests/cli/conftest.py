@@ -1,0 +1,114 @@
+"""A command line whose operations are fakes: what is tested here is arguments, words and exit codes."""
+
+import sys
+from contextlib import contextmanager
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from histfs.cli import main
+from histfs.errors import NotARepositoryError
+from histfs.store.entry import Entry, Kind
+
+TIMES = (1_714_550_400, 1_714_636_800, 1_714_723_200)
+
+
+class FakeRepository:
+    """As much of a Repository as the command line uses."""
+
+    def __init__(self, path):
+        self.path = path
+        self.times = TIMES
+        self.unfinished_time = None
+        self.paths = [b"", b"etc", b"etc/passwd"]
+        self.damage = []
+        self.asked = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_exc):
+        self.asked.append("closed")
+
+    def sessions(self):
+        return self.times
+
+    def unfinished(self):
+        return self.unfinished_time
+
+    def snapshot(self, session_time):
+        self.asked.append(session_time)
+        return self
+
+    def entries(self, below, on_damage):
+        for problem in self.damage:
+            on_damage(problem)
+        for path in self.paths:
+            if path == below or not below or path.startswith(below + b"/"):
+                yield Entry(path, Kind.REGULAR)
+
+
+class Cli:
+    """Runs command lines; `calls` are the operations' arguments, `outcomes` what they return or raise."""
+
+    def __init__(self, capfd):
+        self._capfd = capfd
+        self.calls = {}
+        self.outcomes = {}
+        self.reports = []
+        self.repository = FakeRepository(None)
+
+    def __call__(self, *argv):
+        code = main([str(arg) for arg in argv])
+        out, err = (text.decode("utf-8", "surrogateescape") for text in self._capfd.readouterr())
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    def operation(self, name):
+        def run(*args, report=None, **options):
+            self.calls[name] = (*args, options) if options else args
+            for problem in self.reports:
+                report(problem)
+            outcome = self.outcomes.get(name)
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+
+        return run
+
+
+@pytest.fixture
+def cli(monkeypatch, capfdbinary):
+    cli = Cli(capfdbinary)
+
+    def fake(name, **contents):
+        module = ModuleType(name)
+        vars(module).update(contents)
+        monkeypatch.setitem(sys.modules, name, module)
+
+    @contextmanager
+    def opened(path):
+        cli.repository.path = path
+        with cli.repository:
+            yield cli.repository
+
+    def parse_when(text, *, now, times, zone):
+        cli.calls["when"] = (text, now, zone)
+        return times[1]
+
+    for name in ("backup", "restore", "verify", "regress"):
+        fake(f"histfs.store.{name}", **{name: cli.operation(name)})
+    fake("histfs.store.format.stats", format_session_statistics=lambda _statistics: b"StartTime 1.00 (then)\n")
+
+    def find_repository(path):
+        if "nowhere" in path.name:
+            raise NotARepositoryError("there is no repository here", path=path, advice="check the path")
+        return path.parent, path.name.encode()
+
+    fake("histfs.store.repository", Repository=SimpleNamespace(open=opened), find_repository=find_repository)
+    fake(
+        "histfs.store.when",
+        parse_when=parse_when,
+        choose_session=lambda moment, _times: moment,
+        snapshot_names=lambda times, zone: {time: f"@{time}{'Z' if zone else ''}" for time in times},
+    )
+    return cli

@@ -1,0 +1,225 @@
+"""What each verb passes on, says, and makes of the outcome."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from histfs.errors import DamagedError, LockedError, SourceError, StorageError
+from histfs.store.entry import Entry, Kind
+
+FIRST, SECOND, NEWEST = 1_714_550_400, 1_714_636_800, 1_714_723_200
+
+
+def backed_up(**changes):
+    statistics = SimpleNamespace(source_files=7, new_files=3, changed_files=2, deleted_files=1, source_file_size=4096)
+    outcome = {"statistics": statistics, "source_errors": 0, "source_warnings": 0, "regressed": False}
+    return SimpleNamespace(**outcome | changes)
+
+
+class TestBackup:
+    def test_passes_on_its_arguments_and_sums_up_in_one_line(self, cli):
+        cli.outcomes["backup"] = backed_up()
+        ran = cli("--current-time", 1234, "backup", "src", "repo")
+        assert cli.calls["backup"] == (Path("src"), Path("repo"), {"now": 1234})
+        assert (ran.code, ran.err) == (0, "")
+        assert ran.out == "7 files: 3 new, 2 changed, 1 deleted; 4096 bytes\n"
+
+    def test_takes_the_present_from_the_clock(self, cli, monkeypatch):
+        monkeypatch.setattr("time.time", lambda: 99.9)
+        cli.outcomes["backup"] = backed_up()
+        cli("backup", "src", "repo")
+        assert cli.calls["backup"][2] == {"now": 99}
+
+    def test_quiet(self, cli):
+        cli.outcomes["backup"] = backed_up()
+        assert cli("--quiet", "backup", "src", "repo").out == ""
+
+    @pytest.mark.parametrize("quiet", [(), ("-q",)])
+    def test_statistics_are_printed_as_stored_and_alone(self, cli, quiet):
+        cli.outcomes["backup"] = backed_up()
+        assert cli(*quiet, "backup", "--print-statistics", "src", "repo").out == "StartTime 1.00 (then)\n"
+
+    @pytest.mark.parametrize(
+        ("changes", "code"),
+        [
+            ({"regressed": True}, 2),
+            ({"source_errors": 3}, 4),
+            ({"source_warnings": 1}, 8),
+            ({"regressed": True, "source_errors": 1, "source_warnings": 2}, 14),
+        ],
+    )
+    def test_what_went_wrong_adds_up(self, cli, changes, code):
+        cli.outcomes["backup"] = backed_up(**changes)
+        ran = cli("-q", "backup", "src", "repo")
+        assert ran.code == code
+        assert ("cut off" in ran.err) == ("regressed" in changes)
+
+    def test_trouble_with_the_source_is_named_and_counted(self, cli):
+        cli.reports.append(SourceError("permission denied", path=b"etc/sha\x1bdow"))
+        cli.outcomes["backup"] = backed_up()
+        ran = cli("-q", "backup", "src", "repo")
+        assert ran.code == 4
+        assert ran.err == "histfs: etc/sha\\x1bdow: permission denied\n"
+
+    def test_what_was_survived_is_no_error_but_a_warning(self, cli):
+        cli.reports.append(StorageError("cannot set the owner"))
+        cli.outcomes["backup"] = backed_up()
+        assert cli("-q", "backup", "src", "repo").code == 2
+
+    def test_what_stops_a_session_is_an_error(self, cli):
+        cli.reports.append(SourceError("gone"))
+        cli.outcomes["backup"] = DamagedError("the metadata is damaged", path="repo")
+        ran = cli("backup", "src", "repo")
+        assert ran.code == 1 | 4
+        assert ran.out == ""
+
+    def test_a_locked_repository(self, cli):
+        cli.outcomes["backup"] = LockedError("another backup is running", path="repo", advice="try again later")
+        ran = cli("backup", "src", "repo")
+        assert (ran.code, ran.out) == (1, "")
+        assert ran.err == "histfs: repo: another backup is running; try again later\n"
+
+
+class TestRestore:
+    def test_of_the_newest_session(self, cli):
+        cli.outcomes["restore"] = SimpleNamespace(files=2, errors=0)
+        ran = cli("restore", "repo/sub", "target")
+        assert cli.calls["restore"] == (cli.repository, b"sub", NEWEST, Path("target"))
+        assert cli.repository.path == Path("repo")
+        assert "when" not in cli.calls
+        assert cli.repository.asked == ["closed"]
+        assert (ran.code, ran.err) == (0, "")
+        assert ran.out.startswith("2 files as of 2024-05-0")
+        assert ran.out.endswith(" restored to target\n")
+
+    def test_of_another_time(self, cli):
+        cli.outcomes["restore"] = SimpleNamespace(files=2, errors=0)
+        cli("--current-time", 5, "restore", "--at", "3D", "repo/sub", "target")
+        assert cli.calls["when"] == ("3D", 5, None)
+        assert cli.calls["restore"][2] == SECOND
+
+    def test_damaged_files(self, cli):
+        cli.reports.append(DamagedError("wrong digest", path=b"sub/a", at=FIRST))
+        cli.outcomes["restore"] = SimpleNamespace(files=2, errors=1)
+        ran = cli("-q", "restore", "repo/sub", "target")
+        assert (ran.code, ran.out) == (4, "")
+        assert ran.err.startswith("histfs: sub/a at 2024-")
+
+
+class TestListSessions:
+    def test_a_line_each_and_the_newest_is_marked(self, cli):
+        ran = cli("list", "sessions", "--utc", "repo")
+        assert ran.out == (
+            "@1714550400Z  2024-05-01T08:00:00+00:00  1714550400\n"
+            "@1714636800Z  2024-05-02T08:00:00+00:00  1714636800\n"
+            "@1714723200Z  2024-05-03T08:00:00+00:00  1714723200  newest\n"
+        )
+        assert (ran.code, ran.err) == (0, "")
+
+    def test_in_local_time(self, cli, monkeypatch):
+        monkeypatch.setenv("TZ", "UTC-05:30")
+        __import__("time").tzset()
+        try:
+            assert "@1714550400  2024-05-01T13:30:00+05:30  1714550400\n" in cli("list", "sessions", "repo").out
+        finally:
+            monkeypatch.undo()
+            __import__("time").tzset()
+
+    def test_an_unfinished_session_is_a_note(self, cli):
+        cli.repository.unfinished_time = NEWEST + 60
+        ran = cli("list", "sessions", "--utc", "repo")
+        assert ran.code == 0
+        assert ran.err.startswith("histfs: note: the session of 2024-05-03T08:01:00+00:00 has not finished")
+        assert str(NEWEST + 60) not in ran.out
+        assert cli("-q", "list", "sessions", "repo").err == ""
+
+    def test_of_nothing(self, cli):
+        cli.repository.times = ()
+        assert cli("list", "sessions", "repo").out == ""
+
+
+class TestListFiles:
+    def test_paths_from_the_root(self, cli):
+        cli.repository.paths = [b"", b"sub", b"sub/x y", b"sub/\xff"]
+        ran = cli("list", "files", "repo/sub")
+        assert ran.code == 0
+        assert cli.repository.asked == [NEWEST, "closed"]
+        assert ran.out == "sub\nsub/x y\nsub/\udcff\n"  # raw bytes: this is no terminal
+
+    def test_the_root_is_a_dot(self, cli, monkeypatch):
+        monkeypatch.setattr(sys.modules["histfs.store.repository"], "find_repository", lambda path: (path, b""))
+        assert cli("list", "files", "repo").out == ".\netc\netc/passwd\n"
+
+    def test_raw_names_for_xargs(self, cli):
+        cli.repository.paths = [b"sub/a\nb", b"sub/\x1b"]
+        assert cli("list", "files", "--null", "repo/sub").out == "sub/a\nb\0sub/\x1b\0"
+
+    def test_a_path_that_was_not_there(self, cli):
+        ran = cli("list", "files", "--at", "1B", "repo/sub")
+        assert (ran.code, ran.out) == (1, "")
+        assert "sub at 2024-05-02" in ran.err
+
+    def test_damaged_records_are_left_out_and_named(self, cli):
+        cli.repository.damage = [DamagedError("a record is damaged", path=b"sub/x", at=NEWEST)]
+        cli.repository.paths = [b"sub"]
+        ran = cli("list", "files", "repo/sub")
+        assert (ran.code, ran.out) == (4, "sub\n")
+        assert ran.err.startswith("histfs: sub/x at 2024-05-0")
+
+    def test_damage_that_ends_the_list(self, cli, monkeypatch):
+        def entries(_below, _on_damage):
+            yield Entry(b"sub", Kind.DIRECTORY)
+            raise DamagedError("the list is cut off", at=NEWEST)
+
+        monkeypatch.setattr(cli.repository, "entries", entries, raising=False)
+        ran = cli("list", "files", "repo/sub")
+        assert (ran.code, ran.out) == (1 | 4, "sub\n")
+
+
+class TestVerify:
+    @pytest.mark.parametrize(("mismatched", "without_digest", "code"), [(0, 0, 0), (2, 0, 4), (0, 5, 8), (1, 1, 12)])
+    def test_codes(self, cli, mismatched, without_digest, code):
+        cli.outcomes["verify"] = SimpleNamespace(files=9, mismatched=mismatched, without_digest=without_digest)
+        ran = cli("verify", "--at", "3D", "repo/sub")
+        assert cli.calls["verify"] == (cli.repository, b"sub", SECOND)
+        assert (ran.code, ran.out, ran.err) == (code, "", "")
+
+    def test_each_bad_file_is_a_line(self, cli):
+        cli.reports += [DamagedError("wrong digest", path=name) for name in (b"a", b"b\n")]
+        cli.outcomes["verify"] = SimpleNamespace(files=9, mismatched=2, without_digest=0)
+        ran = cli("-q", "verify", "repo/sub")
+        assert ran.err == "histfs: a: wrong digest\nhistfs: b\\n: wrong digest\n"
+
+    def test_a_summary_for_a_person(self, cli, monkeypatch):
+        monkeypatch.setattr("histfs.cli.verify.is_terminal", lambda: True)
+        cli.outcomes["verify"] = SimpleNamespace(files=9, mismatched=0, without_digest=1)
+        assert cli("verify", "repo/sub").out.endswith("checked: 0 damaged, 1 without a digest\n")
+        assert cli("-q", "verify", "repo/sub").out == ""
+
+
+class TestRegress:
+    def test_nothing_to_undo(self, cli):
+        ran = cli("regress", "repo")
+        assert cli.calls["regress"] == (Path("repo"), {"force": False})
+        assert (ran.code, ran.err) == (0, "")
+
+    def test_undone(self, cli):
+        cli.outcomes["regress"] = SimpleNamespace()
+        assert cli("--force", "regress", "repo").code == 2
+        assert cli.calls["regress"] == (Path("repo"), {"force": True})
+
+
+@pytest.mark.parametrize("verb", [("backup", "a", "b"), ("list", "sessions", "r"), ("umount", "m")])
+def test_force_is_refused_where_it_means_nothing(cli, verb):
+    ran = cli("--force", *verb)
+    assert ran.code == 1
+    assert "regress" in ran.err
+    assert cli.calls == {}
+
+
+def test_no_repository(cli):
+    ran = cli("verify", "/nowhere")
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err == "histfs: /nowhere: there is no repository here; check the path\n"
