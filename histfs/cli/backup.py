@@ -17,7 +17,7 @@ Every finished session stays readable all the time."""
 EPILOG = """\
 examples:
   histfs backup /home /mnt/disk/home
-  histfs --quiet backup /etc /mnt/disk/etc      (for cron: silent if all is well)
+  histfs --quiet backup /etc /mnt/disk/etc     (for cron: silent if all is well)
 
 exit codes (added up):
   0  all of SRC is in the repository
@@ -58,6 +58,6 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     else:
         output.tell(
             f"{statistics.source_files} files: {statistics.new_files} new, {statistics.changed_files} changed, "
-            f"{statistics.deleted_files} deleted; {statistics.source_file_size} bytes"
+            f"{statistics.deleted_files} deleted; {statistics.source_file_bytes} bytes"
         )
     return exit_code

@@ -97,7 +97,6 @@ def cli(monkeypatch, capfdbinary):
 
     for name in ("backup", "restore", "verify", "regress"):
         fake(f"histfs.store.{name}", **{name: cli.operation(name)})
-    fake("histfs.store.format.stats", format_session_statistics=lambda _statistics: b"StartTime 1.00 (then)\n")
 
     def find_repository(path):
         if "nowhere" in path.name:

@@ -176,6 +176,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from histfs.cli import main
+from histfs.store.format.stats import SessionStatistics
 
 paths = [b"", *(b"dir/%d \\x1b[31m\\n" % number for number in range(int(sys.argv.pop(1))))]
 snapshot = SimpleNamespace(entries=lambda *_: (SimpleNamespace(path=path) for path in paths))
@@ -186,14 +187,11 @@ fake.Repository = SimpleNamespace(open=lambda _: nullcontext(repository))
 sys.modules["histfs.store.repository"] = fake
 
 fake = ModuleType("histfs.store.backup")
-statistics = SimpleNamespace(source_files=7, new_files=3, changed_files=2, deleted_files=1, source_file_size=4096)
+statistics = SessionStatistics(1_714_550_400)
 fake.backup = lambda *_, **__: SimpleNamespace(
     statistics=statistics, source_errors=0, source_warnings=0, regressed=False
 )
 sys.modules["histfs.store.backup"] = fake
-fake = ModuleType("histfs.store.format.stats")
-fake.format_session_statistics = None
-sys.modules["histfs.store.format.stats"] = fake
 sys.exit(main())
 """
 
