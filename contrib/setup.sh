@@ -143,7 +143,7 @@ printf '%s\n' "$project" >.venv/place
 say "pip install -e '.$extras'"
 rm -f .venv/installed-*
 .venv/bin/python3 -m pip install --quiet --no-input --disable-pip-version-check --no-warn-script-location \
-    --editable ".$extras" || fail "pip could not install histfs into .venv: see above"
+    --use-pep517 --editable ".$extras" || fail "pip could not install histfs into .venv: see above"
 for name in $provides; do
     inputs >".venv/installed-$name"
 done
