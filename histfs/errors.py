@@ -6,6 +6,8 @@ Exit codes are rdiff-backup's bits: 1 error, 2 warning, 4 file error, 8 file war
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 EXIT_ERROR = 1
@@ -119,3 +121,12 @@ class SourceError(HistfsError):
 
 class MountError(HistfsError):
     """The file system could not be mounted or unmounted."""
+
+
+@contextmanager
+def storage_errors(*, at: int | None = None, advice: str = "") -> Iterator[None]:
+    """Turn an OSError of the block into a StorageError that names the path the error carries."""
+    try:
+        yield
+    except OSError as exc:
+        raise StorageError(exc.strerror or str(exc), path=exc.filename, at=at, advice=advice) from exc

@@ -1,0 +1,281 @@
+"""The one module that changes things on disk: in a repository, or in the target of a restore.
+
+Rules
+- Everything happens below a root that was entered by descriptor (see `tree`): no link is followed.
+- A file is created with O_EXCL and mode 0600, gets its owner before its mode, and its mode before anybody
+  else sees it under a name that matters.
+- `sync` is the barrier between what preserves the old and what overwrites it. Its descriptor is opened
+  before the first write, so that the kernel reports every write-back error since (Linux >= 5.8, syncfs(2)).
+- A failed sync is final: nothing is retried, the session stops (fsync(2) does not report an error twice).
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from histfs.store.entry import Entry, Kind
+from histfs.store.tree import Tree
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_ZEROS = bytes(128 * 1024)
+
+
+class Attributes(NamedTuple):
+    """What is set on a file: the low 12 mode bits, owner, group, and mtime (None: left as it is)."""
+
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int | None
+
+
+class WritableTree(Tree):
+    """A tree that may be changed. As an ordinary user, owners that cannot be set are left as they are."""
+
+    def __init__(self, root_fd: int, *, cached_directories: int = 128) -> None:
+        super().__init__(root_fd, cached_directories=cached_directories)
+        self._is_root = os.geteuid() == 0
+        self._libc = ctypes.CDLL(None, use_errno=True)
+
+    @classmethod
+    def open(cls, path: Path | bytes, *, cached_directories: int = 128) -> Self:
+        return super().open(path, cached_directories=cached_directories)
+
+    @classmethod
+    def create(cls, path: Path) -> Self:
+        """Make the directory `path` (mode 0700; its parent must exist) unless it is there, and enter it."""
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            return cls.open(path)
+        parent = os.open(path.absolute().parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(parent)
+        finally:
+            os.close(parent)
+        return cls.open(path)
+
+    # Durability
+
+    def sync(self) -> None:
+        """Wait until everything written to the file system of the tree is on the disk."""
+        if self._libc.syncfs(self._root_fd):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), b"")
+
+    def sync_directory(self, path: bytes) -> None:
+        """Wait until the names in the directory `path` are on the disk."""
+        fd = self.open_directory(path)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    # Creating
+
+    def create_file(self, path: bytes) -> int:
+        """A descriptor to write the new file `path`, mode 0600. FileExistsError if the name is taken."""
+        with self._at(path) as (directory, name):
+            return os.open(name, _CREATE, 0o600, dir_fd=directory)
+
+    def write_file(self, path: bytes, blocks: Iterable[bytes], *, durable: bool = False) -> int:
+        """Create `path` with the bytes of `blocks`; the number of bytes. `durable`: wait until they are on the disk."""
+        fd = self.create_file(path)
+        try:
+            size = write_blocks(fd, blocks)
+            if durable:
+                os.fsync(fd)
+        except OSError as exc:
+            exc.filename = path
+            raise
+        finally:
+            os.close(fd)
+        return size
+
+    def open_lock_file(self, path: bytes) -> int:
+        """A descriptor of the file `path`, made if it is missing, to lock and to write."""
+        with self._at(path) as (directory, name):
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            return os.open(name, flags, 0o600, dir_fd=directory)
+
+    def make_directory(self, path: bytes) -> None:
+        with self._at(path) as (directory, name):
+            os.mkdir(name, 0o700, dir_fd=directory)
+
+    def make_directories(self, path: bytes) -> None:
+        """Make the directory `path` and those above it, where they are missing."""
+        if not path:
+            return
+        try:
+            self.make_directory(path)
+        except FileExistsError:
+            if not stat.S_ISDIR(self.stat(path).st_mode):
+                raise
+        except FileNotFoundError:
+            self.make_directories(path.rpartition(b"/")[0])
+            self.make_directory(path)
+
+    def make_symlink(self, path: bytes, target: bytes) -> None:
+        with self._at(path) as (directory, name):
+            os.symlink(target, name, dir_fd=directory)
+
+    def make_special(self, path: bytes, entry: Entry) -> None:
+        """A fifo, a socket or a device (needs privileges) like `entry`."""
+        kinds = {
+            Kind.FIFO: stat.S_IFIFO,
+            Kind.SOCKET: stat.S_IFSOCK,
+            Kind.CHARACTER_DEVICE: stat.S_IFCHR,
+            Kind.BLOCK_DEVICE: stat.S_IFBLK,
+        }
+        device = os.makedev(*entry.device_number) if entry.kind.is_device else 0
+        with self._at(path) as (directory, name):
+            os.mknod(name, kinds[entry.kind] | 0o600, device, dir_fd=directory)
+
+    def link(self, existing: bytes, path: bytes) -> None:
+        """A hard link `path` to the file `existing`."""
+        with self._at(existing) as (from_directory, from_name), self._at(path) as (directory, name):
+            os.link(from_name, name, src_dir_fd=from_directory, dst_dir_fd=directory, follow_symlinks=False)
+
+    # Replacing and removing
+
+    def rename(self, path: bytes, new_path: bytes) -> None:
+        """Put `path` in the place of `new_path`, atomically.
+
+        Where both are links of one file rename(2) does nothing and leaves `path` behind: it is removed.
+        """
+        with self._at(path) as (from_directory, from_name), self._at(new_path) as (directory, name):
+            os.rename(from_name, name, src_dir_fd=from_directory, dst_dir_fd=directory)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(from_name, dir_fd=from_directory)
+
+    def unlink(self, path: bytes, *, missing_ok: bool = False) -> None:
+        try:
+            with self._at(path) as (directory, name):
+                os.unlink(name, dir_fd=directory)
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    def remove_directory(self, path: bytes) -> None:
+        """Remove the empty directory `path`."""
+        self.forget_directories(path)
+        with self._at(path) as (directory, name):
+            os.rmdir(name, dir_fd=directory)
+
+    def remove_tree(self, path: bytes) -> None:
+        """Remove `path` and everything below it; nothing if it is not there."""
+        pending = [path]
+        while pending:
+            current = pending[-1]
+            try:
+                if stat.S_ISDIR(self.stat(current).st_mode):
+                    children = self.names(current)
+                    if children:
+                        pending.extend(current + b"/" + name for name in children)
+                        continue
+                    self.remove_directory(current)
+                else:
+                    self.unlink(current)
+            except FileNotFoundError:
+                pass
+            pending.pop()
+
+    # Attributes
+
+    def set_attributes(self, path: bytes, kind: Kind, attributes: Attributes) -> None:
+        """Owner, then mode (not for symbolic links), then mtime of `path`, which must be of `kind`."""
+        if not path:
+            self._set_by_descriptor(self._root_fd, kind, attributes)
+            return
+        with self._at(path) as (directory, name):
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            try:
+                if stat.S_IFMT(os.fstat(fd).st_mode) != _TYPE_BITS[kind]:
+                    raise OSError(errno.EINVAL, f"is not a {kind.name.lower()} any more", path)
+                self._set_by_descriptor(fd, kind, attributes)
+            finally:
+                os.close(fd)
+
+    def set_file_attributes(self, fd: int, attributes: Attributes) -> None:
+        """The same for an open regular file."""
+        self._set_by_descriptor(fd, Kind.REGULAR, attributes)
+
+    def _set_by_descriptor(self, fd: int, kind: Kind, attributes: Attributes) -> None:
+        """Through /proc/self/fd, as an O_PATH descriptor takes no fchmod(2) and the name may change under us."""
+        magic = f"/proc/self/fd/{fd}"
+        owned = self._set_owner(fd, kind, attributes)
+        if kind is not Kind.SYMLINK:
+            mode = attributes.mode
+            if not owned:  # setuid of another owner must not become setuid of ours
+                mode &= ~(stat.S_ISUID | stat.S_ISGID)
+            os.chmod(magic, mode)
+            if attributes.mtime_ns is not None:
+                os.utime(magic, ns=(attributes.mtime_ns, attributes.mtime_ns))
+
+    def _set_owner(self, fd: int, kind: Kind, attributes: Attributes) -> bool:
+        """Whether the file has the wanted owner and group now."""
+        current = os.fstat(fd)
+        if (current.st_uid, current.st_gid) == (attributes.uid, attributes.gid):
+            return True
+        try:
+            if kind is Kind.SYMLINK:  # fchownat(2) with AT_EMPTY_PATH; /proc would follow the link
+                self._chown_empty_path(fd, attributes.uid, attributes.gid)
+            else:
+                os.chown(f"/proc/self/fd/{fd}", attributes.uid, attributes.gid)
+        except PermissionError:
+            if self._is_root:
+                raise
+            return False
+        return True
+
+    def _chown_empty_path(self, fd: int, uid: int, gid: int) -> None:
+        at_empty_path = 0x1000
+        if self._libc.fchownat(fd, b"", ctypes.c_uint(uid), ctypes.c_uint(gid), at_empty_path):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+
+_TYPE_BITS = {
+    Kind.REGULAR: stat.S_IFREG,
+    Kind.DIRECTORY: stat.S_IFDIR,
+    Kind.SYMLINK: stat.S_IFLNK,
+    Kind.FIFO: stat.S_IFIFO,
+    Kind.SOCKET: stat.S_IFSOCK,
+    Kind.CHARACTER_DEVICE: stat.S_IFCHR,
+    Kind.BLOCK_DEVICE: stat.S_IFBLK,
+}
+
+
+def write_blocks(fd: int, blocks: Iterable[bytes], *, sparse: bool = False) -> int:
+    """Write all `blocks`, also where write(2) takes less; the number of bytes.
+
+    `sparse`: blocks of zeros become holes (they are skipped, and the length is set at the end).
+    """
+    size = 0
+    hole = False
+    for block in blocks:
+        size += len(block)
+        hole = sparse and _is_zeros(block)
+        if hole:
+            os.lseek(fd, len(block), os.SEEK_CUR)
+        else:
+            _write_all(fd, block)
+    if hole:
+        os.ftruncate(fd, size)
+    return size
+
+
+def _is_zeros(block: bytes) -> bool:
+    view = memoryview(block)
+    return all(view[i : i + len(_ZEROS)] == _ZEROS[: len(view) - i] for i in range(0, len(view), len(_ZEROS)))
+
+
+def _write_all(fd: int, block: bytes) -> None:
+    written = os.write(fd, block)
+    while written < len(block):
+        written += os.write(fd, memoryview(block)[written:])

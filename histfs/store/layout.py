@@ -1,0 +1,193 @@
+"""Where things are in a repository: names on disk, and what the names in the data directory say.
+
+The functions are pure but for `read_layout` and `read_state`, which list and read through a Tree.
+Paths returned here are on-disk paths relative to the repository's root, quoted where it quotes.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from histfs.errors import DamagedError
+from histfs.store.entry import Entry, join
+from histfs.store.format.names import format_increment_name, parse_increment_name
+from histfs.store.format.quoting import NO_QUOTING, Quoting
+from histfs.store.plan import Increment
+from histfs.store.tree import Tree
+
+DATA = b"rdiff-backup-data"
+INCREMENTS = DATA + b"/increments"
+LONG_NAMES = DATA + b"/long_filename_data"
+LOCK = DATA + b"/lock.yml"
+CHARS_TO_QUOTE = DATA + b"/chars_to_quote"
+SPECIAL_ESCAPES = DATA + b"/special_escapes"
+
+# The name of an increment adds at most this much to the name of the file (docs/format.md 3.4).
+LONGEST_SUFFIX = 50
+NAME_MAX = 255
+
+
+class Layout(NamedTuple):
+    """The rules by which one repository names its files."""
+
+    quoting: Quoting = NO_QUOTING
+
+    def quoted(self, path: bytes) -> bytes:
+        if not self.quoting.is_active:
+            return path
+        return b"/".join(map(self.quoting.quote, path.split(b"/"))) if path else path
+
+    def mirror_path(self, entry: Entry) -> bytes:
+        """Where the mirror keeps `entry` (docs/format.md 3.4)."""
+        if entry.alternate_mirror is not None:
+            return join(LONG_NAMES, b"%d" % entry.alternate_mirror)
+        return self.quoted(entry.path)
+
+    def increments_of(self, entry: Entry) -> tuple[bytes, bytes]:
+        """The directory with the increments of `entry`, and the (unquoted) base of their names."""
+        if not entry.path:
+            return DATA, b"increments"
+        number = entry.alternate_increment if entry.alternate_mirror is None else entry.alternate_mirror
+        if number is not None:
+            return LONG_NAMES, b"%d" % number
+        return join(INCREMENTS, self.quoted(entry.parent)), entry.name
+
+    def increment_path(self, entry: Entry, session_time: int, type_: bytes, *, compressed: bool = False) -> bytes:
+        directory, base = self.increments_of(entry)
+        name = format_increment_name(base, session_time, type_, compressed=compressed)
+        return join(directory, self.quoting.quote(name))
+
+    def data_path(self, base: bytes, session_time: int, type_: bytes, *, compressed: bool = False) -> bytes:
+        """A file of a session directly in the data directory."""
+        name = format_increment_name(base, session_time, type_, compressed=compressed)
+        return join(DATA, self.quoting.quote(name))
+
+    def increment_name_is_too_long(self, name: bytes) -> bool:
+        return len(self.quoting.quote(name)) + LONGEST_SUFFIX > NAME_MAX
+
+    def mirror_name_is_too_long(self, name: bytes) -> bool:
+        return len(self.quoting.quote(name)) > NAME_MAX
+
+
+def find_increments(tree: Tree, layout: Layout, entry: Entry) -> list[Increment]:
+    """All increments of `entry`'s path, oldest first; of two with one time the uncompressed comes first."""
+    directory, base = layout.increments_of(entry)
+    try:
+        names = tree.names(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    prefix = base + b"."
+    found = []
+    for name in names:
+        unquoted = layout.quoting.unquote(name) if layout.quoting.is_active else name
+        if unquoted.startswith(prefix):
+            parsed = parse_increment_name(unquoted)
+            if parsed is not None and parsed.base == base and parsed.type != b"data":
+                found.append(Increment(parsed.time, parsed.type, join(directory, name)))
+    return sorted(found)
+
+
+class MetadataFiles(NamedTuple):
+    """The metadata of one session on disk: a full list, a reverse diff, or (while it is replaced) both."""
+
+    snapshot: bytes | None = None
+    diff: bytes | None = None
+
+
+class State(NamedTuple):
+    """What the names in the data directory say. Times are seconds since the epoch, values paths on disk."""
+
+    markers: dict[int, bytes]
+    metadata: dict[int, MetadataFiles]
+    root_increments: dict[int, bytes]
+    error_logs: dict[int, bytes]
+
+    @property
+    def unfinished(self) -> int | None:
+        """The session that runs or died: with two markers the newer one (docs/format.md 7.3)."""
+        return max(self.markers) if len(self.markers) > 1 else None
+
+    @property
+    def mirror_time(self) -> int | None:
+        """The newest finished session; None if there is none."""
+        if self.markers:
+            return min(self.markers)
+        # Without any marker a single list is what a first session left that died (7.2); several are a
+        # repository that lost its marker, whose newest list is the best that is known.
+        return max(self.metadata) if len(self.metadata) > 1 else None
+
+    @property
+    def sessions(self) -> tuple[int, ...]:
+        """The finished sessions, oldest first: every time that a marker, a list or a root increment names (2.4)."""
+        newest = self.mirror_time
+        if newest is None:
+            return ()
+        times = {*self.markers, *self.metadata, *self.root_increments}
+        return tuple(sorted(time for time in times if time <= newest))
+
+    @property
+    def is_failed_first_session(self) -> bool:
+        """No session ever finished here (docs/format.md 7.2)."""
+        return not self.markers and len(self.metadata) <= 1 and len(self.error_logs) <= 1
+
+    def listing_files(self, session_time: int) -> list[bytes]:
+        """The metadata files from which the list of `session_time` follows: its own first, a snapshot last.
+
+        Raises DamagedError where the chain is broken (docs/format.md 5.3, 5.5).
+        """
+        if session_time not in self.metadata:
+            raise DamagedError(
+                "the list of files of this session is missing",
+                at=session_time,
+                advice="other sessions can still be read",
+            )
+        files: list[bytes] = []
+        for time in sorted(t for t in self.metadata if t >= session_time):
+            snapshot, diff = self.metadata[time]
+            if snapshot is not None:
+                return [*files, snapshot]
+            assert diff is not None
+            files.append(diff)
+        raise DamagedError(
+            "no full list of files follows this session, so that its own cannot be put together",
+            at=session_time,
+            advice="sessions before an older mirror_metadata snapshot can still be read",
+        )
+
+
+def parse_state(names: Iterable[bytes], quoting: Quoting) -> State:
+    """The State that the `names` in the data directory make (docs/format.md 1.1, 1.2)."""
+    state = State({}, {}, {}, {})
+    for name in sorted(names):
+        parsed = parse_increment_name(quoting.unquote(name) if quoting.is_active else name)
+        if parsed is None:
+            continue
+        path = join(DATA, name)
+        match parsed.base, parsed.type:
+            case b"current_mirror", b"data":
+                state.markers[parsed.time] = path
+            case b"mirror_metadata", b"snapshot" | b"diff":
+                files = state.metadata.get(parsed.time, MetadataFiles())
+                state.metadata[parsed.time] = (
+                    files._replace(diff=path) if parsed.type == b"diff" else files._replace(snapshot=path)
+                )
+            case b"increments", _:
+                state.root_increments[parsed.time] = path
+            case b"error_log", b"data":
+                state.error_logs[parsed.time] = path
+    return state
+
+
+def read_layout(tree: Tree) -> Layout:
+    """The repository's way to quote names; none where the files that tell it are missing (1.4)."""
+    return Layout(Quoting.parse(_read_optional(tree, CHARS_TO_QUOTE), _read_optional(tree, SPECIAL_ESCAPES)))
+
+
+def read_state(tree: Tree, layout: Layout) -> State:
+    return parse_state(tree.names(DATA), layout.quoting)
+
+
+def _read_optional(tree: Tree, path: bytes) -> bytes:
+    try:
+        return tree.read_small_file(path, limit=4096)
+    except FileNotFoundError:
+        return b""

@@ -1,0 +1,78 @@
+"""One writer at a time: flock(2) on lock.yml (docs/format.md 8.4); and whether the writer of a marker still runs."""
+
+import fcntl
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from histfs.errors import LockedError
+from histfs.store.files import WritableTree, write_blocks
+from histfs.store.format.times import format_time
+from histfs.store.layout import LOCK
+from histfs.store.tree import file_blocks
+
+_PID = re.compile(rb"^PID[ \t]*([0-9]{1,9})", re.IGNORECASE | re.MULTILINE)
+_CLOCK_SLACK_S = 2.0
+
+
+@contextmanager
+def locked(tree: WritableTree, *, verb: str, session_time: int) -> Iterator[None]:
+    """Hold the exclusive lock of the repository; LockedError if another program holds it.
+
+    The text in the file is for people: it says who holds the lock, and is emptied at the end.
+    """
+    fd = tree.open_lock_file(LOCK)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LockedError(
+                f"another program is using the repository ({_holder(fd)})",
+                advice="wait until it has finished and try again",
+            ) from None
+        os.ftruncate(fd, 0)
+        text = f"cmd: histfs {verb}\nhostname: {socket.gethostname()}\npid: {os.getpid()}\n"
+        write_blocks(fd, [text.encode(), b"timestamp: '" + format_time(session_time) + b"'\n"])
+        yield
+        os.ftruncate(fd, 0)
+    finally:
+        os.close(fd)  # which also gives the lock up
+
+
+def _holder(fd: int) -> str:
+    text = b"".join(file_blocks(fd, 1024)).decode("ascii", "replace")
+    return ", ".join(line for line in text.splitlines() if line.isprintable()) or "it does not say which"
+
+
+def marker_text() -> bytes:
+    """The content of this process's `current_mirror` marker (docs/format.md 1.3)."""
+    return b"PID %d\n" % os.getpid()
+
+
+def living_writer(marker: bytes, written_at: float) -> int | None:
+    """The process that wrote the text `marker` at `written_at` (seconds since the epoch), if it still runs.
+
+    A process that started later only got the same number.
+    """
+    found = _PID.search(marker)
+    if found is None:
+        return None
+    pid = int(found[1])
+    if pid == os.getpid():
+        return None
+    started = _started_at(pid)
+    return pid if started is not None and started <= written_at + _CLOCK_SLACK_S else None
+
+
+def _started_at(pid: int) -> float | None:
+    """When process `pid` started (seconds since the epoch); None if there is none. See proc(5), stat, field 22."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    since_boot_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot_s

@@ -1,0 +1,95 @@
+"""Pure decisions: how an old version is found, what a session does with a path, what an increment is.
+
+Decide first, as a value; do it afterwards. Everything here is a function of values, tested without a disk.
+"""
+
+from collections.abc import Sequence
+from enum import Enum, auto
+from typing import NamedTuple
+
+from histfs.store.entry import Entry, Kind
+
+
+class Increment(NamedTuple):
+    """One increment of one path, as its name tells: it leads back to the state at `time` (docs/format.md 6.1)."""
+
+    time: int
+    type: bytes
+    path: bytes  # on disk, relative to the repository
+
+
+class Chain(NamedTuple):
+    """How the content of a path at a session is made (docs/format.md 6.4).
+
+    Start from `snapshot`, or from the mirror if that is None, and apply `diffs` in this order (newest first).
+    """
+
+    snapshot: Increment | None
+    diffs: tuple[Increment, ...]
+
+    @property
+    def newest_time(self) -> int | None:
+        """The time of the increment that is used first; None if the mirror is the version itself."""
+        if self.snapshot is not None:
+            return self.snapshot.time
+        return self.diffs[0].time if self.diffs else None
+
+
+def chain(increments: Sequence[Increment], session_time: int) -> Chain | Increment:
+    """The chain for a regular file at `session_time`; or the increment that cannot be there.
+
+    `increments` are those of the path, oldest first, without directories. Walk from the wanted time towards the
+    present and collect diffs until something else comes: a snapshot, or the end, which is the mirror. A `missing`
+    or `dir` there means that the content is lost.
+    """
+    diffs: list[Increment] = []
+    for increment in increments:
+        if increment.time < session_time:
+            continue
+        if increment.type == b"snapshot":
+            return Chain(increment, tuple(reversed(diffs)))
+        if increment.type != b"diff":
+            return increment
+        diffs.append(increment)
+    return Chain(None, tuple(reversed(diffs)))
+
+
+class Change(Enum):
+    """What a session finds when it compares a path with the record of the session before."""
+
+    NONE = auto()
+    ATTRIBUTES = auto()  # content and type are the same, for all that can be seen from outside
+    CONTENT = auto()  # a regular file whose content has to be looked at
+    REPLACED = auto()  # absent before, another type, or another link target or device
+
+
+def change(old: Entry | None, new: Entry) -> Change:
+    """The change from the record `old` to the source's `new` (docs/format.md 6.2).
+
+    Sub-second times, which records do not have, are the caller's business.
+    """
+    if old is None or old.kind is not new.kind:
+        return Change.REPLACED
+    if new.kind is Kind.REGULAR and (old.size_bytes, old.mtime_s) != (new.size_bytes, new.mtime_s):
+        return Change.CONTENT
+    if (old.target, old.device_number) != (new.target, new.device_number):
+        return Change.REPLACED
+    if _attributes(old) != _attributes(new):
+        return Change.ATTRIBUTES
+    return Change.NONE
+
+
+def _attributes(entry: Entry) -> tuple[object, ...]:
+    mode = 0 if entry.kind is Kind.SYMLINK else entry.mode
+    return mode, entry.uid, entry.gid, entry.uname, entry.gname, entry.mtime_s, entry.link_group
+
+
+def increment_type(old: Entry | None, new: Entry | None) -> bytes:
+    """The increment that preserves `old` when `new` takes its place (table of docs/format.md 6.2)."""
+    if old is None:
+        return b"missing"
+    if old.kind is Kind.DIRECTORY:
+        return b"dir"
+    if old.kind is Kind.REGULAR and new is not None and new.kind is Kind.REGULAR:
+        return b"diff"
+    return b"snapshot"

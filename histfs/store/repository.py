@@ -1,0 +1,118 @@
+"""A repository, open for reading. Nothing here writes, and no lock is taken: see `content` for why that is safe."""
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Self
+
+from histfs.errors import NotARepositoryError, NotFoundError, printable_time, storage_errors
+from histfs.store.layout import DATA, Layout, State, read_layout, read_state
+from histfs.store.snapshot import Snapshot
+from histfs.store.tree import Tree
+
+# A directory changed again within the tick of the clock that stamps it looks unchanged: until it is
+# this old, its modification time proves nothing.
+_MTIME_IS_TRUSTED_AFTER_S = 2.0
+
+
+class Repository:
+    """A repository at `path`. Safe to use from several threads; a context manager."""
+
+    def __init__(self, tree: Tree, path: Path) -> None:
+        self.path = path
+        self.tree = tree
+        self.layout: Layout = read_layout(tree)
+        self._lock = threading.Lock()
+        self._state: State | None = None
+        self._state_is_of: tuple[int, int] | None = None
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open the repository at `path`.
+
+        Raises NotARepositoryError if there is none or no session ever finished, StorageError if it cannot be read.
+        """
+        with storage_errors():
+            try:
+                tree = Tree.open(path)
+            except FileNotFoundError:
+                raise NotARepositoryError("there is no such directory", path=path) from None
+            except NotADirectoryError:
+                raise NotARepositoryError("is not a directory, so not a repository", path=path) from None
+            try:
+                return cls._opened(tree, path)
+            except BaseException:
+                tree.close()
+                raise
+
+    @classmethod
+    def _opened(cls, tree: Tree, path: Path) -> Self:
+        if not tree.exists(DATA):
+            raise NotARepositoryError(
+                "is not a repository: it has no directory rdiff-backup-data",
+                path=path,
+                advice="make one with `histfs backup SOURCE REPOSITORY`",
+            )
+        repository = cls(tree, path)
+        if not repository.sessions():
+            raise NotARepositoryError(
+                "no session has finished in this repository yet",
+                path=path,
+                advice="`histfs backup` makes the first one",
+            )
+        return repository
+
+    def close(self) -> None:
+        self.tree.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def state(self) -> State:
+        """What the data directory says now; read again only if it changed. Raises StorageError."""
+        with self._lock, storage_errors():
+            status = self.tree.stat(DATA)
+            stamp = (status.st_ino, status.st_mtime_ns)
+            if self._state is None or self._state_is_of != stamp:
+                self._state = read_state(self.tree, self.layout)
+                age = time.time() - status.st_mtime
+                self._state_is_of = stamp if age > _MTIME_IS_TRUSTED_AFTER_S else None
+            return self._state
+
+    def sessions(self) -> tuple[int, ...]:
+        """The times of the finished sessions, oldest first."""
+        return self.state().sessions
+
+    def unfinished(self) -> int | None:
+        """The time of the session that runs now or died before its end; None if the repository is at rest."""
+        return self.state().unfinished
+
+    def snapshot(self, session_time: int) -> Snapshot:
+        """The tree at the finished session of `session_time`; NotFoundError if there is none."""
+        if session_time not in self.sessions():
+            raise NotFoundError(
+                f"no session of {printable_time(session_time)} is in this repository",
+                path=self.path,
+                advice="`histfs list sessions` shows those that are",
+            )
+        return Snapshot(self, session_time)
+
+
+def find_repository(path: Path) -> tuple[Path, bytes]:
+    """The repository that `path` is or lies in, and the path inside of it (b"" for all of it).
+
+    The nearest directory upwards that has an rdiff-backup-data is taken (docs/format.md 8.1). What lies inside need
+    not exist in the mirror any more. Raises NotARepositoryError.
+    """
+    absolute = Path(os.path.abspath(path))
+    for candidate in (absolute, *absolute.parents):
+        if (candidate / os.fsdecode(DATA)).is_dir():
+            inside = absolute.relative_to(candidate)
+            return candidate, b"" if inside == Path() else os.fsencode(inside)
+    if not absolute.exists():
+        raise NotARepositoryError("there is no such directory, and no repository above it", path=path)
+    raise NotARepositoryError("is not a repository, and lies in none", path=path)

@@ -1,0 +1,145 @@
+"""A snapshot: the whole tree as it was at one session's time."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from histfs.errors import DamagedError, FormatError, storage_errors
+from histfs.store.compression import read_decompressed
+from histfs.store.content import Content, open_content
+from histfs.store.entry import Entry, Kind, is_below, sort_key
+from histfs.store.format.listing import merge
+from histfs.store.format.metadata import read_entries
+from histfs.store.listing import Listing
+from histfs.store.tree import NotRegularError
+
+if TYPE_CHECKING:
+    from histfs.store.repository import Repository
+
+log = logging.getLogger(__name__)
+
+# A writer may replace a list by a reverse diff between our look at the directory and the opening of the file.
+_ATTEMPTS = 5
+
+
+class Snapshot:
+    """The tree at `time` (seconds since the epoch). Safe to use from several threads once `listing` was called."""
+
+    def __init__(self, repository: "Repository", session_time: int) -> None:
+        self.repository = repository
+        self.time = session_time
+        self._listing: Listing | None = None
+
+    def close(self) -> None:
+        if self._listing is not None:
+            self._listing.close()
+            self._listing = None
+
+    def entries(self, below: bytes = b"", on_damage: Callable[[DamagedError], None] | None = None) -> Iterator[Entry]:
+        """The entries at and below the path `below`, parents first, in the order of the metadata files.
+
+        Damaged records are left out and told to `on_damage`; without it they are raised. A list that cannot be read
+        to its end raises DamagedError in any case.
+        """
+
+        def damaged(error: DamagedError) -> None:
+            error.at = self.time
+            if on_damage is None:
+                raise error
+            on_damage(error)
+
+        end = sort_key(below) + b"\1"
+        for entry in well_formed(self._records(damaged), damaged):
+            if is_below(entry.path, below):
+                yield entry
+            elif below and sort_key(entry.path) >= end:
+                return
+
+    def listing(self) -> Listing:
+        """Random access to the entries. Made at the first call, which reads the whole list: slow for a large tree."""
+        if self._listing is None:
+            self._listing = Listing.build(self.entries(on_damage=lambda error: log.warning("%s", error)))
+        return self._listing
+
+    def open(self, entry: Entry, sha1: bytes | None) -> Content:
+        """The content of the regular file `entry` at this time, checked against its size and `sha1` (hex) where known.
+
+        Raises DamagedError, StorageError.
+        """
+        return open_content(self.repository, entry, sha1, self.time)
+
+    def _records(self, damaged: Callable[[DamagedError], None]) -> Iterator[Entry]:
+        with ExitStack() as stack:
+            listings = []
+            for path, fd in self._open_lists(stack):
+                listings.append(self._read_list(path, fd, damaged))
+            yield from merge(listings)
+
+    def _open_lists(self, stack: ExitStack) -> list[tuple[bytes, int]]:
+        for attempt in range(_ATTEMPTS):
+            files = self.repository.state().listing_files(self.time)
+            opened: list[tuple[bytes, int]] = []
+            try:
+                for path in files:
+                    opened.append((path, self.repository.tree.open_file(path)))
+            except FileNotFoundError as exc:
+                for _, fd in opened:
+                    os.close(fd)
+                if attempt + 1 == _ATTEMPTS:
+                    raise DamagedError("is missing", path=exc.filename, at=self.time) from exc
+            except NotRegularError as exc:
+                raise DamagedError("is not a regular file", path=exc.filename, at=self.time) from exc
+            except OSError:
+                with storage_errors(at=self.time):
+                    raise
+            else:
+                for _, fd in opened:
+                    stack.callback(os.close, fd)
+                return opened
+        raise AssertionError("unreachable")
+
+    def _read_list(self, path: bytes, fd: int, damaged: Callable[[DamagedError], None]) -> Iterator[Entry]:
+        def damaged_record(error: FormatError) -> None:
+            damaged(DamagedError(f"a record is damaged: {error.problem}", path=error.path or path))
+
+        try:
+            with storage_errors(at=self.time):
+                yield from read_entries(read_decompressed(fd), damaged_record)
+        except DamagedError as exc:
+            if exc.path is None:
+                exc.path = path
+                exc.at = self.time
+                exc.advice = "sessions that do not need this list can still be read"
+            raise
+
+
+def well_formed(entries: Iterable[Entry], damaged: Callable[[DamagedError], None]) -> Iterator[Entry]:
+    """Those of `entries` whose parent is a directory of the same list, so that a path never leads through a link.
+
+    Of a subtree without its directory only the topmost record is told to `damaged`.
+    """
+    directories: list[bytes] = []  # the ancestors of the current record, the root first
+    orphan: bytes | None = None
+    for entry in entries:
+        if not entry.path:
+            if entry.kind is not Kind.DIRECTORY:
+                raise DamagedError("the root of the tree is not a directory")
+            directories = [b""]
+            yield entry
+            continue
+        if not directories:
+            raise DamagedError("the list of files has no root")
+        while len(directories) > 1 and not is_below(entry.parent, directories[-1]):
+            directories.pop()
+        if directories[-1] != entry.parent:
+            if orphan is None or not is_below(entry.path, orphan):
+                orphan = entry.path
+                damaged(DamagedError("is left out: it lies in something that is not a directory", path=entry.path))
+            continue
+        if entry.kind is Kind.DIRECTORY:
+            directories.append(entry.path)
+        yield entry
+    if not directories:
+        raise DamagedError("the list of files is empty")

@@ -1,0 +1,215 @@
+"""The live tree that is backed up: a walk in the order of the metadata files, and its files' contents.
+
+Trouble with the source is never the end of a session: it comes as a value (`Unreadable`) or a SourceError.
+"""
+
+import grp
+import hashlib
+import os
+import pwd
+import stat
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from histfs.errors import EXIT_FILE_WARNING, SourceError, UsageError, storage_errors
+from histfs.store.entry import Entry, Kind, LinkGroup, join
+from histfs.store.layout import DATA
+from histfs.store.tree import BLOCK_SIZE, NotRegularError, Tree
+
+_KINDS = {
+    stat.S_IFREG: Kind.REGULAR,
+    stat.S_IFDIR: Kind.DIRECTORY,
+    stat.S_IFLNK: Kind.SYMLINK,
+    stat.S_IFCHR: Kind.CHARACTER_DEVICE,
+    stat.S_IFBLK: Kind.BLOCK_DEVICE,
+    stat.S_IFIFO: Kind.FIFO,
+    stat.S_IFSOCK: Kind.SOCKET,
+}
+
+
+class Found(NamedTuple):
+    """A name in the source, as lstat(2) saw it."""
+
+    entry: Entry
+    status: os.stat_result
+
+    @property
+    def path(self) -> bytes:
+        return self.entry.path
+
+
+class Unreadable(NamedTuple):
+    """What lies at and below `path` cannot be known now."""
+
+    path: bytes
+    error: SourceError
+
+
+class Source:
+    """The tree at `path`. A context manager."""
+
+    def __init__(self, tree: Tree, path: Path) -> None:
+        self.path = path
+        self._tree = tree
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Enter the source; UsageError if it is not there or not a directory, StorageError if it cannot be listed."""
+        try:
+            tree = Tree.open(path, cached_directories=64)
+        except FileNotFoundError:
+            raise UsageError("the source does not exist", path=path) from None
+        except NotADirectoryError:
+            raise UsageError("the source is not a directory", path=path) from None
+        except OSError:
+            with storage_errors():
+                raise
+        return cls(tree, path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tree.close()
+
+    def walk(self, is_skipped: Callable[[bytes, os.stat_result], bool]) -> Iterator[Found | Unreadable]:
+        """Everything in the source, parents first, names of a directory in byte order: metadata order.
+
+        A directory that `is_skipped(path, status)` is left out with all that is in it. A directory that cannot be
+        listed is followed by an Unreadable with its own path. `rdiff-backup-data` at the top is never part of a source.
+        """
+        root = self._look(b"")
+        yield root
+        if isinstance(root, Unreadable):
+            return
+        pending: list[tuple[bytes, Iterator[bytes]]] = []
+        names = self._names(b"")
+        if isinstance(names, Unreadable):
+            yield names
+            return
+        pending.append((b"", iter(name for name in names if name != DATA)))
+        while pending:
+            directory, following = pending[-1]
+            name = next(following, None)
+            if name is None:
+                pending.pop()
+                continue
+            found = self._look(join(directory, name))
+            if isinstance(found, Unreadable):
+                yield found
+                continue
+            is_directory = found.entry.kind is Kind.DIRECTORY
+            if is_directory and is_skipped(found.path, found.status):
+                continue
+            yield found
+            if is_directory:
+                names = self._names(found.path)
+                if isinstance(names, Unreadable):
+                    yield names
+                else:
+                    pending.append((found.path, iter(names)))
+
+    def _names(self, path: bytes) -> list[bytes] | Unreadable:
+        try:
+            return sorted(self._tree.names(path))
+        except OSError as exc:
+            return Unreadable(path, source_error(exc, path, "the directory cannot be listed"))
+
+    def _look(self, path: bytes) -> Found | Unreadable:
+        try:
+            status = self._tree.stat(path)
+            target = self._tree.readlink(path) if stat.S_ISLNK(status.st_mode) else b""
+        except OSError as exc:
+            return Unreadable(path, source_error(exc, path, "cannot be looked at"))
+        return Found(entry_of(path, status, target), status)
+
+    def open_file(self, found: Found) -> int:
+        """A descriptor of the regular file that was `found`; SourceError if it cannot be read or is another one now."""
+        try:
+            fd = self._tree.open_file(found.path)
+        except NotRegularError:
+            raise changed(found.path) from None
+        except OSError as exc:
+            raise source_error(exc, found.path, "cannot be read") from exc
+        if not os.path.samestat(os.fstat(fd), found.status):
+            os.close(fd)
+            raise changed(found.path)
+        return fd
+
+    def read(self, found: Found, fd: int, digest: "hashlib._Hash") -> Iterator[bytes]:
+        """The bytes of the file, added to `digest`; SourceError at the end if it changed since it was `found`."""
+        size = 0
+        while True:
+            try:
+                block = os.read(fd, BLOCK_SIZE)
+            except OSError as exc:
+                raise source_error(exc, found.path, "cannot be read") from exc
+            if not block:
+                break
+            size += len(block)
+            if size > found.status.st_size:
+                raise changed(found.path)
+            digest.update(block)
+            yield block
+        now = os.fstat(fd)
+        if size != found.status.st_size or now.st_mtime_ns != found.status.st_mtime_ns:
+            raise changed(found.path)
+
+
+def source_error(exc: OSError, path: bytes, problem: str) -> SourceError:
+    error = SourceError(f"{problem} ({exc.strerror})", path=path, advice="its last version in the backup is kept")
+    if isinstance(exc, FileNotFoundError | NotADirectoryError):
+        error = SourceError("vanished while it was backed up", path=path, advice=error.advice)
+        error.exit_code = EXIT_FILE_WARNING
+    return error
+
+
+def changed(path: bytes) -> SourceError:
+    error = SourceError("changed while it was read", path=path, advice="its last version in the backup is kept")
+    error.exit_code = EXIT_FILE_WARNING
+    return error
+
+
+def entry_of(path: bytes, status: os.stat_result, target: bytes = b"") -> Entry:
+    """The entry that lstat(2) and readlink(2) tell; without the digest of its content."""
+    kind = _KINDS[stat.S_IFMT(status.st_mode)]
+    is_regular = kind is Kind.REGULAR
+    return Entry(
+        path=path,
+        kind=kind,
+        mode=stat.S_IMODE(status.st_mode),
+        uid=status.st_uid,
+        gid=status.st_gid,
+        uname=_user_name(status.st_uid),
+        gname=_group_name(status.st_gid),
+        mtime_s=status.st_mtime_ns // 10**9 if kind.has_mtime else 0,
+        size_bytes=status.st_size if is_regular else 0,
+        link_group=LinkGroup(status.st_nlink, status.st_ino, status.st_dev)
+        if is_regular and status.st_nlink > 1
+        else None,
+        target=target,
+        device_number=(os.major(status.st_rdev), os.minor(status.st_rdev)) if kind.is_device else (0, 0),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _user_name(uid: int) -> bytes | None:
+    try:
+        return _recordable(pwd.getpwuid(uid).pw_name)
+    except (KeyError, OverflowError):
+        return None
+
+
+@lru_cache(maxsize=1024)
+def _group_name(gid: int) -> bytes | None:
+    try:
+        return _recordable(grp.getgrgid(gid).gr_name)
+    except (KeyError, OverflowError):
+        return None
+
+
+def _recordable(name: str) -> bytes | None:
+    """ASCII names only: other readers of the format drop records with more (docs/format.md 8.3, rule 7)."""
+    return name.encode("ascii") if name.isascii() and name.isprintable() and name and name != ":" else None

@@ -1,0 +1,196 @@
+"""A directory tree of the host that nothing leaves: all reading goes through here.
+
+The tree is entered once, by a descriptor of its root. Every path is walked from there component by
+component with O_NOFOLLOW, so that neither a symbolic link nor `..` leads outside, whatever a
+repository or another user puts in the way. Files are opened without blocking and must be regular:
+a fifo or a device in the place of a file is never opened for reading.
+
+Paths are bytes, relative to the root, b"" is the root itself. Errors are OSErrors whose `filename`
+is the whole relative path; the operations translate them.
+"""
+
+import errno
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+_WALK = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+BLOCK_SIZE = 256 * 1024
+
+
+class NotRegularError(OSError):
+    """A regular file was expected and something else is there."""
+
+
+class Tree:
+    """Reads a directory tree. `cached_directories` descriptors of recently used directories are kept open.
+
+    A cached descriptor goes on meaning the directory it was opened for, also when another one takes
+    that name: keep none (the default) where others change the tree and the newest state counts.
+    """
+
+    def __init__(self, root_fd: int, *, cached_directories: int = 0) -> None:
+        self._root_fd = root_fd
+        self._capacity = cached_directories
+        self._directories: OrderedDict[bytes, int] = OrderedDict()
+
+    @classmethod
+    def open(cls, path: Path | bytes, *, cached_directories: int = 0) -> Self:
+        """Enter the tree at the host's `path` (links in this path are followed). Raises OSError."""
+        return cls(
+            os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC),
+            cached_directories=cached_directories,
+        )
+
+    def close(self) -> None:
+        self.forget_directories(b"")
+        if self._root_fd >= 0:
+            os.close(self._root_fd)
+            self._root_fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def root_fd(self) -> int:
+        return self._root_fd
+
+    def forget_directories(self, path: bytes) -> None:
+        """Close the kept descriptors of `path` and of everything below it."""
+        below = path + b"/"
+        for kept in [p for p in self._directories if not path or p == path or p.startswith(below)]:
+            os.close(self._directories.pop(kept))
+
+    def stat(self, path: bytes) -> os.stat_result:
+        """lstat(2) of `path`."""
+        if not path:
+            return os.fstat(self._root_fd)
+        with self._at(path) as (directory, name):
+            return os.stat(name, dir_fd=directory, follow_symlinks=False)
+
+    def exists(self, path: bytes) -> bool:
+        try:
+            self.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def names(self, path: bytes) -> list[bytes]:
+        """The names in the directory `path`, in no order, without `.` and `..`."""
+        fd = self.open_directory(path)
+        try:
+            return [os.fsencode(name) for name in os.listdir(fd)]
+        except OSError as exc:
+            exc.filename = path
+            raise
+        finally:
+            os.close(fd)
+
+    def readlink(self, path: bytes) -> bytes:
+        with self._at(path) as (directory, name):
+            return os.readlink(name, dir_fd=directory)
+
+    def open_file(self, path: bytes) -> int:
+        """A descriptor to read the regular file `path`; NotRegularError if it is anything else.
+
+        The type is looked at before the file is opened, as opening a fifo or a device has effects of
+        its own, and again on the descriptor, as the name may have got another file in between.
+        """
+        with self._at(path) as (directory, name):
+            if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                raise NotRegularError(errno.EINVAL, "is not a regular file", path)
+            fd = os.open(name, _READ, dir_fd=directory)
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                os.close(fd)
+                raise NotRegularError(errno.EINVAL, "is not a regular file", path)
+            return fd
+
+    def read_small_file(self, path: bytes, *, limit: int = 1 << 20) -> bytes:
+        """All bytes of a file that must not be larger than `limit` bytes (OSError EFBIG if it is)."""
+        fd = self.open_file(path)
+        try:
+            data = b"".join(file_blocks(fd, limit + 1))
+        finally:
+            os.close(fd)
+        if len(data) > limit:
+            raise OSError(errno.EFBIG, "is too large", path)
+        return data
+
+    def open_directory(self, path: bytes) -> int:
+        """A descriptor to list the directory `path`; the caller closes it."""
+        if not path:
+            return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._root_fd)
+        with self._at(path) as (directory, name):
+            return os.open(name, _READ | os.O_DIRECTORY, dir_fd=directory)
+
+    @contextmanager
+    def _at(self, path: bytes) -> Iterator[tuple[int, bytes]]:
+        """The descriptor of the directory that holds `path`, and the name in it."""
+        parent, _, name = path.rpartition(b"/")
+        if name in (b"", b".", b"..") or b"\0" in name:
+            raise OSError(errno.EINVAL, "is not a path inside of the tree", path)
+        opened: int | None = None
+        try:
+            if not parent:
+                directory = self._root_fd
+            elif self._capacity:
+                directory = self._kept(parent)
+            else:
+                directory = opened = self._walk(self._root_fd, parent)
+            yield directory, name
+        except OSError as exc:
+            exc.filename = path
+            raise
+        finally:
+            if opened is not None:
+                os.close(opened)
+
+    def _kept(self, path: bytes) -> int:
+        fd = self._directories.get(path)
+        if fd is not None:
+            self._directories.move_to_end(path)
+            return fd
+        parent, _, name = path.rpartition(b"/")
+        kept = self._directories.get(parent)
+        fd = self._walk(self._root_fd, path) if kept is None else self._walk(kept, name)
+        self._directories[path] = fd
+        if len(self._directories) > self._capacity:
+            os.close(self._directories.popitem(last=False)[1])
+        return fd
+
+    def _walk(self, start: int, path: bytes) -> int:
+        """A descriptor of the directory `path` below `start`; the caller closes it."""
+        fd = start
+        for name in path.split(b"/"):
+            if name in (b"", b".", b"..") or b"\0" in name:
+                if fd != start:
+                    os.close(fd)
+                raise OSError(errno.EINVAL, "is not a path inside of the tree", path)
+            try:
+                following = os.open(name, _WALK, dir_fd=fd)
+            finally:
+                if fd != start:
+                    os.close(fd)
+            fd = following
+        return fd
+
+
+def file_blocks(fd: int, limit: int | None = None) -> Iterator[bytes]:
+    """The bytes of an open file from its current position, in blocks of up to 256 KiB, `limit` bytes at most."""
+    remaining = limit
+    while remaining is None or remaining > 0:
+        size = BLOCK_SIZE if remaining is None else min(BLOCK_SIZE, remaining)
+        block = os.read(fd, size)
+        if not block:
+            return
+        if remaining is not None:
+            remaining -= len(block)
+        yield block
