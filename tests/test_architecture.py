@@ -33,7 +33,7 @@ OPERATIONS = {"backup", "restore", "compare", "verify", "remove", "regress", "pr
 STORE_LAYERS = [
     OPERATIONS,
     {"repository", "snapshot", "listing", "content", "catalog"},
-    {"layout", "lock", "source", "files", "tree", "compression"},
+    {"batch", "compression", "files", "layout", "lock", "source", "tree"},
     {"plan", "selection", "when", "format"},
     {"entry"},
 ]
