@@ -1,0 +1,101 @@
+"""The manual and the parser say the same: verbs, usage, options, examples and exit codes."""
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from histfs.cli import make_parser
+
+MANUAL = (Path(__file__).parents[2] / "docs" / "manual.md").read_text()
+SECTIONS = {part.partition("\n")[0]: part.partition("\n")[2] for part in re.split(r"^## ", MANUAL, flags=re.M)[1:]}
+HELP = {"-h", "--help"}
+
+
+def subparsers(parser):
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action.choices.items()
+
+
+def leaves(parser, name=""):
+    """Each verb that takes no further word, with its parser."""
+    below = list(subparsers(parser))
+    if not below:
+        yield name, parser
+    for word, subparser in below:
+        yield from leaves(subparser, f"{name} {word}".strip())
+
+
+VERBS = dict(leaves(make_parser()))
+
+
+def options_of(parser):
+    return {option for action in parser._actions for option in action.option_strings}
+
+
+def documented_options(section):
+    """The options that have an item in a list; their values stand behind the long spelling."""
+    items = re.findall(r"^- ((?:`-[^`]*`(?:, )?)+):", section, flags=re.M)
+    return {spelling for item in items for spelling in re.findall(r"`([^`]*)`", item)}
+
+
+def spellings(parser):
+    for action in parser._actions:
+        for option in action.option_strings:
+            yield f"{option} {action.metavar}" if action.metavar and option.startswith("--") else option
+
+
+def text_of(markdown):
+    """Words alone: the manual is wrapped and marked up otherwise than the help."""
+    return " ".join(markdown.replace("`", "").split())
+
+
+def test_sections():
+    assert list(SECTIONS) == ["I have lost a file. What now?", "For every verb", *VERBS]
+    for verb in VERBS:
+        assert f"[`{verb}`](#{verb.replace(' ', '-')})" in MANUAL
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_usage(verb):
+    usage = text_of(VERBS[verb].format_usage().removeprefix("usage: ")).replace("[-h] ", "")
+    assert SECTIONS[verb].startswith(f"\n```\n{usage}\n```\n")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_options(verb):
+    assert documented_options(SECTIONS[verb]) == set(spellings(VERBS[verb])) - HELP
+
+
+def test_options_before_the_verb():
+    assert documented_options(SECTIONS["For every verb"]) == set(spellings(make_parser()))
+    usage = text_of(make_parser().format_usage().removeprefix("usage: "))
+    assert f"\n```\n{usage}\n```\n" in MANUAL
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_exit_codes(verb):
+    epilog = VERBS[verb].epilog
+    promised = re.findall(r"^  (\d)  (.*)$", epilog[epilog.index("exit codes") :], flags=re.M)
+    assert [code for code, _ in promised][:2] == ["0", "1"]
+    documented = re.findall(r"^\| (\d) \| (.*) \|$", SECTIONS[verb], flags=re.M)
+    assert [(code, text_of(meaning)) for code, meaning in documented] == promised
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_examples_are_those_of_the_help_and_can_be_parsed(verb):
+    epilog = VERBS[verb].epilog
+    examples = re.findall(r"^  (histfs .*?)(?:   .*)?$", epilog[epilog.index("examples:") :], flags=re.M)
+    assert examples
+    for example in examples:
+        assert re.search(rf"^{re.escape(example)}( +#.*)?$", SECTIONS[verb], flags=re.M), example
+    for line in re.findall(r"^histfs [^\[\n]*$", SECTIONS[verb], flags=re.M):
+        make_parser().parse_args(shlex.split(line.partition("|")[0], comments=True)[1:])
+
+
+def test_every_option_that_is_mentioned_exists():
+    known = {option for parser in [make_parser(), *VERBS.values()] for option in options_of(parser)} | {"--qu"}
+    assert set(re.findall(r"--[a-z][a-z-]*", MANUAL)) <= known
