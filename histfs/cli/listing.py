@@ -68,7 +68,9 @@ def add_to(verbs: "options.Verbs") -> None:
     sessions = options.add_verb(
         subjects, "sessions", "which sessions there are", description=SESSIONS_DESCRIPTION, epilog=SESSIONS_EPILOG
     )
-    sessions.add_argument("--utc", action="store_true", help="name the sessions in UTC, not in local time")
+    sessions.add_argument(
+        "--utc", action="store_true", help="show UTC, not local time; add a Z to such a name to use it with --at"
+    )
     sessions.add_argument("repository", metavar="REPO", type=options.path, help="the repository")
     sessions.set_defaults(run=run_sessions, if_stopped=IF_STOPPED)
     files = options.add_verb(

@@ -22,14 +22,14 @@ TIME, how the past is named:
   3D, 2h30m, 1W               so long ago (s m h D W, M = 30 days, Y = 365 days)
   0B, 1B, 2B                  the newest session, the one before, ...
   2024-05-03                  midnight at the start of that day
-  2024-05-03T10:00            a minute; also with seconds, and with an offset:
-  2024-05-03T10:00:00+02:00   (Z for UTC); local time without one
+  2024-05-03T10:00            the end of that minute; also with seconds, and
+  2024-05-03T10:00:30+02:00   with an offset (Z for UTC); else it is local time
   1714729200                  seconds since 1970
   @2024-05-03T10:00           a folder's name in the mount, and the first column
                               of `histfs list sessions`
 The newest session that is not later than TIME is meant."""
 
-LAST_SECOND = 253_402_300_799  # of the year 9999: no later time can be written in the name of a session
+LAST_SECOND = 4_102_444_799  # of the year 2099: the format has no later sessions (docs/format.md 2.1)
 
 
 class Parser(argparse.ArgumentParser):

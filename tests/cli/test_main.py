@@ -36,7 +36,7 @@ class TestArguments:
             ("backup", "src", "host::repo"),
             ("--current-time", "1.5", "backup", "src", "repo"),
             ("--current-time", "-5", "backup", "src", "repo"),
-            ("--current-time", "253402300800", "backup", "src", "repo"),
+            ("--current-time", "4102444800", "backup", "src", "repo"),
             ("restore", "--at", "repo", "target"),
             ("list", "files", "--nul=1", "repo"),
             ("--", "--version"),
@@ -92,7 +92,8 @@ class TestAnswers:
         "verb",
         ["", "backup", "restore", "mount", "umount", "list", "list sessions", "list files", "verify", "regress"],
     )
-    def test_help(self, cli, verb):
+    def test_help(self, cli, monkeypatch, verb):
+        monkeypatch.setenv("COLUMNS", "80")
         ran = cli(*verb.split(), "--help")
         assert (ran.code, ran.err) == (0, "")
         assert ran.out.startswith(f"usage: histfs {verb}".rstrip())

@@ -3,11 +3,14 @@
 import argparse
 import re
 import shlex
+from datetime import UTC
 from pathlib import Path
 
 import pytest
 
 from histfs.cli import make_parser
+from histfs.cli.options import TIMES
+from histfs.store.when import choose_session, parse_when
 
 MANUAL = (Path(__file__).parents[2] / "docs" / "manual.md").read_text()
 SECTIONS = {part.partition("\n")[0]: part.partition("\n")[2] for part in re.split(r"^## ", MANUAL, flags=re.M)[1:]}
@@ -99,3 +102,22 @@ def test_examples_are_those_of_the_help_and_can_be_parsed(verb):
 def test_every_option_that_is_mentioned_exists():
     known = {option for parser in [make_parser(), *VERBS.values()] for option in options_of(parser)} | {"--qu"}
     assert set(re.findall(r"--[a-z][a-z-]*", MANUAL)) <= known
+
+
+def times_in_the_manual():
+    table = SECTIONS["For every verb"].partition("### Times")[2].partition("\n\nThe newest")[0]
+    rows = re.findall(r"^\| (`.*`) \| ", table, flags=re.M)
+    return [time for row in rows for time in re.findall(r"`([^`]*)`", row)]
+
+
+def times_in_the_help():
+    rows = re.findall(r"^  (\S.*?)   ", TIMES, flags=re.M)
+    return [time for row in rows for time in row.split(", ")]
+
+
+@pytest.mark.parametrize("time", sorted({*times_in_the_manual(), *times_in_the_help()}))
+def test_every_way_to_write_a_time_is_understood(time):
+    sessions = range(1_700_000_000, 1_720_000_000, 60)
+    assert choose_session(parse_when(time, now=1_720_000_000, times=sessions, zone=UTC), sessions)
+    assert len(times_in_the_manual()) > 15
+    assert len(times_in_the_help()) > 11
