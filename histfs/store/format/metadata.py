@@ -47,7 +47,7 @@ _FIELDS = {
     b"AlternateIncrementName": rb"\d{1,19}",
 }
 _IN_ORDER = re.compile(
-    rb"File (.+)\n" + b"".join(rb"(?:  %b (%b)\n)?" % (name, syntax) for name, syntax in _FIELDS.items())
+    rb"File (.+)\n" + b"".join(rb"(?:  %b (%b)\n)?+" % (name, syntax) for name, syntax in _FIELDS.items())
 )
 _FIELD = re.compile(rb"^ *([A-Za-z0-9]+) (.+)$", re.MULTILINE)
 _ESCAPE = re.compile(rb"\\[n\\]")
@@ -56,8 +56,6 @@ _KINDS = {kind.value.encode(): kind for kind in Kind if not kind.is_device}
 _DEVICE_KINDS = {b"c": Kind.CHARACTER_DEVICE, b"b": Kind.BLOCK_DEVICE}
 _UNKNOWN_NAMES = (None, b":", b"None")  # `None` in very old files
 _WORDS = {kind: kind.value.split()[0].encode() for kind in Kind}
-_BOUNDARY = b"\nFile "
-_SEAM_BYTES = len(_BOUNDARY) - 1
 
 
 def quote_path(path: bytes) -> bytes:
@@ -68,6 +66,13 @@ def quote_path(path: bytes) -> bytes:
 def unquote_path(text: bytes) -> bytes:
     """The path that `quote_path` wrote. Any bytes are accepted; whether the path is safe is not checked."""
     return b"" if text == b"." else _unquote(text)
+
+
+def check_path(path: bytes) -> None:
+    """Raises FormatError if `path`, not the root, could lead out of the tree or is not in its one normal form."""
+    padded = b"/%b/" % path
+    if b"//" in padded or b"/./" in padded or b"/../" in padded or b"\0" in padded:
+        raise _bad("the path of a record leaves the tree", path)
 
 
 def _quote(text: bytes) -> bytes:
@@ -94,9 +99,7 @@ def parse_record(record: bytes) -> Entry:
         path = b""
     else:
         path = _unquote(path)
-        padded = b"/%b/" % path
-        if b"//" in padded or b"/./" in padded or b"/../" in padded:
-            raise _bad("the path of the record leaves the tree", path)
+        check_path(path)
     if b"\0" in record:
         raise _bad("a NUL byte in the record", path)
     try:
@@ -261,29 +264,32 @@ def _format_regular(entry: Entry) -> bytes:
     return lines
 
 
-def split_records(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The raw records of a metadata file that comes in chunks of any size.
+def split_records(
+    chunks: Iterable[bytes], start: bytes = b"File ", max_record_bytes: int = MAX_RECORD_BYTES
+) -> Iterator[bytes]:
+    """The raw records of a file that comes in chunks of any size; each record begins with a line that has `start`.
 
-    Nothing is checked: what stands before the first `File ` and a cut-off end come out as records that parse_record
+    Nothing is checked: what stands before the first record and a cut-off end come out as records that parse_record
     refuses. So does a record that is too long: its start comes out, the rest is dropped. Memory is bounded by
-    MAX_RECORD_BYTES and the size of a chunk; time is linear also in the number of chunks.
+    `max_record_bytes` and the size of a chunk; time is linear also in the number of chunks.
     """
+    boundary = b"\n" + start
     held: list[bytes] = []  # pieces of the record that is not complete yet
     held_bytes = 0
     data = b""  # what follows them: as much as a boundary that lies across two chunks may have
     for chunk in chunks:
         data += chunk
-        first, *others = data.split(_BOUNDARY)
+        first, *others = data.split(boundary)
         if others:
             yield b"".join((*held, first, b"\n"))
-            data = b"File " + others.pop()
+            data = start + others.pop()
             for record in others:
-                yield b"File %b\n" % record
+                yield b"%b%b\n" % (start, record)
             held, held_bytes = [], 0
-        if held_bytes <= MAX_RECORD_BYTES:
-            held.append(data[:-_SEAM_BYTES])
+        if held_bytes <= max_record_bytes:
+            held.append(data[: -len(start)])
             held_bytes += len(held[-1])
-        data = data[-_SEAM_BYTES:]
+        data = data[-len(start) :]
     if held_bytes or data:
         yield b"".join((*held, data))
 
