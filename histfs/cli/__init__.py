@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace, output: Output) -> int:
     output.quiet = arguments.quiet
     if arguments.force and not getattr(arguments, "takes_force", False):
-        raise UsageError("--force has no meaning here", advice="only `histfs --force regress` takes it")
+        raise UsageError("--force has no meaning here", advice="only backup and regress take it")
     arguments.now = int(time.time()) if arguments.current_time is None else arguments.current_time
     exit_code: int = arguments.run(arguments, output)
     return exit_code
@@ -102,7 +102,9 @@ def make_parser() -> options.Parser:
     parser.add_argument("-V", "--version", action="version", version=f"histfs {__version__}")
     parser.add_argument("-q", "--quiet", action="store_true", help="no summaries and notes; only what is wrong")
     parser.add_argument(
-        "--force", action="store_true", help="with regress: undo a session whose process seems to be alive"
+        "--force",
+        action="store_true",
+        help="with backup and regress: undo an unfinished session although its process seems to be alive",
     )
     parser.add_argument(
         "--current-time",

@@ -11,8 +11,9 @@ Copy the state of SRC into REPO, as a new session. Afterwards REPO holds a plain
 copy of SRC, and what is needed to go back to every earlier session. REPO is
 made if it does not exist. SRC is only read.
 
-A session that was cut off (power, full disk, kill) is undone first, by itself.
-Every finished session stays readable all the time."""
+A session that was cut off (power, full disk, kill) is undone first, by itself;
+if its process seems to be alive, only with --force, before the verb. Every
+finished session stays readable all the time."""
 
 EPILOG = """\
 examples:
@@ -36,14 +37,16 @@ def add_to(verbs: "options.Verbs") -> None:
     parser.add_argument(
         "--print-statistics", action="store_true", help="print the session's statistics instead of the summary"
     )
-    parser.set_defaults(run=run, if_stopped=IF_STOPPED)
+    parser.set_defaults(run=run, if_stopped=IF_STOPPED, takes_force=True)
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     from histfs.store.backup import backup
     from histfs.store.format.stats import format_session_statistics
 
-    outcome = backup(arguments.source, arguments.repository, now=arguments.now, report=output.report)
+    outcome = backup(
+        arguments.source, arguments.repository, now=arguments.now, report=output.report, force=arguments.force
+    )
     exit_code = 0
     if outcome.regressed:
         exit_code |= EXIT_WARNING

@@ -26,7 +26,7 @@ class TestBackup:
     def test_passes_on_its_arguments_and_sums_up_in_one_line(self, cli):
         cli.outcomes["backup"] = backed_up()
         ran = cli("--current-time", 1234, "backup", "src", "repo")
-        assert cli.calls["backup"] == (Path("src"), Path("repo"), {"now": 1234})
+        assert cli.calls["backup"] == (Path("src"), Path("repo"), {"now": 1234, "force": False})
         assert (ran.code, ran.err) == (0, "")
         assert ran.out == "7 files: 3 new, 2 changed, 1 deleted; 4096 bytes\n"
 
@@ -34,11 +34,16 @@ class TestBackup:
         monkeypatch.setattr("time.time", lambda: 99.9)
         cli.outcomes["backup"] = backed_up()
         cli("backup", "src", "repo")
-        assert cli.calls["backup"][2] == {"now": 99}
+        assert cli.calls["backup"][2] == {"now": 99, "force": False}
 
     def test_quiet(self, cli):
         cli.outcomes["backup"] = backed_up()
         assert cli("--quiet", "backup", "src", "repo").out == ""
+
+    def test_force(self, cli):
+        cli.outcomes["backup"] = backed_up()
+        cli("--force", "backup", "src", "repo")
+        assert cli.calls["backup"][2]["force"] is True
 
     @pytest.mark.parametrize("quiet", [(), ("-q",)])
     def test_statistics_are_printed_as_stored_and_alone(self, cli, quiet):
@@ -216,7 +221,7 @@ class TestRegress:
         assert cli.calls["regress"] == (Path("repo"), {"force": True})
 
 
-@pytest.mark.parametrize("verb", [("backup", "a", "b"), ("list", "sessions", "r"), ("umount", "m")])
+@pytest.mark.parametrize("verb", [("restore", "r", "t"), ("list", "sessions", "r"), ("umount", "m")])
 def test_force_is_refused_where_it_means_nothing(cli, verb):
     ran = cli("--force", *verb)
     assert ran.code == 1
