@@ -12,7 +12,7 @@ set -eu
 usage='usage: contrib/setup.sh run|test|dev'
 level=${1:?"$usage"}
 run_packages='python3 python3-venv python3-dev gcc libc6-dev librsync-dev libfuse3-dev fuse3 pkg-config'
-test_packages='rdiff rsync attr acl'
+test_packages='rdiff rsync attr acl procps' # procps: rdiff-backup calls ps
 case $level in
     run) packages=$run_packages extras='' provides='run' ;;
     test) packages="$run_packages $test_packages" extras='[test]' provides='run test' ;;

@@ -1,0 +1,1 @@
+"""Speed, side by side with others on the same tree: `make bench`. The documentation claims only what this shows."""
