@@ -16,7 +16,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
 from histfs import rsync
@@ -205,8 +205,7 @@ class _Opening:
     def _is_still(self, mirror: int, session_time: int | None) -> bool:
         """Whether the mirror file holds the version that the newest finished session recorded."""
         try:
-            with closing(self._repository.snapshot(session_time or 0)) as snapshot:
-                node = snapshot.listing().find(self._entry.path)
+            node = self._repository.reference(session_time or 0).find(self._entry.path)
         except (NotFoundError, NotADirectoryEntryError):
             return False
         status = os.fstat(mirror)
@@ -214,7 +213,7 @@ class _Opening:
             return False
         if node.sha1 is None:
             return node.entry.mtime_s == int(status.st_mtime // 1)
-        return _sha1_of(mirror) == node.sha1
+        return sha1_of(mirror) == node.sha1
 
     def _check_mirror_is_current(self, mirror: int | None) -> None:
         """That the name still means the file that was opened: then the increments were looked for in its time."""
@@ -312,7 +311,7 @@ def _free_for_temporary_files() -> int:
     return status.f_bavail * status.f_frsize * 9 // 10
 
 
-def _sha1_of(fd: int) -> bytes:
+def sha1_of(fd: int) -> bytes:
     digest = hashlib.sha1(usedforsecurity=False)
     offset = 0
     while block := os.pread(fd, BLOCK_SIZE, offset):

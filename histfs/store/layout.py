@@ -7,8 +7,8 @@ Paths returned here are on-disk paths relative to the repository's root, quoted 
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from histfs.errors import DamagedError
 from histfs.store.entry import Entry, join
+from histfs.store.format.listing import lists_needed
 from histfs.store.format.names import format_increment_name, parse_increment_name
 from histfs.store.format.quoting import NO_QUOTING, Quoting
 from histfs.store.plan import Increment
@@ -134,24 +134,9 @@ class State(NamedTuple):
 
         Raises DamagedError where the chain is broken (docs/format.md 5.3, 5.5).
         """
-        if session_time not in self.metadata:
-            raise DamagedError(
-                "the list of files of this session is missing",
-                at=session_time,
-                advice="other sessions can still be read",
-            )
-        files: list[bytes] = []
-        for time in sorted(t for t in self.metadata if t >= session_time):
-            snapshot, diff = self.metadata[time]
-            if snapshot is not None:
-                return [*files, snapshot]
-            assert diff is not None
-            files.append(diff)
-        raise DamagedError(
-            "no full list of files follows this session, so that its own cannot be put together",
-            at=session_time,
-            advice="sessions before an older mirror_metadata snapshot can still be read",
-        )
+        types = {time: b"diff" if files.snapshot is None else b"snapshot" for time, files in self.metadata.items()}
+        needed = lists_needed(session_time, types, {*self.root_increments, *self.markers})
+        return [self.metadata[time].snapshot or self.metadata[time].diff or b"" for time in needed]
 
 
 def parse_state(names: Iterable[bytes], quoting: Quoting) -> State:

@@ -129,6 +129,13 @@ class Listing:
         """Up to `limit` nodes in the directory at `row` that come after the row `after`, in order."""
         return list(self._nodes("e.parent = ? and e.row > ? order by e.row", (row, after), limit))
 
+    def nodes(self) -> Iterator[Node]:
+        """All nodes in order."""
+        after = -1
+        while page := list(self._nodes("e.row > ? order by e.row", (after,), 1000)):
+            yield from page
+            after = page[-1].row
+
     def find(self, path: bytes) -> Node:
         """The node at `path`; NotFoundError, NotADirectoryEntryError."""
         node = self.node(0)

@@ -19,7 +19,7 @@ _CLOCK_SLACK_S = 2.0
 
 
 @contextmanager
-def locked(tree: WritableTree, *, verb: str, session_time: int) -> Iterator[None]:
+def locked(tree: WritableTree, *, verb: str) -> Iterator[None]:
     """Hold the exclusive lock of the repository; LockedError if another program holds it.
 
     The text in the file is for people: it says who holds the lock, and is emptied at the end.
@@ -35,7 +35,7 @@ def locked(tree: WritableTree, *, verb: str, session_time: int) -> Iterator[None
             ) from None
         os.ftruncate(fd, 0)
         text = f"cmd: histfs {verb}\nhostname: {socket.gethostname()}\npid: {os.getpid()}\n"
-        write_blocks(fd, [text.encode(), b"timestamp: '" + format_time(session_time) + b"'\n"])
+        write_blocks(fd, [text.encode(), b"timestamp: '" + format_time(int(time.time())) + b"'\n"])
         yield
         os.ftruncate(fd, 0)
     finally:

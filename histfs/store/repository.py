@@ -8,6 +8,7 @@ from typing import Self
 
 from histfs.errors import NotARepositoryError, NotFoundError, printable_time, storage_errors
 from histfs.store.layout import DATA, Layout, State, read_layout, read_state
+from histfs.store.listing import Listing
 from histfs.store.snapshot import Snapshot
 from histfs.store.tree import Tree
 
@@ -24,6 +25,8 @@ class Repository:
         self.tree = tree
         self.layout: Layout = read_layout(tree)
         self._lock = threading.Lock()
+        self._reference_lock = threading.Lock()
+        self._reference: Snapshot | None = None
         self._state: State | None = None
         self._state_is_of: tuple[int, int] | None = None
 
@@ -64,6 +67,7 @@ class Repository:
         return repository
 
     def close(self) -> None:
+        self._drop_reference()
         self.tree.close()
 
     def __enter__(self) -> Self:
@@ -100,6 +104,19 @@ class Repository:
                 advice="`histfs list sessions` shows those that are",
             )
         return Snapshot(self, session_time)
+
+    def reference(self, session_time: int) -> Listing:
+        """The listing of the newest finished session, to compare the mirror with; kept until another is asked for."""
+        with self._reference_lock:
+            if self._reference is None or self._reference.time != session_time:
+                self._drop_reference()
+                self._reference = self.snapshot(session_time)
+            return self._reference.listing()
+
+    def _drop_reference(self) -> None:
+        if self._reference is not None:
+            self._reference.close()
+            self._reference = None
 
 
 def find_repository(path: Path) -> tuple[Path, bytes]:

@@ -18,7 +18,7 @@ from histfs.store.entry import Entry, Kind, LinkGroup, join
 from histfs.store.layout import DATA
 from histfs.store.tree import BLOCK_SIZE, NotRegularError, Tree
 
-_KINDS = {
+KINDS = {
     stat.S_IFREG: Kind.REGULAR,
     stat.S_IFDIR: Kind.DIRECTORY,
     stat.S_IFLNK: Kind.SYMLINK,
@@ -174,7 +174,7 @@ def changed(path: bytes) -> SourceError:
 
 def entry_of(path: bytes, status: os.stat_result, target: bytes = b"") -> Entry:
     """The entry that lstat(2) and readlink(2) tell; without the digest of its content."""
-    kind = _KINDS[stat.S_IFMT(status.st_mode)]
+    kind = KINDS[stat.S_IFMT(status.st_mode)]
     is_regular = kind is Kind.REGULAR
     return Entry(
         path=path,

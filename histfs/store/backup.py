@@ -1,0 +1,244 @@
+"""One session: the source's state becomes the newest snapshot, the last one becomes history.
+
+Order (docs/format.md 7.1, 8.3): lock; undo what a broken session left; a second marker, durable: the session is open;
+increments and new contents in ordered batches (see `batch`); lists and statistics; a barrier; the last session's full
+list goes if a diff replaces it; at the very end its marker goes: this commits the session.
+Any error of the repository stops the session and leaves it open; the next one undoes it. Trouble with files of the
+source is reported, and their last versions stay.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+from histfs.errors import (
+    EXIT_FILE_WARNING,
+    HistfsError,
+    NotARepositoryError,
+    SourceError,
+    UsageError,
+    printable_time,
+    storage_errors,
+)
+from histfs.store.batch import Batch
+from histfs.store.entry import Entry, is_below, sort_key
+from histfs.store.files import WritableTree
+from histfs.store.format.listing import previous_stays_snapshot
+from histfs.store.format.stats import SessionStatistics
+from histfs.store.increments import IncrementWriter
+from histfs.store.layout import CHARS_TO_QUOTE, DATA, INCREMENTS, SPECIAL_ESCAPES, State, read_state
+from histfs.store.lock import locked, marker_text
+from histfs.store.mirror import MirrorUpdate, Update
+from histfs.store.records import SessionRecords
+from histfs.store.recovery import recover
+from histfs.store.repository import Repository
+from histfs.store.source import Found, Source, Unreadable
+
+_KEEP = INCREMENTS + b"/.keep"  # an empty `increments` would keep other programs from undoing a session (trap 4)
+
+
+class BackupOutcome(NamedTuple):
+    """What a session did. `regressed`: a session that had not finished was undone first."""
+
+    statistics: SessionStatistics
+    source_errors: int  # files that could not be read
+    source_warnings: int  # files that vanished or changed while they were read
+    regressed: bool
+
+
+def backup(
+    source: Path, repository: Path, *, now: int, report: Callable[[HistfsError], None], force: bool = False
+) -> BackupOutcome:
+    """Run a session at `now` (seconds since the epoch) from the directory `source` to `repository`.
+
+    The repository is made if there is none. `report` is told of everything that went wrong without stopping the
+    session. `force` undoes an unfinished session even if its writer seems to run still. Raises HistfsError.
+    """
+    with ExitStack() as stack:
+        opened = stack.enter_context(Source.open(source))
+        _check_apart(source, repository)
+        tree = stack.enter_context(_open_repository(repository))
+        with storage_errors(advice="the session is left open, and undone by the next one"):
+            with contextlib.suppress(FileExistsError):
+                tree.make_directory(DATA)
+            stack.enter_context(locked(tree, verb="backup"))
+            regressed = recover(tree, repository, report=report, force=force)
+            return _Session(tree, repository, opened, now, report).run()._replace(regressed=regressed)
+
+
+def _check_apart(source: Path, repository: Path) -> None:
+    source_path, repository_path = source.resolve(), repository.resolve()
+    if source_path.is_relative_to(repository_path):
+        raise UsageError(
+            "the source lies in the repository", path=source, advice="choose a repository outside of the source"
+        )
+
+
+def _open_repository(path: Path) -> WritableTree:
+    with storage_errors():
+        try:
+            tree = WritableTree.create(path)
+        except FileNotFoundError:
+            raise NotARepositoryError(
+                "cannot be made, as the directory it would lie in does not exist", path=path
+            ) from None
+        except NotADirectoryError:
+            raise NotARepositoryError("is not a directory, so not a repository", path=path) from None
+        names = tree.names(b"")
+        if names and DATA not in names:
+            tree.close()
+            raise NotARepositoryError(
+                "is a directory with other things in it, and not a repository",
+                path=path,
+                advice="choose an empty or a new directory",
+            )
+        return tree
+
+
+class _Session:
+    def __init__(
+        self,
+        tree: WritableTree,
+        path: Path,
+        source: Source,
+        now: int,
+        report: Callable[[HistfsError], None],
+    ) -> None:
+        self._tree = tree
+        self._repository = Repository(tree, path)
+        self._layout = self._repository.layout
+        self._source = source
+        self._now = now
+        self._report = report
+        self._state = read_state(tree, self._layout)
+        self._errors = 0
+        self._warnings = 0
+        self._unreadable: bytes | None = None  # what lies at and below this path is kept as it was
+
+    def run(self) -> BackupOutcome:
+        previous = self._state.mirror_time
+        if previous is not None and self._now <= previous:
+            raise UsageError(
+                f"the last session is of {printable_time(previous)}, which is not before now",
+                path=self._repository.path,
+                advice="check the clock, or wait a second",
+            )
+        started = time.monotonic()
+        if previous is None:
+            self._prepare_first()
+        else:
+            self._write_marker()
+        becomes_diff = previous is not None and not _previous_stays(self._state, previous)
+        with SessionRecords(self._tree, self._layout, self._now, previous if becomes_diff else None) as records:
+            self._update_mirror(previous, records)
+            statistics = records.finish(elapsed_s=time.monotonic() - started)
+        self._commit(previous, becomes_diff)
+        return BackupOutcome(statistics, self._errors, self._warnings, False)
+
+    def _prepare_first(self) -> None:
+        self._tree.make_directories(INCREMENTS)
+        for path in (_KEEP, CHARS_TO_QUOTE, SPECIAL_ESCAPES):
+            if not self._tree.exists(path):
+                self._tree.write_file(path, [])
+
+    def _write_marker(self) -> None:
+        path = self._layout.data_path(b"current_mirror", self._now, b"data")
+        self._tree.write_file(path, [marker_text()], durable=True)
+        self._tree.sync_directory(DATA)
+
+    def _update_mirror(self, previous: int | None, records: SessionRecords) -> None:
+        batch = Batch(self._tree, nothing_to_lose=previous is None)
+        increments = None if previous is None else IncrementWriter(self._tree, self._layout, previous)
+
+        def report(error: HistfsError) -> None:
+            records.add_error(error)
+            self._report(error)
+
+        mirror = MirrorUpdate(self._tree, self._layout, self._source, batch, increments, report)
+        old_entries = iter(()) if previous is None else self._repository.snapshot(previous).entries()
+        for old, found in paired(old_entries, self._source.walk(self._is_repository)):
+            if isinstance(found, Unreadable):
+                if not found.path:
+                    raise found.error
+                self._unreadable = found.path
+                self._count(found.error, records)
+                if old is not None:
+                    records.add(old, mirror.keep(old))
+                continue
+            update = self._update_path(mirror, old, found, records)
+            if update is not None:
+                records.add(old, update)
+            if found is not None and not found.path:
+                mirror.mark_root()
+        mirror.finish()
+
+    def _update_path(
+        self, mirror: MirrorUpdate, old: Entry | None, found: Found | None, records: SessionRecords
+    ) -> Update | None:
+        """What becomes of one path; None if it is new and cannot be read, so that there is nothing to record."""
+        if found is not None:
+            try:
+                return mirror.update(old, found)
+            except SourceError as error:
+                self._unreadable = found.path
+                self._count(error, records)
+                return None if old is None else mirror.keep(old)
+        assert old is not None
+        if self._unreadable is not None and is_below(old.path, self._unreadable):
+            return mirror.keep(old)
+        return mirror.remove(old)
+
+    def _count(self, error: SourceError, records: SessionRecords) -> None:
+        if error.exit_code == EXIT_FILE_WARNING:
+            self._warnings += 1
+        else:
+            self._errors += 1
+        records.add_error(error)
+        self._report(error)
+
+    def _is_repository(self, path: bytes, status: os.stat_result) -> bool:
+        if not os.path.samestat(status, os.fstat(self._tree.root_fd)):
+            return False
+        self._report(UsageError("is the repository itself, and is left out of the backup", path=path))
+        return True
+
+    def _commit(self, previous: int | None, becomes_diff: bool) -> None:
+        self._tree.sync()
+        if previous is None:
+            self._write_marker()
+            return
+        if becomes_diff:
+            snapshot = self._state.metadata[previous].snapshot
+            assert snapshot is not None
+            self._tree.unlink(snapshot)
+            self._tree.sync_directory(DATA)
+        self._tree.unlink(self._state.markers[previous])
+        self._tree.sync_directory(DATA)
+
+
+def _previous_stays(state: State, previous: int) -> bool:
+    """The chain rule for the list of the session before (docs/format.md 5.2)."""
+    older = sorted((time for time in state.metadata if time < previous), reverse=True)
+    return previous_stays_snapshot(b"diff" if state.metadata[time].snapshot is None else b"snapshot" for time in older)
+
+
+def paired(
+    old: Iterator[Entry], found: Iterator[Found | Unreadable]
+) -> Iterator[tuple[Entry | None, Found | Unreadable | None]]:
+    """Both streams, which are in metadata order, by path."""
+    entry = next(old, None)
+    item = next(found, None)
+    while entry is not None or item is not None:
+        if item is None or (entry is not None and sort_key(entry.path) < sort_key(item.path)):
+            yield entry, None
+            entry = next(old, None)
+        elif entry is None or entry.path != item.path:
+            yield None, item
+            item = next(found, None)
+        else:
+            yield entry, item
+            entry, item = next(old, None), next(found, None)

@@ -1,0 +1,65 @@
+"""Ordered batches: nothing old is overwritten before what preserves it is on the disk.
+
+A session writes increments and new contents aside (new files under temporary names) and puts off every change to
+what the mirror already holds. When a batch is large enough there is one barrier, and then the changes are made, in
+order. So a power cut at any moment leaves for every path either the old file, or the new one and the increment that
+leads back. A barrier for a batch costs a fraction of one for each file.
+"""
+
+from collections.abc import Callable
+
+from histfs.store.entry import Kind
+from histfs.store.files import Attributes, WritableTree
+
+MAX_CHANGES = 1000
+MAX_BYTES = 256 << 20
+
+
+class Batch:
+    """Changes to a tree that wait for a barrier. Paths are on-disk paths."""
+
+    def __init__(self, tree: WritableTree, *, nothing_to_lose: bool = False) -> None:
+        self._tree = tree
+        self._needs_barrier = not nothing_to_lose
+        self._changes: list[Callable[[], None]] = []
+        self._sources: dict[bytes, bytes] = {}
+        self._bytes = 0
+
+    def add_bytes(self, size_bytes: int) -> None:
+        """Count what was written aside, to keep a batch small."""
+        self._bytes += size_bytes
+
+    def replace(self, temporary: bytes, path: bytes) -> None:
+        """Put off: `temporary` takes the place of `path`."""
+        self._sources[path] = temporary
+        self._changes.append(lambda: self._tree.rename(temporary, path))
+
+    def unlink(self, path: bytes) -> None:
+        """Put off: `path` goes (it may be gone already)."""
+        self._changes.append(lambda: self._tree.unlink(path, missing_ok=True))
+
+    def remove_directory(self, path: bytes) -> None:
+        """Put off: the directory `path` goes, with whatever is left in it."""
+        self._changes.append(lambda: self._tree.remove_tree(path))
+
+    def set_attributes(self, path: bytes, kind: Kind, attributes: Attributes) -> None:
+        """Put off: `path` gets its attributes."""
+        self._changes.append(lambda: self._tree.set_attributes(path, kind, attributes))
+
+    def present_name(self, path: bytes) -> bytes:
+        """Under which name the new content of `path` lies now: a temporary one until the batch is applied."""
+        return self._sources.get(path, path)
+
+    def apply_if_large(self) -> None:
+        if len(self._changes) >= MAX_CHANGES or self._bytes >= MAX_BYTES:
+            self.apply()
+
+    def apply(self) -> None:
+        """The barrier, then the changes. An OSError leaves the session open: the next one regresses it."""
+        if self._changes and self._needs_barrier:
+            self._tree.sync()
+        for change in self._changes:
+            change()
+        self._changes.clear()
+        self._sources.clear()
+        self._bytes = 0

@@ -1,0 +1,126 @@
+"""Writing increments: what leads from the state that a session makes back to the one before (docs/format.md 6)."""
+
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator
+
+from histfs import rsync
+from histfs.store import plan
+from histfs.store.compression import compress
+from histfs.store.entry import Entry, Kind
+from histfs.store.files import Attributes, WritableTree, write_blocks
+from histfs.store.layout import Layout
+from histfs.store.tree import file_blocks
+
+# Content that is compressed already; the list is part of the format's defaults (docs/format.md 6.3).
+_NOT_COMPRESSED = re.compile(
+    rb".*\.(?:7z|aac|arj|asc|avi|bik|bz|bz2|deb|docx|flac|flv|gif|gpg|gz|jp2|jpeg|jpg|jsonlz4|lharc|lz4|lzh|lzma|lzo"
+    rb"|m4a|m4v|mdf|mkv|mov|mozlz4|mp3|mp4|mpeg|mpg|oga|ogg|ogm|ogv|opus|pgp|pk3|png|rar|rm|rpm|rz|shn|tgz|tzst|vob"
+    rb"|webm|webp|wma|wmv|xlsx|xz|z|zip|zoo|zst)\Z",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+class IncrementWriter:
+    """Writes the increments that preserve the states of the session at `session_time`."""
+
+    def __init__(self, tree: WritableTree, layout: Layout, session_time: int) -> None:
+        self._tree = tree
+        self._layout = layout
+        self._time = session_time
+
+    def write(self, old: Entry | None, new: Entry | None, new_content: bytes | None = None) -> int:
+        """Preserve `old`, whose place `new` takes; the size of the increment in bytes.
+
+        The mirror must still hold `old`. `new_content`: where the content of a regular `new` lies (a path in the tree).
+        Raises OSError, also if the increment exists.
+        """
+        known = old or new
+        assert known is not None
+        match plan.increment_type(old, new):
+            case b"missing":
+                return self._create(known, b"missing", iter(()), None)
+            case b"dir":
+                assert old is not None
+                return self._create(old, b"dir", iter(()), None)
+            case b"diff":
+                assert old is not None
+                assert new_content is not None
+                return self._write_diff(old, new_content)
+            case _:
+                assert old is not None
+                return self._write_snapshot(old)
+
+    def _write_diff(self, old: Entry, new_content: bytes) -> int:
+        new_fd = self._tree.open_file(new_content)
+        try:
+            old_fd = self._tree.open_file(self._layout.mirror_path(old))
+            try:
+                parameters = rsync.recommend(block_len=block_len(os.fstat(new_fd).st_size))
+                blocks = rsync.delta(rsync.Signature.of(new_fd, parameters), old_fd)
+                return self._create(old, b"diff", blocks, os.fstat(old_fd))
+            finally:
+                os.close(old_fd)
+        finally:
+            os.close(new_fd)
+
+    def _write_snapshot(self, old: Entry) -> int:
+        mirror_path = self._layout.mirror_path(old)
+        status = self._tree.stat(mirror_path)
+        if stat.S_ISREG(status.st_mode):  # also where an empty file stands for a special one (docs/format.md 4.5)
+            fd = self._tree.open_file(mirror_path)
+            try:
+                return self._create(old, b"snapshot", file_blocks(fd), status)
+            finally:
+                os.close(fd)
+        path = self._layout.increment_path(old, self._time, b"snapshot")
+        self._tree.make_directories(path.rpartition(b"/")[0])
+        if old.kind is Kind.SYMLINK:
+            self._tree.make_symlink(path, old.target)
+        else:
+            self._tree.make_special(path, old)
+        self._tree.set_attributes(path, old.kind, Attributes(old.mode & 0o777, old.uid, old.gid, None))
+        return 0
+
+    def _create(self, entry: Entry, type_: bytes, blocks: Iterator[bytes], status: os.stat_result | None) -> int:
+        """A regular increment file. `status`: of the mirror file, for the fraction of a second in its mtime."""
+        is_content = type_ in (b"diff", b"snapshot")
+        compressed = is_content and _NOT_COMPRESSED.fullmatch(entry.path) is None
+        path = self._layout.increment_path(entry, self._time, type_, compressed=compressed)
+        fd = self._create_file(path)
+        try:
+            size = write_blocks(fd, compress(blocks) if compressed else blocks)
+            if type_ != b"missing":
+                # Without setuid and setgid: an increment is not a program, and the record keeps these bits.
+                attributes = Attributes(entry.mode & 0o777, entry.uid, entry.gid, mtime_ns(entry, status))
+                self._tree.set_file_attributes(fd, attributes)
+        except OSError as exc:
+            exc.filename = path
+            raise
+        finally:
+            os.close(fd)
+        return size
+
+    def _create_file(self, path: bytes) -> int:
+        try:
+            return self._tree.create_file(path)
+        except FileNotFoundError:
+            self._tree.make_directories(path.rpartition(b"/")[0])
+            return self._tree.create_file(path)
+
+
+def block_len(size_bytes: int) -> int:
+    """The block length of a signature: about the square root of the size, and small for small files.
+
+    A change costs about a block of literal data on each side, so small blocks make small increments.
+    """
+    return 64 if size_bytes < 10 * 1024 else math.isqrt(size_bytes) & ~15
+
+
+def mtime_ns(entry: Entry, status: os.stat_result | None) -> int:
+    """The recorded mtime, with the fraction of a second that a file on disk (`status`) knows of."""
+    if status is not None and status.st_mtime_ns // 10**9 == entry.mtime_s:
+        return status.st_mtime_ns
+    return entry.mtime_s * 10**9

@@ -1,0 +1,40 @@
+"""The numbers that stand for names too long for the mirror or for increments (docs/format.md 3.4)."""
+
+from histfs.store.entry import join
+from histfs.store.files import WritableTree
+from histfs.store.layout import LONG_NAMES
+
+_NEXT_FREE = join(LONG_NAMES, b"next_free")
+
+
+class LongNames:
+    """Gives out numbers, each once in the life of the repository."""
+
+    def __init__(self, tree: WritableTree) -> None:
+        self._tree = tree
+        self._next: int | None = None
+
+    def next_number(self) -> int:
+        """A number that was never used; the counter on disk is ahead of it before it is used."""
+        if self._next is None:
+            self._tree.make_directories(LONG_NAMES)
+            self._next = self._first_free()
+        number = self._next
+        self._next += 1
+        self._store(self._next)
+        return number
+
+    def _first_free(self) -> int:
+        """What the counter says, or more: a power cut may have lost the counter and kept a file of a number."""
+        used = [int(name.partition(b".")[0]) for name in self._tree.names(LONG_NAMES) if name[:1].isdigit()]
+        try:
+            counter = int(self._tree.read_small_file(_NEXT_FREE, limit=100))
+        except (FileNotFoundError, ValueError):
+            counter = 1
+        return max([counter, *(number + 1 for number in used)])
+
+    def _store(self, number: int) -> None:
+        temporary = _NEXT_FREE + b".new"
+        self._tree.unlink(temporary, missing_ok=True)
+        self._tree.write_file(temporary, [b"%d" % number])
+        self._tree.rename(temporary, _NEXT_FREE)

@@ -1,0 +1,441 @@
+"""Bringing the mirror, path by path, from the state of the last session to that of the source.
+
+For each path: what the mirror still holds is preserved as an increment, new content is written aside, and the change
+itself is put off until the batch has had its barrier (see `batch`). What did not exist before is written in place at
+once: nothing is lost if it is there too early, as the list of the last session does not name it.
+"""
+
+import errno
+import hashlib
+import itertools
+import os
+import secrets
+import stat
+from collections.abc import Callable
+from typing import NamedTuple
+
+from histfs.errors import DamagedError, HistfsError, SourceError
+from histfs.store import plan
+from histfs.store.batch import Batch
+from histfs.store.entry import Entry, Kind, is_below, join
+from histfs.store.files import Attributes, WritableTree, write_blocks
+from histfs.store.increments import IncrementWriter, mtime_ns
+from histfs.store.layout import Layout
+from histfs.store.long_names import LongNames
+from histfs.store.source import Found, Source
+from histfs.store.tree import NotRegularError
+
+_Key = tuple[int, int]
+
+
+class Update(NamedTuple):
+    """What became of one path: its new record, and what was written for it."""
+
+    record: Entry | None  # None: it does not exist any more
+    is_changed: bool
+    increment_bytes: int | None = None  # None: no increment was written
+
+
+class _Group(NamedTuple):
+    """A link group of this session: where its content lies in the mirror, and its digest."""
+
+    mirror_path: bytes
+    sha1: bytes
+
+
+class _Directory(NamedTuple):
+    """A directory on the way to the current path."""
+
+    path: bytes
+    old: Entry | None
+    new: Entry | None
+    status: os.stat_result | None  # of the source; None: the attributes in the mirror stay those of the record
+    replacement: bytes | None  # the temporary file that takes the directory's place in the end
+
+
+class MirrorUpdate:
+    """One session's changes to the mirror. Call in metadata order; `increments` is None in a first session.
+
+    `report` is told of damage found in the mirror. OSErrors concern the repository; SourceErrors the source, and leave
+    the path as it was.
+    """
+
+    def __init__(
+        self,
+        tree: WritableTree,
+        layout: Layout,
+        source: Source,
+        batch: Batch,
+        increments: IncrementWriter | None,
+        report: Callable[[HistfsError], None],
+    ) -> None:
+        self._tree = tree
+        self._layout = layout
+        self._source = source
+        self._batch = batch
+        self._increments = increments
+        self._report = report
+        self._long_names = LongNames(tree)
+        self._is_root = os.geteuid() == 0
+        self._temporary = (b"rdiff-backup.tmp.%d" % number for number in itertools.count(secrets.randbits(62)))
+        self._directories: list[_Directory] = []
+        self._marked = 0  # so many of `_directories`, from the root, need their attributes set when they are left
+        self._groups: dict[_Key, _Group] = {}
+        self._old_digests: dict[_Key, bytes] = {}
+        self._claimed: dict[int, _Key] = {}  # inodes of the mirror that belong to a link group of this session
+
+    # What can happen to a path
+
+    def update(self, old: Entry | None, found: Found) -> Update:
+        """The path exists in the source now. Raises SourceError if its content cannot be had."""
+        self._enter(found.path)
+        self._remember_digest(old)
+        new = self._named(old, found.entry)
+        if new.kind is Kind.DIRECTORY:
+            return self._directory(old, new, found.status)
+        if new.kind is Kind.REGULAR:
+            return self._regular(old, found._replace(entry=new))
+        return self._special(old, new)
+
+    def remove(self, old: Entry) -> Update:
+        """The path does not exist in the source any more."""
+        self._enter(old.path)
+        self._remember_digest(old)
+        increment_bytes = self._preserve(old, None)
+        if old.kind is Kind.DIRECTORY:
+            self._directories.append(_Directory(old.path, old, None, None, None))
+        else:
+            self._batch.unlink(self._layout.mirror_path(old))
+        return Update(None, True, increment_bytes)
+
+    def keep(self, old: Entry) -> Update:
+        """The source cannot tell what the path is now: the record stays as it was.
+
+        As the numbers that tell hard links are of another time, the path is a file of its own until it can be read.
+        """
+        self._enter(old.path)
+        self._remember_digest(old)
+        if old.kind is Kind.DIRECTORY:
+            self._directories.append(_Directory(old.path, old, old, None, None))
+        return Update(old._replace(link_group=None, sha1=self._digest(old)), False)
+
+    def mark_root(self) -> None:
+        """Write the increment of the root also if nothing changes: tools find sessions by it (docs/format.md 8.3)."""
+        self._touch()
+
+    def finish(self) -> None:
+        """Leave all directories and make all changes that wait."""
+        while self._directories:
+            self._leave()
+        self._batch.apply()
+
+    # Directories
+
+    def _enter(self, path: bytes) -> None:
+        """Leave the directories that `path` does not lie in."""
+        while self._directories and not is_below(path, self._directories[-1].path):
+            self._leave()
+        self._batch.apply_if_large()
+
+    def _leave(self) -> None:
+        directory = self._directories.pop()
+        is_marked = len(self._directories) < self._marked
+        self._marked = min(self._marked, len(self._directories))
+        if directory.new is None or directory.new.kind is not Kind.DIRECTORY:
+            assert directory.old is not None
+            self._batch.remove_directory(self._layout.mirror_path(directory.old))
+            if directory.replacement is not None:
+                self._batch.replace(directory.replacement, self._layout.mirror_path(directory.old))
+        elif is_marked:
+            attributes = self._attributes(directory.new, directory.status)
+            self._batch.set_attributes(self._layout.mirror_path(directory.new), Kind.DIRECTORY, attributes)
+
+    def _touch(self) -> None:
+        """Something below the open directories changes: each gets an increment, and its attributes again at the end."""
+        for directory in self._directories[self._marked :]:
+            if self._increments is not None and directory.old is not None and directory.old.kind is Kind.DIRECTORY:
+                self._write_marker(directory.old, directory.new)
+        self._marked = len(self._directories)
+
+    def _write_marker(self, old: Entry, new: Entry | None) -> int:
+        assert self._increments is not None
+        try:
+            return self._increments.write(old, new)
+        except FileExistsError:  # written when the directory itself changed
+            return 0
+
+    def _directory(self, old: Entry | None, new: Entry, status: os.stat_result) -> Update:
+        path = self._layout.mirror_path(new)
+        change = plan.change(old, new)
+        increment_bytes: int | None = None
+        if change is plan.Change.REPLACED:
+            increment_bytes = self._preserve(old, new)
+            if old is not None:
+                # The barrier must come before the directory can be made, as its children are written at once.
+                self._batch.unlink(self._layout.mirror_path(old))
+                self._batch.apply()
+            self._make_directory(path)
+        elif not self._is_directory(path):
+            self._report(DamagedError("is missing in the mirror, and is made again", path=new.path))
+            self._make_directory(path)
+            self._touch()
+        self._directories.append(_Directory(new.path, old, new, status, None))
+        if change is not plan.Change.NONE:
+            self._touch()
+        return Update(new, change is not plan.Change.NONE, increment_bytes)
+
+    def _is_directory(self, path: bytes) -> bool:
+        try:
+            return stat.S_ISDIR(self._tree.stat(path).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def _make_directory(self, path: bytes) -> None:
+        try:
+            self._tree.make_directory(path)
+        except FileExistsError:
+            if not self._is_directory(path):
+                self._tree.unlink(path)
+                self._tree.make_directory(path)
+
+    # Regular files
+
+    def _regular(self, old: Entry | None, found: Found) -> Update:
+        key = found.entry.link_group.key if found.entry.link_group is not None else None
+        group = self._groups.get(key) if key is not None else None
+        if group is not None:
+            update = self._further_link(old, found, group)
+            if update is not None:
+                return update
+        update = self._file(old, found, key)
+        if key is not None and update.record is not None and update.record.sha1 is not None:
+            self._groups[key] = _Group(self._layout.mirror_path(update.record), update.record.sha1)
+        return update
+
+    def _file(self, old: Entry | None, found: Found, key: _Key | None) -> Update:
+        """A file, or the first of a link group."""
+        new = found.entry
+        change = plan.change(old, new)
+        status = self._intact_mirror_file(old)
+        stays = status is not None and self._may_stay(status, key, change)
+        sha1 = None if old is None else self._digest(old)
+        is_known = stays and sha1 is not None and _same_time(found.status, status)
+        if is_known and change in (plan.Change.NONE, plan.Change.ATTRIBUTES):
+            return self._unchanged_content(found, sha1, change)
+        temporary, new_sha1 = self._copy(old, found)
+        record = new._replace(sha1=new_sha1)
+        if old is not None and old.kind is Kind.REGULAR and (new_sha1, new.size_bytes) == (sha1, old.size_bytes):
+            if stays:
+                self._tree.unlink(temporary)
+                return self._unchanged_content(found, new_sha1, plan.Change.ATTRIBUTES)
+            self._replace(old, record, temporary)
+            return Update(record, True)
+        if old is not None and old.kind is Kind.REGULAR and status is None:
+            self._replace(old, record, temporary)
+            return Update(record, True)
+        return Update(record, True, self._preserve_and_replace(old, record, temporary))
+
+    def _unchanged_content(self, found: Found, sha1: bytes | None, change: plan.Change) -> Update:
+        record = found.entry._replace(sha1=sha1)
+        if change is not plan.Change.NONE:
+            self._touch()
+            path = self._layout.mirror_path(record)
+            self._batch.set_attributes(path, Kind.REGULAR, self._attributes(record, found.status))
+        return Update(record, change is not plan.Change.NONE)
+
+    def _further_link(self, old: Entry | None, found: Found, group: _Group) -> Update | None:
+        """Another link of a file that this session has already seen; None if the mirror cannot link it."""
+        new = found.entry
+        present = self._batch.present_name(group.mirror_path)
+        status = self._intact_mirror_file(old)
+        if status is not None and os.path.samestat(status, self._tree.stat(present)):
+            is_changed = plan.change(old, new) is not plan.Change.NONE
+            if is_changed:
+                self._touch()
+            return Update(new, is_changed)
+        temporary = self._new_name(old, new)
+        try:
+            self._tree.link(present, temporary)
+        except OSError as exc:
+            if exc.errno not in (errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV):
+                raise
+            return None
+        if old is not None and old.kind is Kind.REGULAR:
+            is_same = (self._digest(old), old.size_bytes) == (group.sha1, new.size_bytes)
+            if is_same or status is None:
+                self._replace(old, new, temporary)
+                return Update(new, True)
+        return Update(new, True, self._preserve_and_replace(old, new, temporary))
+
+    def _intact_mirror_file(self, old: Entry | None) -> os.stat_result | None:
+        """The status of the mirror's file for the record `old`; None if it is not there as recorded (reported)."""
+        if old is None or old.kind is not Kind.REGULAR:
+            return None
+        try:
+            status = self._tree.stat(self._layout.mirror_path(old))
+        except (FileNotFoundError, NotADirectoryError):
+            status = None
+        if status is not None and stat.S_ISREG(status.st_mode) and status.st_size == old.size_bytes:
+            return status
+        self._report(
+            DamagedError(
+                "is missing or damaged in the mirror; the file of the source is stored anew",
+                path=old.path,
+                advice="`histfs verify` tells which old versions of it are lost",
+            )
+        )
+        return None
+
+    def _may_stay(self, status: os.stat_result, key: _Key | None, change: plan.Change) -> bool:
+        """Whether the file or link group `key` may go on with this mirror file, shared with nobody who would mind."""
+        if status.st_nlink == 1:
+            return True
+        if key is None:
+            return change is plan.Change.NONE
+        return self._claimed.setdefault(status.st_ino, key) == key
+
+    def _copy(self, old: Entry | None, found: Found) -> tuple[bytes, bytes]:
+        """Copy the source's file under a new name in the mirror; the name and the SHA1 (hex)."""
+        path = self._new_name(old, found.entry)
+        digest = hashlib.sha1(usedforsecurity=False)
+        source_fd = self._source.open_file(found)
+        try:
+            fd = self._create(path)
+            try:
+                size = write_blocks(fd, self._source.read(found, source_fd, digest), sparse=True)
+                self._tree.set_file_attributes(fd, self._attributes(found.entry, found.status))
+            except SourceError:
+                self._tree.unlink(path)
+                raise
+            except OSError as exc:
+                exc.filename = path
+                raise
+            finally:
+                os.close(fd)
+        finally:
+            os.close(source_fd)
+        self._batch.add_bytes(size)
+        return path, digest.hexdigest().encode()
+
+    def _create(self, path: bytes) -> int:
+        try:
+            return self._tree.create_file(path)
+        except FileExistsError:  # foreign to the mirror, or left by a session that died: no list knows it
+            self._tree.remove_tree(path)
+            return self._tree.create_file(path)
+
+    # Everything else
+
+    def _special(self, old: Entry | None, new: Entry) -> Update:
+        """A symbolic link, fifo, socket or device."""
+        change = plan.change(old, new)
+        if change is plan.Change.NONE:
+            return Update(new, False)
+        path = self._new_name(old, new)
+        try:
+            self._make_special(path, new)
+        except FileExistsError:
+            self._tree.remove_tree(path)
+            self._make_special(path, new)
+        if change is plan.Change.ATTRIBUTES:
+            self._replace(old, new, path)
+            return Update(new, True)
+        return Update(new, True, self._preserve_and_replace(old, new, path))
+
+    def _make_special(self, path: bytes, new: Entry) -> None:
+        make_special(self._tree, path, new, self._attributes(new, None), is_root=self._is_root)
+
+    # Preserving and replacing
+
+    def _preserve(self, old: Entry | None, new: Entry | None, new_content: bytes | None = None) -> int | None:
+        self._touch()
+        if self._increments is None:
+            return None
+        try:
+            size = self._increments.write(old, new, new_content)
+        except (FileNotFoundError, NotADirectoryError, NotRegularError):
+            if old is None:
+                raise
+            self._report(DamagedError("is missing in the mirror: its last version is lost", path=old.path))
+            return None
+        self._batch.add_bytes(size)
+        return size
+
+    def _preserve_and_replace(self, old: Entry | None, new: Entry, temporary: bytes) -> int | None:
+        increment_bytes = self._preserve(old, new, temporary)
+        self._replace(old, new, temporary)
+        return increment_bytes
+
+    def _replace(self, old: Entry | None, new: Entry, temporary: bytes) -> None:
+        """Put `temporary` off to take the place of `old`; a directory goes when all that was in it has gone."""
+        self._touch()
+        if old is not None and old.kind is Kind.DIRECTORY:
+            self._directories.append(_Directory(old.path, old, new, None, temporary))
+        elif old is not None:
+            self._batch.replace(temporary, self._layout.mirror_path(new))
+
+    def _new_name(self, old: Entry | None, new: Entry) -> bytes:
+        """Where new content is written: in place if there was nothing, else under a temporary name beside it."""
+        path = self._layout.mirror_path(new)
+        if old is None:
+            return path
+        return join(path.rpartition(b"/")[0], next(self._temporary))
+
+    def _named(self, old: Entry | None, new: Entry) -> Entry:
+        """`new` with the alternate names it has or needs (docs/format.md 3.4)."""
+        if old is not None:
+            return new._replace(alternate_mirror=old.alternate_mirror, alternate_increment=old.alternate_increment)
+        if not new.path:
+            return new
+        parent = self._directories[-1].new if self._directories else None
+        if self._layout.mirror_name_is_too_long(new.name) or (parent and parent.alternate_mirror is not None):
+            return new._replace(alternate_mirror=self._long_names.next_number())
+        if self._layout.increment_name_is_too_long(new.name):
+            return new._replace(alternate_increment=self._long_names.next_number())
+        return new
+
+    def _attributes(self, entry: Entry, status: os.stat_result | None) -> Attributes:
+        mtime = mtime_ns(entry, status) if entry.kind.has_mtime else None
+        return Attributes(mirror_mode(entry, is_root=self._is_root), entry.uid, entry.gid, mtime)
+
+    # Digests of link groups
+
+    def _remember_digest(self, old: Entry | None) -> None:
+        if old is not None and old.link_group is not None and old.sha1 is not None:
+            self._old_digests[old.link_group.key] = old.sha1
+
+    def _digest(self, old: Entry) -> bytes | None:
+        if old.sha1 is None and old.link_group is not None:
+            return self._old_digests.get(old.link_group.key)
+        return old.sha1
+
+
+def _same_time(source: os.stat_result, mirror: os.stat_result | None) -> bool:
+    """Whether the fractions of a second agree; a mirror file without one was written in whole seconds."""
+    if mirror is None:
+        return False
+    fraction = mirror.st_mtime_ns % 10**9
+    return not fraction or fraction == source.st_mtime_ns % 10**9
+
+
+def make_special(tree: WritableTree, path: bytes, entry: Entry, attributes: Attributes, *, is_root: bool) -> None:
+    """Make a symbolic link, fifo, socket or device in the mirror; an empty file where an ordinary user cannot (4.5)."""
+    kind = entry.kind
+    if kind is Kind.SYMLINK:
+        tree.make_symlink(path, entry.target)
+    else:
+        try:
+            tree.make_special(path, entry)
+        except PermissionError:
+            if is_root:
+                raise
+            os.close(tree.create_file(path))
+            kind = Kind.REGULAR
+    tree.set_attributes(path, kind, attributes)
+
+
+def mirror_mode(entry: Entry, *, is_root: bool) -> int:
+    """The mode of an entry in the mirror: an ordinary user must be able to read and change it again."""
+    if is_root:
+        return entry.mode
+    return entry.mode | (0o700 if entry.kind is Kind.DIRECTORY else 0o600)

@@ -1,0 +1,160 @@
+"""The files in the data directory that describe a session: lists, statistics, errors (docs/format.md 1.3, 4, 5)."""
+
+import os
+import zlib
+from contextlib import ExitStack
+
+from histfs.errors import HistfsError, SourceError, printable
+from histfs.store.compression import LEVEL
+from histfs.store.entry import Entry, Kind
+from histfs.store.files import WritableTree, write_blocks
+from histfs.store.format.metadata import format_record
+from histfs.store.format.stats import (
+    FILE_STATISTICS_HEADER,
+    FileStatistic,
+    LoggedError,
+    SessionStatistics,
+    format_file_statistic,
+    format_logged_error,
+    format_session_statistics,
+)
+from histfs.store.layout import Layout
+from histfs.store.mirror import Update
+
+_BUFFER = 128 * 1024
+
+
+class CompressedFile:
+    """A new file that is gzip; it is made at the first byte, and without any it is an empty one without `.gz`."""
+
+    def __init__(self, tree: WritableTree, layout: Layout, base: bytes, session_time: int, type_: bytes) -> None:
+        self._tree = tree
+        self._path = layout.data_path(base, session_time, type_, compressed=True)
+        self._empty_path = layout.data_path(base, session_time, type_)
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._member = zlib.compressobj(LEVEL, zlib.DEFLATED, 31)
+        self._fd: int | None = None
+
+    def write(self, data: bytes) -> None:
+        self._pending.append(data)
+        self._pending_bytes += len(data)
+        if self._pending_bytes >= _BUFFER:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._fd is None:
+            self._fd = self._tree.create_file(self._path)
+        write_blocks(self._fd, [self._member.compress(b"".join(self._pending))])
+        self._pending.clear()
+        self._pending_bytes = 0
+
+    def finish(self) -> None:
+        if not self._pending and self._fd is None:
+            os.close(self._tree.create_file(self._empty_path))
+            return
+        self._flush()
+        assert self._fd is not None
+        write_blocks(self._fd, [self._member.flush()])
+        self.close()
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+class SessionRecords:
+    """Everything that is recorded of the session at `session_time`. A context manager that closes the files.
+
+    `previous`: the time of the session before, if its list becomes a reverse diff; None to leave its list as it is.
+    """
+
+    def __init__(self, tree: WritableTree, layout: Layout, session_time: int, previous: int | None) -> None:
+        self._tree = tree
+        self._layout = layout
+        self._time = session_time
+        self._list = CompressedFile(tree, layout, b"mirror_metadata", session_time, b"snapshot")
+        self._diff = None if previous is None else CompressedFile(tree, layout, b"mirror_metadata", previous, b"diff")
+        self._file_statistics = CompressedFile(tree, layout, b"file_statistics", session_time, b"data")
+        self._file_statistics.write(FILE_STATISTICS_HEADER)
+        self._errors = CompressedFile(tree, layout, b"error_log", session_time, b"data")
+        self.statistics = SessionStatistics(start_time_s=session_time)
+
+    def __enter__(self) -> "SessionRecords":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with ExitStack() as stack:
+            for file in (self._list, self._diff, self._file_statistics, self._errors):
+                if file is not None:
+                    stack.callback(file.close)
+
+    def add(self, old: Entry | None, update: Update) -> None:
+        """Record what became of a path whose last record is `old`. Call in metadata order."""
+        new = update.record
+        if new is not None:
+            self._list.write(format_record(new))
+        if self._diff is not None and old != new:
+            path = (old or new or Entry(b"", Kind.ABSENT)).path
+            self._diff.write(format_record(old if old is not None else Entry(path, Kind.ABSENT)))
+        self._count(old, update)
+
+    def add_error(self, error: HistfsError) -> None:
+        """Record trouble with one file: the session goes on without it."""
+        self.statistics = self.statistics._replace(errors=self.statistics.errors + 1)
+        kind = b"UpdateError" if isinstance(error, SourceError) else b"SpecialFileError"
+        path = os.fsencode(error.path if error.path is not None else b"")
+        logged = LoggedError(kind, printable(path).encode(), error.problem.encode("utf-8", "surrogateescape"))
+        self._errors.write(format_logged_error(logged))
+
+    def finish(self, *, elapsed_s: float) -> SessionStatistics:
+        """Write what is left; the statistics of the session."""
+        self._list.finish()
+        if self._diff is not None:
+            self._diff.finish()
+        self._file_statistics.finish()
+        self._errors.finish()
+        self.statistics = self.statistics._replace(end_time_s=self._time + elapsed_s).completed()
+        path = self._layout.data_path(b"session_statistics", self._time, b"data")
+        self._tree.write_file(path, [format_session_statistics(self.statistics)])
+        return self.statistics
+
+    def _count(self, old: Entry | None, update: Update) -> None:
+        new = update.record
+        old_bytes = old.size_bytes if old is not None else 0
+        new_bytes = new.size_bytes if new is not None else 0
+        path = (old or new or Entry(b"", Kind.ABSENT)).path
+        s = self.statistics
+        counts: dict[str, int] = {}
+        if new is not None:
+            counts |= {"source_files": s.source_files + 1, "source_file_bytes": s.source_file_bytes + new_bytes}
+        if old is not None:
+            counts |= {"mirror_files": s.mirror_files + 1, "mirror_file_bytes": s.mirror_file_bytes + old_bytes}
+        if old is None:
+            counts |= {"new_files": s.new_files + 1, "new_file_bytes": s.new_file_bytes + new_bytes}
+        elif new is None:
+            counts |= {"deleted_files": s.deleted_files + 1, "deleted_file_bytes": s.deleted_file_bytes + old_bytes}
+        elif update.is_changed:
+            counts |= {
+                "changed_files": s.changed_files + 1,
+                "changed_source_bytes": s.changed_source_bytes + new_bytes,
+                "changed_mirror_bytes": s.changed_mirror_bytes + old_bytes,
+            }
+        if update.increment_bytes is not None:
+            counts |= {
+                "increment_files": s.increment_files + 1,
+                "increment_file_bytes": s.increment_file_bytes + update.increment_bytes,
+            }
+        self.statistics = s._replace(**counts)
+        self._file_statistics.write(
+            format_file_statistic(
+                FileStatistic(
+                    path,
+                    update.is_changed,
+                    None if new is None else new_bytes,
+                    None if old is None else old_bytes,
+                    update.increment_bytes,
+                )
+            )
+        )

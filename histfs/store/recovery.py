@@ -1,0 +1,333 @@
+"""Undoing a session that did not finish (docs/format.md 7.2, 7.4).
+
+The repository goes back to the newest finished session. Every step can be repeated: a recovery that is killed is
+finished by the next one. Order: what the mirror must hold is rebuilt aside and checked; a barrier; it takes its
+place; a barrier; only then the increments it was rebuilt from go; the newer marker goes last.
+A file that cannot be rebuilt as it was stops the recovery with everything kept: nothing is put in its place.
+"""
+
+import itertools
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from histfs.errors import DamagedError, HistfsError, LockedError, UnfinishedError
+from histfs.store.batch import Batch
+from histfs.store.compression import compress
+from histfs.store.content import sha1_of
+from histfs.store.entry import Entry, Kind, is_below, join
+from histfs.store.files import Attributes, WritableTree, write_blocks
+from histfs.store.format.metadata import format_record
+from histfs.store.format.names import parse_increment_name
+from histfs.store.increments import mtime_ns
+from histfs.store.layout import DATA, INCREMENTS, LOCK, LONG_NAMES, State, read_state
+from histfs.store.listing import Listing, Node
+from histfs.store.lock import living_writer
+from histfs.store.mirror import make_special, mirror_mode
+from histfs.store.repository import Repository
+from histfs.store.snapshot import Snapshot
+from histfs.store.source import KINDS
+
+
+def recover(tree: WritableTree, path: Path, *, report: Callable[[HistfsError], None], force: bool = False) -> bool:
+    """Undo an unfinished session of the repository at `path`, whose lock is held; whether there was one.
+
+    Raises LockedError if its writer still runs (`force`: all the same), DamagedError if it cannot be undone.
+    """
+    repository = Repository(tree, path)
+    state = read_state(tree, repository.layout)
+    if state.is_failed_first_session:
+        return _undo_first_session(tree, path)
+    if len(state.markers) > 2:
+        raise DamagedError(
+            "has more than two current_mirror markers",
+            path=path,
+            advice="keep the newest one whose session finished, and move the others out of rdiff-backup-data",
+        )
+    if not state.markers:
+        raise DamagedError(
+            "has sessions but no current_mirror marker",
+            path=path,
+            advice="make an empty file rdiff-backup-data/current_mirror.TIME.data with the time of the newest"
+            " mirror_metadata snapshot",
+        )
+    unfinished = state.unfinished
+    good = state.mirror_time
+    if unfinished is None or good is None:
+        return False
+    if not force:
+        _check_writer_is_gone(tree, state.markers[unfinished])
+    _Regress(tree, repository, state, good, unfinished, report).run()
+    return True
+
+
+def _check_writer_is_gone(tree: WritableTree, marker: bytes) -> None:
+    """Other writers may not hold the lock, so the process that the marker names counts too."""
+    pid = living_writer(tree.read_small_file(marker, limit=4096), tree.stat(marker).st_mtime)
+    if pid is not None:
+        raise LockedError(
+            f"a session of process {pid} is running in the repository",
+            advice="wait until it has finished; if that process is something else, use --force",
+        )
+
+
+def _undo_first_session(tree: WritableTree, path: Path) -> bool:
+    """Empty a repository whose first session died: nothing in it was ever finished."""
+    names = set(tree.names(DATA)) - {LOCK.rpartition(b"/")[2]}
+    if not names:
+        others = [name for name in tree.names(b"") if name != DATA]
+        if others:
+            raise UnfinishedError(
+                "holds files, and an rdiff-backup-data in which no session was recorded",
+                path=path,
+                advice="choose another directory, or empty this one",
+            )
+        return False
+    if any(parse_increment_name(name) for _, name in _files_below(tree, INCREMENTS)):
+        raise DamagedError(
+            "has increments but no current_mirror marker, so that nothing tells which session is the newest", path=path
+        )
+    for name in tree.names(b""):
+        if name != DATA:
+            tree.remove_tree(name)
+    for name in names:
+        tree.remove_tree(join(DATA, name))
+    tree.sync()
+    return True
+
+
+def _files_below(tree: WritableTree, place: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Everything below `place` that is not a directory, as (directory on disk, name on disk)."""
+    pending = [place]
+    while pending:
+        directory = pending.pop()
+        try:
+            names = tree.names(directory)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        for name in names:
+            if stat.S_ISDIR(tree.stat(join(directory, name)).st_mode):
+                pending.append(join(directory, name))
+            else:
+                yield directory, name
+
+
+class _Regress:
+    """Brings the repository from within the session `unfinished` back to the session `good`.
+
+    A path without an increment of `good` was not touched by the session: if its file is damaged, it was so before, and
+    is reported and left. One with an increment is checked by its digest, and rebuilt if it is another version.
+    """
+
+    def __init__(
+        self,
+        tree: WritableTree,
+        repository: Repository,
+        state: State,
+        good: int,
+        unfinished: int,
+        report: Callable[[HistfsError], None],
+    ) -> None:
+        self._tree = tree
+        self._repository = repository
+        self._layout = repository.layout
+        self._state = state
+        self._good = good
+        self._unfinished = unfinished
+        self._report = report
+        self._batch = Batch(tree)
+        self._is_root = os.geteuid() == 0
+        self._rebuilt: dict[int, bytes] = {}  # the mirror paths of rebuilt files by the row of their inode
+        self._temporary = (b"rdiff-backup.tmp.%d" % number for number in itertools.count(secrets.randbits(62)))
+
+    def run(self) -> None:
+        increments = list(self._increments())
+        touched = {self._increment_place(directory, name) for directory, name in increments}
+        snapshot = self._repository.snapshot(self._good)
+        self._keep_full_list(snapshot)
+        self._restore_mirror(snapshot, touched)
+        self._batch.apply()
+        self._tree.sync()
+        for directory, name in increments:
+            self._tree.unlink(join(directory, name), missing_ok=True)
+        self._remove_session_files()
+        self._tree.sync()
+        self._tree.unlink(self._state.markers[self._unfinished], missing_ok=True)
+        self._tree.sync_directory(DATA)
+
+    # The mirror
+
+    def _restore_mirror(self, snapshot: Snapshot, touched: set[tuple[bytes, bytes]]) -> None:
+        listing = self._repository.reference(self._good)
+        directories: list[Entry] = []
+        for node in listing.nodes():
+            while directories and not is_below(node.entry.path, directories[-1].path):
+                self._leave(directories.pop())
+            path = self._layout.mirror_path(node.entry)
+            status = self._status(path)
+            if node.entry.kind is Kind.DIRECTORY:
+                self._restore_directory(listing, node, path, status)
+                directories.append(node.entry)
+            elif node.entry.kind is Kind.REGULAR:
+                self._restore_file(snapshot, node, path, status, self._layout.increments_of(node.entry) in touched)
+            else:
+                self._restore_special(node.entry, path, status)
+            self._batch.apply_if_large()
+        while directories:
+            self._leave(directories.pop())
+
+    def _status(self, path: bytes) -> os.stat_result | None:
+        try:
+            return self._tree.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _restore_directory(self, listing: Listing, node: Node, path: bytes, status: os.stat_result | None) -> None:
+        """Make sure that it is a directory, and that nothing is in it that the list does not name."""
+        if status is not None and not stat.S_ISDIR(status.st_mode):
+            self._tree.unlink(path)
+            status = None
+        if status is None:
+            self._tree.make_directory(path)
+            return
+        known = {DATA} if not path else set()
+        after = -1
+        while children := listing.children(node.row, after):
+            known.update(self._layout.mirror_path(child.entry).rpartition(b"/")[2] for child in children)
+            after = children[-1].row
+        for name in self._tree.names(path):
+            if name not in known:
+                self._tree.remove_tree(join(path, name))
+
+    def _leave(self, entry: Entry) -> None:
+        path = self._layout.mirror_path(entry)
+        self._batch.set_attributes(path, Kind.DIRECTORY, self._attributes(entry, self._status(path)))
+
+    def _restore_file(
+        self, snapshot: Snapshot, node: Node, path: bytes, status: os.stat_result | None, is_touched: bool
+    ) -> None:
+        entry = node.entry
+        if status is not None and self._holds_version(node, path, status, is_touched):
+            wanted = self._attributes(entry, status)
+            if not self._has(status, wanted):
+                self._tree.set_attributes(path, Kind.REGULAR, wanted)
+            return
+        try:
+            temporary = self._rebuild(snapshot, node, path)
+        except DamagedError as error:
+            if is_touched:
+                error.advice = "the unfinished session cannot be undone without it, and nothing was changed or removed"
+                raise
+            self._report(error)
+            return
+        if status is not None and stat.S_ISDIR(status.st_mode):
+            self._tree.remove_tree(path)
+        self._batch.replace(temporary, path)
+
+    def _holds_version(self, node: Node, path: bytes, status: os.stat_result, is_touched: bool) -> bool:
+        entry = node.entry
+        if not stat.S_ISREG(status.st_mode) or status.st_size != entry.size_bytes:
+            return False
+        if (not is_touched or node.sha1 is None) and status.st_mtime_ns // 10**9 == entry.mtime_s:
+            return True
+        fd = self._tree.open_file(path)
+        try:
+            return sha1_of(fd) == node.sha1
+        finally:
+            os.close(fd)
+
+    def _rebuild(self, snapshot: Snapshot, node: Node, path: bytes) -> bytes:
+        """The version of the good session under a temporary name; a link if the first of its group was rebuilt."""
+        temporary = join(path.rpartition(b"/")[0], next(self._temporary))
+        first = self._rebuilt.setdefault(node.inode_row, path)
+        if first != path:
+            self._tree.link(self._batch.present_name(first), temporary)
+            return temporary
+        with snapshot.open(node.entry, node.sha1) as content:
+            fd = self._tree.create_file(temporary)
+            try:
+                write_blocks(fd, content.blocks(), sparse=True)
+                mtime = content.mtime_ns if content.mtime_ns is not None else node.entry.mtime_s * 10**9
+                self._tree.set_file_attributes(fd, self._attributes(node.entry, None)._replace(mtime_ns=mtime))
+            except BaseException:
+                self._rebuilt.pop(node.inode_row)
+                self._tree.unlink(temporary)
+                raise
+            finally:
+                os.close(fd)
+        self._batch.add_bytes(content.size_bytes)
+        return temporary
+
+    def _restore_special(self, entry: Entry, path: bytes, status: os.stat_result | None) -> None:
+        if status is not None and self._is_same_special(entry, path, status):
+            return
+        temporary = join(path.rpartition(b"/")[0], next(self._temporary))
+        make_special(self._tree, temporary, entry, self._attributes(entry, None), is_root=self._is_root)
+        if status is not None and stat.S_ISDIR(status.st_mode):
+            self._tree.remove_tree(path)
+        self._batch.replace(temporary, path)
+
+    def _is_same_special(self, entry: Entry, path: bytes, status: os.stat_result) -> bool:
+        kind = KINDS.get(stat.S_IFMT(status.st_mode))
+        if kind is Kind.REGULAR and not self._is_root:
+            return status.st_size == 0  # stands for what an ordinary user cannot make
+        if kind is not entry.kind:
+            return False
+        if kind is Kind.SYMLINK:
+            return self._tree.readlink(path) == entry.target and self._has_owner(status, entry)
+        if kind.is_device and (os.major(status.st_rdev), os.minor(status.st_rdev)) != entry.device_number:
+            return False
+        return stat.S_IMODE(status.st_mode) == entry.mode and self._has_owner(status, entry)
+
+    def _attributes(self, entry: Entry, status: os.stat_result | None) -> Attributes:
+        mtime = mtime_ns(entry, status) if entry.kind.has_mtime else None
+        return Attributes(mirror_mode(entry, is_root=self._is_root), entry.uid, entry.gid, mtime)
+
+    def _has(self, status: os.stat_result, wanted: Attributes) -> bool:
+        owner = not self._is_root or (status.st_uid, status.st_gid) == (wanted.uid, wanted.gid)
+        return owner and stat.S_IMODE(status.st_mode) == wanted.mode and status.st_mtime_ns == wanted.mtime_ns
+
+    def _has_owner(self, status: os.stat_result, entry: Entry) -> bool:
+        return not self._is_root or (status.st_uid, status.st_gid) == (entry.uid, entry.gid)
+
+    # Lists and increments
+
+    def _keep_full_list(self, snapshot: Snapshot) -> None:
+        """The newest list must be a full one (docs/format.md 8.3): make it from the diff if there is only that."""
+        if self._state.metadata[self._good].snapshot is not None:
+            return
+        path = self._layout.data_path(b"mirror_metadata", self._good, b"snapshot", compressed=True)
+        temporary = join(DATA, next(self._temporary))
+        records = (format_record(entry) for entry in snapshot.entries())
+        self._tree.write_file(temporary, compress(records), durable=True)
+        self._tree.rename(temporary, path)
+        self._tree.sync_directory(DATA)
+
+    def _increments(self) -> Iterator[tuple[bytes, bytes]]:
+        """Increments that the unfinished session wrote, as (directory on disk, name on disk)."""
+        for place in (INCREMENTS, LONG_NAMES):
+            for directory, name in _files_below(self._tree, place):
+                parsed = parse_increment_name(self._layout.quoting.unquote(name))
+                if parsed is not None and parsed.type != b"data" and parsed.time >= self._good:
+                    yield directory, name
+        for time, path in self._state.root_increments.items():
+            if time >= self._good:
+                directory, _, name = path.rpartition(b"/")
+                yield directory, name
+
+    def _increment_place(self, directory: bytes, name: bytes) -> tuple[bytes, bytes]:
+        parsed = parse_increment_name(self._layout.quoting.unquote(name))
+        assert parsed is not None
+        return directory, parsed.base
+
+    def _remove_session_files(self) -> None:
+        """Every file of the unfinished session in the data directory but its marker, and the diff of the good one."""
+        for name in self._tree.names(DATA):
+            parsed = parse_increment_name(self._layout.quoting.unquote(name))
+            if parsed is not None and parsed.base != b"current_mirror" and parsed.time == self._unfinished:
+                self._tree.unlink(join(DATA, name), missing_ok=True)
+        diff = self._state.metadata[self._good].diff
+        if diff is not None:
+            self._tree.unlink(diff, missing_ok=True)

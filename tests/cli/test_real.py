@@ -1,0 +1,183 @@
+"""The command line over the real store, with small trees: what a person sees from the first backup to the rescue."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from histfs.cli import main
+from tests.trees import Dir, File, Link, Symlink, build, compare
+
+FIRST, SECOND, THIRD = 1_714_550_400, 1_714_636_800, 1_714_723_200
+AWKWARD = b"esc\x1b[31m\n\xff -x"
+
+MONDAY = Dir({"a": File(b"one\n"), "gone": File(b"soon"), "d": Dir({"b": File(b"b" * 5000), "l": Link("d/b")})})
+TUESDAY = Dir(
+    {"a": File(b"two\n", mtime=1_700_000_000), "d": Dir({"b": File(b"b" * 5000)}), AWKWARD: Symlink("../a")},
+)
+
+
+@pytest.fixture
+def run(capfdbinary):
+    def run(*argv):
+        code = main([os.fsdecode(os.fspath(arg)) if not isinstance(arg, int) else str(arg) for arg in argv])
+        out, err = (text.decode("utf-8", "surrogateescape") for text in capfdbinary.readouterr())
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return run
+
+
+@pytest.fixture
+def repo(tmp_path, run):
+    """A repository of two sessions."""
+    for number, (tree, time) in enumerate([(MONDAY, FIRST), (TUESDAY, SECOND)]):
+        source = tmp_path / f"source{number}"
+        build(source, tree)
+        ran = run("--current-time", time, "backup", source, tmp_path / "repo")
+        assert (ran.code, ran.err) == (0, "")
+    return tmp_path / "repo"
+
+
+def test_backup_sums_up(tmp_path, run):
+    build(tmp_path / "source", MONDAY)
+    ran = run("--current-time", FIRST, "backup", tmp_path / "source", tmp_path / "repo")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.startswith("6 files: ")
+    assert ran.out.endswith(" bytes\n")
+    ran = run("--current-time", SECOND, "backup", "--print-statistics", tmp_path / "source", tmp_path / "repo")
+    stored = tmp_path / "repo" / "rdiff-backup-data" / "session_statistics.2024-05-02T08:00:00Z.data"
+    assert ran.out == stored.read_text()
+
+
+def test_backup_into_the_past_is_refused(tmp_path, run, repo):
+    ran = run("--current-time", FIRST, "backup", tmp_path / "source1", repo)
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.startswith("histfs: ")
+    assert ran.err.count("\n") == 1
+
+
+def test_backup_of_what_is_not_there(tmp_path, run):
+    ran = run("backup", tmp_path / "nothing", tmp_path / "repo")
+    assert ran.code & 1
+    assert "nothing" in ran.err
+    assert not (tmp_path / "repo").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read everything")
+def test_a_file_that_cannot_be_read(tmp_path, run):
+    build(tmp_path / "source", MONDAY)
+    (tmp_path / "source" / "a").chmod(0)
+    ran = run("backup", tmp_path / "source", tmp_path / "repo")
+    assert ran.code == 4
+    assert ran.err.startswith("histfs: a: ")
+
+
+@pytest.mark.parametrize(
+    ("at", "tree"), [((), TUESDAY), (("--at", "1B"), MONDAY), (("--at=2024-05-02T08:00Z",), TUESDAY)]
+)
+def test_restore(tmp_path, run, repo, at, tree):
+    ran = run("restore", *at, repo, tmp_path / "target")
+    assert (ran.code, ran.err) == (0, "")
+    assert compare(tmp_path / "target", tree) == []
+    assert " restored to " in ran.out
+
+
+def test_restore_of_a_part(tmp_path, run, repo):
+    assert run("--quiet", "restore", "--at", "1B", repo / "gone", tmp_path / "back").out == ""
+    assert (tmp_path / "back").read_bytes() == b"soon"
+
+
+def test_restore_overwrites_nothing(tmp_path, run, repo):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "precious").touch()
+    ran = run("restore", repo, tmp_path / "target")
+    assert (ran.code, ran.out) == (1, "")
+    assert os.listdir(tmp_path / "target") == ["precious"]
+
+
+def test_restore_before_the_first_session(tmp_path, run, repo):
+    ran = run("restore", "--at", "2024-04-01", repo, tmp_path / "target")
+    assert (ran.code, ran.out) == (1, "")
+    assert "2024-05-01" in ran.err
+    assert not (tmp_path / "target").exists()
+
+
+def test_list_sessions(run, repo):
+    assert run("list", "sessions", "--utc", repo).out == (
+        "@2024-05-01T08:00  2024-05-01T08:00:00+00:00  1714550400\n"
+        "@2024-05-02T08:00  2024-05-02T08:00:00+00:00  1714636800  newest\n"
+    )
+
+
+def test_list_files(run, repo):
+    assert run("list", "files", "--at", "1B", repo).out == ".\na\nd\nd/b\nd/l\ngone\n"
+    assert run("list", "files", "--at", "1B", repo / "d").out == "d\nd/b\nd/l\n"
+    assert run("list", "files", "--null", repo).out == f".\0a\0d\0d/b\0{os.fsdecode(AWKWARD)}\0"
+    assert run("list", "files", repo / "gone").code == 1
+
+
+def test_verify(run, repo):
+    for at in ("0B", "1B"):
+        ran = run("verify", "--at", at, repo)
+        assert (ran.code, ran.out, ran.err) == (0, "", "")
+
+
+def test_verify_finds_what_is_not_what_it_was(run, repo):
+    status = os.stat(repo / "a")
+    (repo / "a").write_bytes(b"TWO\n")
+    os.utime(repo / "a", ns=(status.st_atime_ns, status.st_mtime_ns))
+    ran = run("verify", repo)
+    assert (ran.code, ran.out) == (4, "")
+    assert ran.err.startswith("histfs: a at 2024-05-0")
+    assert ran.err.count("\n") == 1
+    assert run("verify", repo / "d").code == 0
+
+
+def test_restore_goes_on_after_damage(tmp_path, run, repo):
+    (repo / "a").write_bytes(b"TWO\n")
+    ran = run("restore", repo, tmp_path / "target")
+    assert ran.code == 4
+    assert "histfs: a at 2024-05-0" in ran.err
+    assert (tmp_path / "target" / "d" / "b").read_bytes() == b"b" * 5000
+
+
+def cut_off_a_session(repo, pid):
+    """What a session of process `pid` leaves that died right after its first step, and the name of its marker."""
+    data = repo / "rdiff-backup-data"
+    marker = data / "current_mirror.2024-05-03T08:00:00Z.data"
+    marker.write_text(f"PID {pid}\n")
+    return marker
+
+
+def test_regress(run, repo):
+    ran = run("regress", repo)
+    assert (ran.code, ran.err) == (0, "")
+    marker = cut_off_a_session(repo, 2**22 + 1)
+    assert "note: the session of 2024-05-03" in run("list", "sessions", "--utc", repo).err
+    assert run("--quiet", "list", "files", repo).err == ""
+    assert run("regress", repo).code == 2
+    assert not marker.exists()
+    assert run("regress", repo).code == 0
+
+
+def test_backup_undoes_what_was_cut_off(tmp_path, run, repo):
+    cut_off_a_session(repo, 2**22 + 1)
+    ran = run("--current-time", THIRD + 1, "backup", tmp_path / "source0", repo)
+    assert ran.code == 2
+    assert "cut off" in ran.err
+    assert run("restore", repo, tmp_path / "target").code == 0
+    assert compare(tmp_path / "target", MONDAY) == []
+
+
+def test_regress_of_a_session_that_may_still_run(run, repo):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        marker = cut_off_a_session(repo, process.pid)
+        ran = run("regress", repo)
+        assert (ran.code, ran.out) == (1, "")
+        assert str(process.pid) in ran.err
+        assert marker.exists()
+        assert run("--force", "regress", repo).code == 2
+        assert not marker.exists()
+        process.communicate(b"\n")
