@@ -3,7 +3,7 @@
 import argparse
 
 from histfs.cli import options
-from histfs.cli.output import Output
+from histfs.cli.output import Output, iso_time
 from histfs.errors import EXIT_WARNING
 
 DESCRIPTION = """\
@@ -42,9 +42,11 @@ def add_to(verbs: "options.Verbs") -> None:
 def run(arguments: argparse.Namespace, output: Output) -> int:
     from histfs.store.regress import regress
 
-    outcome = regress(arguments.repository, report=output.report, force=arguments.force)
+    outcome = regress(arguments.repository, now=arguments.now, report=output.report, force=arguments.force)
     if outcome is None:
         output.tell("nothing to undo: the last session has finished")
         return 0
-    output.tell("the session that had not finished was undone")
+    undone = "the first session" if outcome.undone is None else f"the session of {iso_time(outcome.undone, None)}"
+    newest = "none is left" if outcome.newest is None else f"the newest is that of {iso_time(outcome.newest, None)}"
+    output.tell(f"{undone} had not finished and was undone; {newest}")
     return EXIT_WARNING

@@ -1,5 +1,6 @@
 """What each verb passes on, says, and makes of the outcome."""
 
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -211,14 +212,23 @@ class TestVerify:
 
 class TestRegress:
     def test_nothing_to_undo(self, cli):
-        ran = cli("regress", "repo")
-        assert cli.calls["regress"] == (Path("repo"), {"force": False})
+        ran = cli("--current-time", 5, "regress", "repo")
+        assert cli.calls["regress"] == (Path("repo"), {"now": 5, "force": False})
         assert (ran.code, ran.err) == (0, "")
 
     def test_undone(self, cli):
-        cli.outcomes["regress"] = SimpleNamespace()
-        assert cli("--force", "regress", "repo").code == 2
-        assert cli.calls["regress"] == (Path("repo"), {"force": True})
+        cli.outcomes["regress"] = SimpleNamespace(undone=NEWEST, newest=SECOND)
+        ran = cli("--force", "regress", "repo")
+        assert ran.code == 2
+        assert re.fullmatch(
+            r"the session of 2024-05-03T\S+ had not finished .*newest is that of 2024-05-02T\S+\n", ran.out
+        )
+        assert cli.calls["regress"][1]["force"] is True
+
+    def test_a_first_session_undone(self, cli):
+        cli.outcomes["regress"] = SimpleNamespace(undone=None, newest=None)
+        ran = cli("regress", "repo")
+        assert (ran.code, ran.out) == (2, "the first session had not finished and was undone; none is left\n")
 
 
 @pytest.mark.parametrize("verb", [("restore", "r", "t"), ("list", "sessions", "r"), ("umount", "m")])
