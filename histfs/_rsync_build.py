@@ -67,9 +67,9 @@ typedef struct {
 } histfs_job_t;
 
 void histfs_trace_install(void);
-int histfs_signature_begin(histfs_job_t *, size_t block_len, size_t strong_len, int magic);
-int histfs_loadsig_begin(histfs_job_t *);
-int histfs_delta_begin(histfs_job_t *, rs_signature_t *);
+void histfs_signature_begin(histfs_job_t *, size_t block_len, size_t strong_len, int magic);
+void histfs_loadsig_begin(histfs_job_t *);
+void histfs_delta_begin(histfs_job_t *, rs_signature_t *);
 int histfs_patch_begin(histfs_job_t *, int fd, char const *memory, size_t size, void *handle);
 rs_result histfs_job_iter(histfs_job_t *, char const *in, size_t in_size, int ending, char *out, size_t out_size);
 rs_signature_t *histfs_job_signature(histfs_job_t *);
@@ -140,7 +140,9 @@ static rs_result histfs_basis(void *opaque, rs_long_t position, size_t *size, vo
     } else if ((uintmax_t)position >= self->basis_size) {
         got = 0;
     } else {
-        got = (uintmax_t)*size < self->basis_size - position ? (long long)*size : (long long)(self->basis_size - position);
+        size_t left = self->basis_size - (size_t)position;
+
+        got = (long long)(*size < left ? *size : left);
         *target = (void *)(self->basis + position);
     }
     if (got < 0 || (size_t)got > *size) {
@@ -152,42 +154,40 @@ static rs_result histfs_basis(void *opaque, rs_long_t position, size_t *size, vo
     return got ? RS_DONE : RS_INPUT_ENDED;
 }
 
-static int histfs_begun(histfs_job_t *self, rs_job_t *job)
+/* librsync's own _begin functions never return NULL: without memory they abort. */
+static void histfs_begun(histfs_job_t *self, rs_job_t *job, int basis_fd)
 {
     self->job = job;
-    if (job)
-        self->stats = *rs_job_statistics(job);
-    return job ? 0 : -1;
+    self->basis_fd = basis_fd;
+    self->stats = *rs_job_statistics(job);
 }
 
-static int histfs_signature_begin(histfs_job_t *self, size_t block_len, size_t strong_len, int magic)
+static void histfs_signature_begin(histfs_job_t *self, size_t block_len, size_t strong_len, int magic)
 {
-    self->basis_fd = -1;
-    return histfs_begun(self, rs_sig_begin(block_len, strong_len, (rs_magic_number)magic));
+    histfs_begun(self, rs_sig_begin(block_len, strong_len, (rs_magic_number)magic), -1);
 }
 
-static int histfs_loadsig_begin(histfs_job_t *self)
+static void histfs_loadsig_begin(histfs_job_t *self)
 {
-    self->basis_fd = -1;
-    return histfs_begun(self, rs_loadsig_begin(&self->loading));
+    histfs_begun(self, rs_loadsig_begin(&self->loading), -1);
 }
 
-static int histfs_delta_begin(histfs_job_t *self, rs_signature_t *signature)
+static void histfs_delta_begin(histfs_job_t *self, rs_signature_t *signature)
 {
-    self->basis_fd = -1;
-    return histfs_begun(self, rs_delta_begin(signature));
+    histfs_begun(self, rs_delta_begin(signature), -1);
 }
 
-/* The basis is one of: fd >= 0 (duplicated: its number may be closed and used again meanwhile), handle, memory. */
+/* The basis is one of: fd >= 0, handle, memory. A descriptor is duplicated, because its number may come to mean
+   another file while the job runs. -1 and errno if that fails. */
 static int histfs_patch_begin(histfs_job_t *self, int fd, char const *memory, size_t size, void *handle)
 {
-    self->basis_fd = -1;
-    if (fd >= 0 && (self->basis_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0)) < 0)
+    if (fd >= 0 && (fd = fcntl(fd, F_DUPFD_CLOEXEC, 0)) < 0)
         return -1;
     self->basis = memory;
     self->basis_size = size;
     self->basis_handle = handle;
-    return histfs_begun(self, rs_patch_begin(histfs_basis, self));
+    histfs_begun(self, rs_patch_begin(histfs_basis, self), fd);
+    return 0;
 }
 
 static rs_result histfs_job_iter(histfs_job_t *self, char const *in, size_t in_size, int ending, char *out,
