@@ -49,7 +49,7 @@ class Layout(NamedTuple):
         number = entry.alternate_increment if entry.alternate_mirror is None else entry.alternate_mirror
         if number is not None:
             return LONG_NAMES, b"%d" % number
-        return join(INCREMENTS, self.quoted(entry.parent)), entry.name
+        return (join(INCREMENTS, self.quoted(entry.parent)) if entry.parent else INCREMENTS), entry.name
 
     def increment_path(self, entry: Entry, session_time: int, type_: bytes, *, compressed: bool = False) -> bytes:
         directory, base = self.increments_of(entry)

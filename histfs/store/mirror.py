@@ -191,6 +191,8 @@ class MirrorUpdate:
             return False
 
     def _make_directory(self, path: bytes) -> None:
+        if not path:
+            return  # the root of the repository is there
         try:
             self._tree.make_directory(path)
         except FileExistsError:

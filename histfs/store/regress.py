@@ -18,9 +18,7 @@ class RegressOutcome(NamedTuple):
     newest: int | None
 
 
-def regress(
-    repository: Path, *, report: Callable[[HistfsError], None], force: bool = False
-) -> RegressOutcome | None:
+def regress(repository: Path, *, report: Callable[[HistfsError], None], force: bool = False) -> RegressOutcome | None:
     """Bring the repository back to its newest finished session; None if it is there already.
 
     `force` goes on even if the process that began the session seems to run. Raises HistfsError.
