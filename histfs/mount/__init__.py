@@ -1,0 +1,137 @@
+"""The mount of a repository: `mount` and `umount`, as the command line calls them.
+
+place       what is mounted where, what may lie where, unmounting
+background  the process in the background, and the log
+session     the FUSE session: mount, answer, unmount
+
+Everything that can be known to go wrong is checked before anything is changed, and before the process forks, so that it
+is said on the screen of the person who asked.
+"""
+
+import logging
+import os
+import resource
+import tempfile
+from collections.abc import Callable
+from datetime import tzinfo
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote_from_bytes
+
+import trio
+
+from histfs.errors import HistfsError, MountError, printable
+from histfs.fs import Operations
+from histfs.mount import background, place, session
+from histfs.mount.place import unmount
+from histfs.store.repository import Repository
+from histfs.vfs import History
+
+__all__ = ["mount", "unmount"]
+
+log = logging.getLogger(__name__)
+
+_SOURCE_NAME_MAX = 1000  # the kernel takes one page for all options
+
+
+class _Request(NamedTuple):
+    """What was asked for; the paths are absolute and resolved."""
+
+    repository: Path
+    mountpoint: Path
+    zone: tzinfo | None
+    allow_other: bool
+    foreground: bool
+    log_file: Path | None
+    debug: bool
+
+
+def mount(
+    repository: Path,
+    mountpoint: Path,
+    *,
+    zone: tzinfo | None,
+    allow_other: bool,
+    foreground: bool,
+    log_file: Path | None,
+    debug: bool,
+    on_ready: Callable[[], None] = lambda: None,
+) -> int:
+    """Show the history of `repository` at `mountpoint`, an empty directory.
+
+    In the background: returns when the mount can be used. In the foreground: returns when it was unmounted.
+    `on_ready` is called here when it can be used. `zone` is that of the directories' names, None the local one.
+    A mount of histfs there whose process has died is cleaned up. Returns the exit code 0.
+
+    Raises NotARepositoryError, UsageError (places that overlap, not empty, mounted already), MountError, StorageError.
+    """
+    request = _Request(
+        _resolved(repository),
+        _resolved(mountpoint),
+        zone,
+        allow_other,
+        foreground,
+        None if log_file is None else _resolved(log_file),
+        debug,
+    )
+    _check(request)
+    task = partial(_run, request)
+    if foreground:
+        task(on_ready)
+    else:
+        background.run(task)
+        on_ready()
+    return 0
+
+
+def _resolved(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _check(request: _Request) -> None:
+    Repository.open(request.repository).close()
+    place.check_fuse(allow_other=request.allow_other)
+    place.clear_dead_mounts(request.mountpoint)
+    temporary = _resolved(Path(tempfile.gettempdir()))
+    place.check_overlap(request.mountpoint, request.repository, temporary, request.log_file)
+    place.check_directory(request.mountpoint)
+
+
+def _run(request: _Request, on_ready: Callable[[], None]) -> None:
+    """Mount and answer until it is unmounted. HistfsError; a bug is logged with its traceback and becomes one too."""
+    logging_to = background.logging_to(request.log_file, foreground=request.foreground, debug=request.debug)
+    with logging_to, Repository.open(request.repository) as repository:
+        _allow_many_open_files()
+        history = History(repository, request.zone, owner=(os.geteuid(), os.getegid()))
+        operations = Operations(history, request.repository)
+        try:
+            trio.run(session.serve, operations, request.mountpoint, mount_options(request), on_ready)
+        except HistfsError:
+            raise
+        except Exception as exc:
+            log.critical("a bug has ended the mount", exc_info=exc)
+            raise MountError(
+                "a bug has ended the mount, which stays there so that nobody takes it for an empty directory",
+                path=request.mountpoint,
+                advice=f"`histfs umount {printable(request.mountpoint)}` takes it away",
+            ) from exc
+        finally:
+            operations.close()
+            history.close()
+
+
+def mount_options(request: _Request) -> set[str]:
+    """Options of mount.fuse3(8). What other users may do is always checked by the kernel, with the recorded modes."""
+    # The options are ASCII, separated by commas, and a table of the kernel shows them: hence the escapes of URLs.
+    source = quote_from_bytes(os.fsencode(request.repository), safe="/:@+=~")[:_SOURCE_NAME_MAX]
+    options = {"ro", "nosuid", "nodev", f"fsname=histfs:{source}", "subtype=histfs"}
+    if request.allow_other:
+        options |= {"allow_other", "default_permissions"}
+    return options
+
+
+def _allow_many_open_files() -> None:
+    """As many as may be: each file that is open in the mount is open here."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
