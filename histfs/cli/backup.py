@@ -23,9 +23,9 @@ examples:
 exit codes (added up):
   0  all of SRC is in the repository
   1  no session was made; the repository is as it was before
-  2  the session is complete, but one before it had been cut off and was undone
-  4  the session is complete, without some files that could not be read
-  8  the session is complete, without some files that changed or went meanwhile"""
+  2  the session is complete, with a warning: one before it was undone, ...
+  4  the session is complete, without files that cannot be read or are damaged
+  8  the session is complete, without files that changed or went meanwhile"""
 
 IF_STOPPED = "every finished session is intact, and the next `histfs backup` undoes what this one had begun"
 

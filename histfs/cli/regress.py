@@ -42,7 +42,7 @@ def add_to(verbs: "options.Verbs") -> None:
 def run(arguments: argparse.Namespace, output: Output) -> int:
     from histfs.store.regress import regress
 
-    outcome = regress(arguments.repository, now=arguments.now, report=output.report, force=arguments.force)
+    outcome = regress(arguments.repository, report=output.report, force=arguments.force)
     if outcome is None:
         output.tell("nothing to undo: the last session has finished")
         return 0

@@ -9,8 +9,8 @@ from histfs.errors import EXIT_FILE_ERROR, printable
 DESCRIPTION = """\
 Copy the state of a moment in the past out of the repository. REPO/sub restores
 only what lies at `sub`, a directory or a single file. TARGET must not exist, or
-be an empty directory: nothing of yours is ever overwritten or deleted. The
-repository is only read.
+be an empty directory: nothing of yours is ever overwritten or deleted. Only
+root can give files back to their owners. The repository is only read.
 
 To look before you copy: `histfs list files --at TIME REPO`, or `histfs mount`."""
 
@@ -24,9 +24,9 @@ examples:
 
 exit codes (added up):
   0  everything was restored
-  1  nothing was restored, or not all of it (disk full, a wrong argument)
-  2  everything was restored, but not every property (not root: owners)
-  4  some files, each named, are damaged in the repository; the rest is restored"""
+  1  nothing was restored: no such session or path, TARGET is not empty, ...
+  2  added to 4: the system refused something (disk full, a device without root)
+  4  some files, each named, were not restored (damaged, ...); all others were"""
 
 IF_STOPPED = "what is in TARGET so far is incomplete: delete it and restore again"
 

@@ -212,8 +212,8 @@ class TestVerify:
 
 class TestRegress:
     def test_nothing_to_undo(self, cli):
-        ran = cli("--current-time", 5, "regress", "repo")
-        assert cli.calls["regress"] == (Path("repo"), {"now": 5, "force": False})
+        ran = cli("regress", "repo")
+        assert cli.calls["regress"] == (Path("repo"), {"force": False})
         assert (ran.code, ran.err) == (0, "")
 
     def test_undone(self, cli):
