@@ -73,6 +73,11 @@ class Entry(NamedTuple):
         return name_of(self.path)
 
     @property
+    def shared_attributes(self) -> tuple[int, int, int, int, int]:
+        """What all links of one file have in common: records of one link group that differ here are not of one file."""
+        return self.size_bytes, self.mode, self.uid, self.gid, self.mtime_s
+
+    @property
     def parent(self) -> bytes:
         return parent_of(self.path)
 

@@ -102,7 +102,7 @@ class Listing:
     def _first_of_group(self, entry: Entry, row: int) -> int:
         if entry.link_group is None or entry.kind is not Kind.REGULAR:
             return row
-        group, shared = entry.link_group, (entry.size_bytes, entry.mode, entry.uid, entry.gid, entry.mtime_s)
+        group, shared = entry.link_group, entry.shared_attributes
         # As text, since an inode number may not fit SQLite's signed integers.
         key = (b"%d" % group.inode, b"%d" % group.device, b"%d %d %d %d %d" % shared)
         found = self._database.execute(

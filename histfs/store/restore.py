@@ -5,6 +5,7 @@ directories of the same list: nothing leads out of the target, whatever a record
 its final name only when its content was checked. Directories get their owner, mode and time when they are complete.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -16,6 +17,10 @@ from histfs.store.entry import Entry, Kind, is_below
 from histfs.store.files import Attributes, WritableTree, write_blocks
 from histfs.store.repository import Repository
 from histfs.store.snapshot import Snapshot
+
+
+# What will not get better with the next file: the restore stops.
+_FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class RestoreOutcome(NamedTuple):
@@ -118,6 +123,11 @@ class _Restore:
         except (DamagedError, StorageError) as error:
             self._failed(error)
             return False
+        except OSError as exc:
+            if exc.errno in _FATAL:
+                raise
+            self._failed(StorageError(f"cannot be restored ({exc.strerror})", path=entry.path))
+            return False
         self._files += 1
         return True
 
@@ -125,7 +135,7 @@ class _Restore:
         key = entry.link_group.key if entry.link_group is not None else None
         if key is not None and key in self._links:
             first, first_entry = self._links[key]
-            if first_entry == entry._replace(path=first_entry.path, sha1=first_entry.sha1):
+            if first_entry.shared_attributes == entry.shared_attributes:
                 tree.link(first, path)
                 return
         sha1 = entry.sha1 or (self._digests.get(key) if key is not None else None)
