@@ -149,9 +149,9 @@ show "histfs restore --at $second repository restored-all"
 # --- is it all true? ---------------------------------------------------------------------------------------------
 
 say "Each snapshot against a plain copy of that day: names, contents, types, permissions, times"
-listing() ( # (the format has no times of symbolic links)
+listing() ( # without what is not recorded (times of links) or shown otherwise (the top has the session's time)
     cd "$1"
-    find . -type l -printf '%p %y %U:%G %l\n' -o -type f -printf '%p %y %m %U:%G %Ts %s\n' -o -printf '%p %y %m %U:%G %Ts\n' |
+    find . -name . -printf '%p %y %m %U:%G\n' -o -type l -printf '%p %y %U:%G %l\n' -o -type f -printf '%p %y %m %U:%G %Ts %s\n' -o -printf '%p %y %m %U:%G %Ts\n' |
         LC_ALL=C sort
     find . -type f -exec sha256sum {} + | LC_ALL=C sort -k 2
 )
@@ -169,6 +169,7 @@ cmp restored "truth/$one/$inside" || fail "the restored file is not the one of t
 [ "$(stat -c '%a %Y' restored)" = "$(stat -c '%a %Y' "truth/$one/$inside")" ] ||
     fail "the restored file has other permissions or another time than on the first day"
 show "histfs verify repository"
+show "histfs verify --at 999B repository" # the oldest, so through all increments
 
 if [ -n "${KEEP:-}" ]; then
     keep=1

@@ -25,6 +25,7 @@ LAYERS = [
     {"vfs"},
     {"store"},
     {"rsync"},
+    {"_rsync_codec"},
     {"_rsync_files"},
     {"_rsync_types"},
     {"errors"},
@@ -49,6 +50,7 @@ IMPURE = re.compile(
 EDGE_ONLY = {"trio", "pyfuse3", "argparse"}  # not for what lies below the mount
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "common", "misc", "constants", "types", "base"}
 MAY_CATCH_EVERYTHING = {"fs", "mount", "cli"}
+PARTS_OF_RSYNC = {"rsync", "_rsync_codec", "_rsync_files", "_rsync_types"}
 MAY_CHANGE_THE_DISK = {"store.files", "store.lock"}  # the lock: its own text, in the lock file
 OWN_EXCEPTIONS = {
     "rsync",
@@ -182,7 +184,7 @@ def fuse_and_trio_stay_at_the_edge(modules: Modules) -> list[str]:
     return [
         f"{module} imports {name}"
         for module in modules
-        if is_in(module, {"store", "vfs", "rsync", "_rsync_files", "_rsync_types", "errors"})
+        if is_in(module, {"store", "vfs", "errors"} | PARTS_OF_RSYNC)
         for name in imports(modules[module])
         if name.split(".")[0] in EDGE_ONLY
     ]
@@ -194,7 +196,8 @@ def only_rsync_uses_the_compiled_module(modules: Modules) -> list[str]:
         for module in modules
         if module != "rsync"
         for name in imports(modules[module])
-        if name.split(".")[:2] == ["histfs", "_rsync"] or (name.startswith("histfs._rsync_") and module[0] != "_")
+        if name.split(".")[:2] == ["histfs", "_rsync"]
+        or (name.startswith("histfs._rsync_") and module not in PARTS_OF_RSYNC)
     ]
 
 
@@ -249,7 +252,7 @@ def the_store_is_synchronous(modules: Modules) -> list[str]:
     return [
         f"{module}:{node.lineno} is asynchronous"
         for module in modules
-        if is_in(module, {"store", "rsync", "_rsync_files", "_rsync_types"})
+        if is_in(module, {"store"} | PARTS_OF_RSYNC)
         for node in ast.walk(modules[module])
         if isinstance(node, ast.AsyncFunctionDef)
     ]
