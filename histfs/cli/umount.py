@@ -34,7 +34,7 @@ def add_to(verbs: "options.Verbs") -> None:
 
 
 def run(arguments: argparse.Namespace, _output: Output) -> int:
-    from histfs.mount import umount
+    from histfs.mount import unmount
 
-    umount(arguments.mountpoint, lazy=arguments.lazy)
+    unmount(arguments.mountpoint, lazy=arguments.lazy)
     return 0

@@ -95,6 +95,11 @@ def cli(monkeypatch, capfdbinary):
         cli.calls["when"] = (text, now, zone)
         return times[1]
 
+    def mount(*args, on_ready, **options):
+        on_ready()
+        return cli.operation("mount")(*args, **options)
+
+    fake("histfs.mount", mount=mount, unmount=cli.operation("unmount"))
     for name in ("backup", "restore", "verify", "regress"):
         fake(f"histfs.store.{name}", **{name: cli.operation(name)})
 

@@ -181,3 +181,25 @@ def test_regress_of_a_session_that_may_still_run(run, repo):
         assert run("--force", "regress", repo).code == 2
         assert not marker.exists()
         process.communicate(b"\n")
+
+
+@pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="needs /dev/fuse")
+def test_mount_in_the_background_and_umount(tmp_path, repo):
+    def histfs(*argv):
+        # In a process of its own: it forks, and keeps nothing of ours open but what we gave it.
+        ran = subprocess.run([sys.executable, "-m", "histfs", *argv], capture_output=True, timeout=60, check=False)
+        return ran.returncode, ran.stdout.decode(), ran.stderr.decode()
+
+    mountpoint = tmp_path / "history"
+    mountpoint.mkdir()
+    code, out, err = histfs("mount", "--utc", "--log-file", tmp_path / "log", repo, mountpoint)
+    assert (code, err) == (0, "")
+    assert f"`histfs umount {mountpoint}`" in out
+    try:
+        shown = compare(mountpoint / "@2024-05-01T08:00", MONDAY)
+        assert [line for line in shown if not line.startswith("b'' ")] == []  # its root has the session's own time
+        assert histfs("mount", repo, mountpoint)[0] == 1
+    finally:
+        assert histfs("umount", mountpoint) == (0, "", "")
+    assert os.listdir(mountpoint) == []
+    assert histfs("umount", mountpoint)[0] == 1

@@ -2,12 +2,13 @@
 
 import re
 import sys
+from datetime import UTC
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from histfs.errors import DamagedError, LockedError, SourceError, StorageError
+from histfs.errors import DamagedError, LockedError, MountError, SourceError, StorageError
 from histfs.store.entry import Entry, Kind
 from histfs.store.format.stats import SessionStatistics, format_session_statistics
 
@@ -229,6 +230,44 @@ class TestRegress:
         cli.outcomes["regress"] = SimpleNamespace(undone=None, newest=None)
         ran = cli("regress", "repo")
         assert (ran.code, ran.out) == (2, "the first session had not finished and was undone; none is left\n")
+
+
+class TestMount:
+    def test_says_where_and_how_to_end_it(self, cli):
+        options = {"zone": None, "foreground": False, "allow_other": False, "log_file": None, "debug": False}
+        ran = cli("mount", "repo", "m\x1b")
+        assert cli.calls["mount"] == (Path("repo"), Path("m\x1b"), options)
+        assert (ran.code, ran.err) == (0, "")
+        assert ran.out == "the past is in m\\x1b; `histfs umount m\\x1b` unmounts it\n"
+        assert cli("-q", "mount", "repo", "mnt").out == ""
+
+    def test_options(self, cli):
+        cli("mount", "--fore", "--utc", "--allow-other", "--log-file=l", "--debug", "repo", "mnt")
+        options = {"zone": UTC, "foreground": True, "allow_other": True, "log_file": Path("l"), "debug": True}
+        assert cli.calls["mount"][2] == options
+
+    def test_a_bug_shows_its_traceback_with_debug(self, cli, monkeypatch):
+        monkeypatch.delenv("HISTFS_DEBUG", raising=False)
+        cli.outcomes["mount"] = ZeroDivisionError()
+        assert "Traceback" in cli("mount", "--debug", "repo", "mnt").err
+        assert "Traceback" not in cli("mount", "repo", "mnt").err
+
+    def test_not_mounted(self, cli):
+        cli.outcomes["mount"] = MountError("there is no such device", path="/dev/fuse")
+        assert cli("mount", "repo", "mnt").err == "histfs: /dev/fuse: there is no such device\n"
+
+
+class TestUmount:
+    @pytest.mark.parametrize(("argv", "lazy"), [((), False), (("--lazy",), True)])
+    def test_is_silent(self, cli, argv, lazy):
+        ran = cli("umount", *argv, "mnt")
+        assert cli.calls["unmount"] == (Path("mnt"), {"lazy": lazy})
+        assert (ran.code, ran.out, ran.err) == (0, "", "")
+
+    def test_busy(self, cli):
+        cli.outcomes["unmount"] = MountError("is busy", path="mnt", advice="use --lazy")
+        ran = cli("umount", "mnt")
+        assert (ran.code, ran.err) == (1, "histfs: mnt: is busy; use --lazy\n")
 
 
 @pytest.mark.parametrize("verb", [("restore", "r", "t"), ("list", "sessions", "r"), ("umount", "m")])
