@@ -57,6 +57,7 @@ class Quoting:
         if not self.spellings:
             return component
         name = b"".join([self.spellings[value] for value in component])
+        # In this order: `aux.` becomes `aux;046`, which is no name of a device any more.
         if self.escapes_trailing_spaces and name.endswith((b" ", b".")):
             name = name[:-1] + _escape(name[-1])
         if self.escapes_dos_devices and _DOS_DEVICE.match(name):
