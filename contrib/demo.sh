@@ -28,6 +28,10 @@ show() {
     printf '$ %s\n' "$1"
     eval "$1" || fail "this command ended with exit code $?: $1"
 }
+show_diff() { # which ends with 1 if there are differences (a fifo always is one), with 2 if it could not read
+    printf '$ %s\n' "$1"
+    eval "$1" || [ $? = 1 ] || fail "this command could not read all files: $1"
+}
 
 # --- a place to play ---------------------------------------------------------------------------------------------
 
@@ -110,7 +114,7 @@ show "histfs backup source repository"
 show "histfs list sessions repository"
 
 say "The newest state is a plain directory, next to the history of the older ones"
-show "diff -r --exclude=rdiff-backup-data source repository"
+show_diff "diff -r --no-dereference --exclude=rdiff-backup-data source repository"
 
 # --- the history -------------------------------------------------------------------------------------------------
 
@@ -127,11 +131,10 @@ three=$(printf '%s\n' @????-??-??T* | sort | tail -n 1)
 show "find $one -type f | head -n 5"
 
 say "What changed from the first day to the second"
-difference="diff -r $one $two"
-printf '$ %s\n' "$difference"
-$difference >../found || [ $? = 1 ] || fail "diff could not read the snapshots"
-cat ../found
-(cd ../truth && $difference) >../expected || :
+show_diff "diff -r --no-dereference $one $two" >../shown
+cat ../shown
+sed 1d ../shown >../found
+(cd ../truth && diff -r --no-dereference "$one" "$two") >../expected || :
 cmp ../found ../expected || fail "the snapshots differ otherwise than the source did"
 
 say "The edited file in its three states, and the oldest one back"
@@ -151,9 +154,9 @@ show "histfs restore --at $second repository restored-all"
 say "Each snapshot against a plain copy of that day: names, contents, types, permissions, times"
 listing() ( # without what is not recorded (times of links) or shown otherwise (the top has the session's time)
     cd "$1"
-    find . -name . -printf '%p %y %m %U:%G\n' -o -type l -printf '%p %y %U:%G %l\n' -o -type f -printf '%p %y %m %U:%G %Ts %s\n' -o -printf '%p %y %m %U:%G %Ts\n' |
+    find . -path ./rdiff-backup-data -prune -o -name . -printf '%p %y %m %U:%G\n' -o -type l -printf '%p %y %U:%G %l\n' -o -type f -printf '%p %y %m %U:%G %Ts %s\n' -o -printf '%p %y %m %U:%G %Ts\n' |
         LC_ALL=C sort
-    find . -type f -exec sha256sum {} + | LC_ALL=C sort -k 2
+    find . -path ./rdiff-backup-data -prune -o -type f -exec sha256sum {} + | LC_ALL=C sort -k 2
 )
 same() {
     listing "truth/$2" >expected
@@ -161,6 +164,7 @@ same() {
     cmp -s expected found || fail "$1 is not what the source was: $(diff expected found | head -n 20)"
     printf '%s: as it was\n' "$1"
 }
+same repository newest
 same "history/$one" "$one"
 same "history/$two" "$two"
 same "history/$three" newest

@@ -142,8 +142,12 @@ printf '%s\n' "$project" >.venv/place
 
 say "pip install -e '.$extras'"
 rm -f .venv/installed-*
-.venv/bin/python3 -m pip install --quiet --no-input --disable-pip-version-check --no-warn-script-location \
-    --use-pep517 --editable ".$extras" || fail "pip could not install histfs into .venv: see above"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+.venv/bin/python3 -m pip install --no-input --disable-pip-version-check --use-pep517 --editable ".$extras" >"$log" 2>&1 || {
+    cat "$log" >&2
+    fail "pip could not install histfs into .venv: see above"
+}
 for name in $provides; do
     inputs >".venv/installed-$name"
 done
