@@ -3,7 +3,7 @@
 import argparse
 
 from histfs.cli import options
-from histfs.cli.output import Output
+from histfs.cli.output import Output, counted
 from histfs.errors import EXIT_FILE_ERROR, EXIT_FILE_WARNING, EXIT_WARNING
 
 DESCRIPTION = """\
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         output.insist(format_session_statistics(statistics).decode("utf-8", "backslashreplace"))
     else:
         output.tell(
-            f"{statistics.source_files} files: {statistics.new_files} new, {statistics.changed_files} changed, "
+            f"{counted(statistics.source_files)}: {statistics.new_files} new, {statistics.changed_files} changed, "
             f"{statistics.deleted_files} deleted; {statistics.source_file_bytes} bytes"
         )
     return exit_code

@@ -114,6 +114,10 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
+def counted(files: int) -> str:
+    return "1 file" if files == 1 else f"{files} files"
+
+
 def iso_time(session_time: int, zone: tzinfo | None) -> str:
     """A session time (seconds since the epoch) to the second with its offset, in `zone` (None: local time)."""
     if zone is None:

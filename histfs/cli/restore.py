@@ -3,7 +3,7 @@
 import argparse
 
 from histfs.cli import options
-from histfs.cli.output import Output, iso_time
+from histfs.cli.output import Output, counted, iso_time
 from histfs.errors import EXIT_FILE_ERROR, printable
 
 DESCRIPTION = """\
@@ -47,6 +47,6 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     with options.open_past(arguments) as past:
         outcome = restore(past.repository, past.path, past.session_time, arguments.target, report=output.report)
     output.tell(
-        f"{outcome.files} files as of {iso_time(past.session_time, None)} restored to {printable(arguments.target)}"
+        f"{counted(outcome.files)} as of {iso_time(past.session_time, None)} restored to {printable(arguments.target)}"
     )
     return EXIT_FILE_ERROR if outcome.errors else 0

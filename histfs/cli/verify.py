@@ -3,7 +3,7 @@
 import argparse
 
 from histfs.cli import options
-from histfs.cli.output import Output, is_terminal, iso_time
+from histfs.cli.output import Output, counted, is_terminal, iso_time
 from histfs.errors import EXIT_FILE_ERROR, EXIT_FILE_WARNING
 
 DESCRIPTION = """\
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         outcome = verify(past.repository, past.path, past.session_time, report=output.report)
     if is_terminal():
         output.tell(
-            f"{outcome.files} files as of {iso_time(past.session_time, None)} checked: "
+            f"{counted(outcome.files)} as of {iso_time(past.session_time, None)} checked: "
             f"{outcome.mismatched} damaged, {outcome.without_digest} without a digest"
         )
     exit_code = 0
