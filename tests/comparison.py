@@ -7,6 +7,7 @@ inode numbers, so that a source, a mounted snapshot and a restored directory can
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ _TYPES = {
     stat.S_IFBLK: "block device",
 }
 _MAX_LINES = 40
+_REPETITION = re.compile(r"(.{1,16}?)\1{30,}")  # the middle of a long name
 _BLOCK_BYTES = 1 << 20
 
 
@@ -157,7 +159,7 @@ def difference(
             lines.append(f"{path!r} ({old.type}): {changes}")
     if len(lines) > _MAX_LINES:
         lines[_MAX_LINES:] = [f"... and {len(lines) - _MAX_LINES} more"]
-    return lines
+    return [_REPETITION.sub(r"\1...\1", line) for line in lines]
 
 
 def _ignored(

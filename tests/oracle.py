@@ -39,12 +39,13 @@ class Run(NamedTuple):
 
     @property
     def complaints(self) -> list[str]:
-        """The warnings and errors, but for the one that says that this API version is an old one."""
+        """The warnings and errors, but for those about an old API version and about times before 1970."""
         lines = self.output.splitlines()
-        return [line for line in lines if line.startswith(_TROUBLE) and "deprecated command line" not in line]
+        return [line for line in lines if line.startswith(_TROUBLE) and not line.startswith(_NO_TROUBLE)]
 
 
 _TROUBLE = ("WARNING", "ERROR", "FATAL", "CRITICAL", "Traceback", "Exception")
+_NO_TROUBLE = ("WARNING: Server will be called with deprecated", "WARNING: Modification time -")
 
 
 def missing() -> str | None:
