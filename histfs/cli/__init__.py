@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(arguments, output) | output.reported
     except SystemExit as exc:  # argparse has answered: help, version, wrong arguments
         return exc.code if isinstance(exc.code, int) else 0
-    except ReaderGoneError as exc:
-        return exc.exit_code
+    except ReaderGoneError:
+        return output.reported
     except HistfsError as exc:
         output.error(exc)
         return EXIT_ERROR | exc.exit_code | output.reported

@@ -24,8 +24,6 @@ from histfs.errors import EXIT_ERROR, EXIT_WARNING, HistfsError, StorageError, p
 class ReaderGoneError(HistfsError):
     """Whoever read our results has closed the pipe: nobody is left to write for, and nothing is wrong."""
 
-    exit_code = 0
-
 
 class Output:
     """Where a command writes. `quiet` drops what is said only for comfort: summaries and notes."""
