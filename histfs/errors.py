@@ -33,7 +33,9 @@ def _printable_character(char: str) -> str:
         return char
     if 0xDC80 <= ord(char) <= 0xDCFF:  # an undecodable byte, see PEP 383
         return f"\\x{ord(char) - 0xDC00:02x}"
-    return char.encode("unicode_escape").decode("ascii")
+    if ord(char) < 0x80:
+        return char.encode("unicode_escape").decode("ascii")
+    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
 
 
 def printable_time(session_time: int) -> str:
