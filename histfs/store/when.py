@@ -7,22 +7,23 @@ What `parse_when` understands, tried in this order:
     @2024-05-01T10:00          a snapshot, by the name it is listed with or any longer spelling of it
     now
     1714557600                 seconds since 1970; eight digits that could be a date are refused as ambiguous
-    2024-05-01T10:00:00+02:00  a moment. Without a zone it is local time. Without seconds it is the last second of
-                               that minute, so that a snapshot is found by its name without the `@` too.
-                               `-` may stand for `:`, as in 2024-05-01T10-00-00+02-00
+    2024-05-01T10:00:00+02:00  a moment. Without a zone it is local time. Without seconds it is the newest session in
+                               that minute, or its last second: a snapshot is found by its name without the `@`
+                               too. `-` may stand for `:`, as in 2024-05-01T10-00-00+02-00
     0B, 3B                     the newest session, the third before it; the oldest one if there are not so many
     Wed May  1 10:00:00 2024   what `rdiff-backup list increments` prints; local time
     3D, 1h30m, 2W              so long before now: s m h D W, M is 30 days, Y is 365 days
     2024-05-01, 2024/5/1, 05-01-2024, 5/1/2024      the first second of that day, local time
 
 A local time that the clock showed twice, when summer time ended, is the one at which there was a session; else
-the later one. One that the clock left out is taken as if it had not changed yet.
+the later one. One that the clock left out is taken as if the clock had not been changed yet.
 """
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from typing import NamedTuple
 
 from histfs.errors import NotFoundError, UsageError, printable, printable_time
 
@@ -72,7 +73,7 @@ def parse_when(text: str, *, now: int, times: Sequence[int], zone: tzinfo | None
     if re.fullmatch(r"\d+", text, re.ASCII):
         return _epoch_seconds(text)
     if match := _MOMENT.fullmatch(text):
-        return _moment(match, times, zone)
+        return _typed(match, zone).moment(times)
     if match := _SESSIONS_BACK.fullmatch(text):
         return _sessions_back(int(match[1]), times)
     if match := _ASCTIME.fullmatch(text):
@@ -119,18 +120,14 @@ def _named_session(name: str, times: Sequence[int], zone: tzinfo | None) -> int:
     match = _MOMENT.fullmatch(name[1:])
     if match is None:
         raise UsageError(f"{_shown(name)} is not the name of a snapshot", advice=_names_near(times, None, zone))
-    starts = _starts(match, zone)
-    found = [time for time in times if _is_within(time, starts, _length(match))]
+    typed = _typed(match, zone)
+    found = typed.sessions(times)
     if len(found) == 1:
         return found[0]
+    names = _names_near(times, typed.moment(times), zone)
     if found:
-        raise UsageError(f"{_shown(name)} is the name of several snapshots", advice=_names_near(times, found[0], zone))
-    near = starts[0] if starts else _moment_before_change(_clock_of(match), zone)
-    raise UsageError(f"there is no snapshot {_shown(name)}", advice=_names_near(times, near, zone))
-
-
-def _is_within(time: int, starts: Sequence[int], length: int) -> bool:
-    return any(start <= time < start + length for start in starts)
+        raise UsageError(f"{_shown(name)} is the name of several snapshots", advice=names)
+    raise UsageError(f"there is no snapshot {_shown(name)}", advice=names)
 
 
 def _names_near(times: Sequence[int], moment: int | None, zone: tzinfo | None) -> str:
@@ -164,58 +161,53 @@ def _is_date(year: int, month: int, day: int) -> bool:
     return year in _YEARS
 
 
+class _Typed(NamedTuple):
+    """What a clock in `zone` shows, for `length_s` seconds: a minute or a second."""
+
+    clock: datetime  # without a zone
+    length_s: int
+    zone: tzinfo | None
+
+    def sessions(self, times: Iterable[int]) -> list[int]:
+        """Those during which the clock shows this. Asking the clock is right however it is changed."""
+        keep = {"second": 0} if self.length_s == 60 else {}
+        return [time for time in times if _local(time, self.zone).replace(tzinfo=None, **keep) == self.clock]
+
+    def moment(self, times: Iterable[int]) -> int:
+        """The newest of the sessions, or else the last second at which the clock shows this."""
+        sessions = self.sessions(times)
+        return max(sessions) if sessions else self.starts()[-1] + self.length_s - 1
+
+    def starts(self) -> list[int]:
+        """The first seconds of this, ascending: two where the clock shows it twice.
+
+        Where the clock leaves it out, the one when it would come if the clock were not changed yet.
+        """
+        not_yet, already = (int(self.clock.replace(tzinfo=self.zone, fold=fold).timestamp()) for fold in (0, 1))
+        shown = [time for time in (not_yet, already) if _local(time, self.zone).replace(tzinfo=None) == self.clock]
+        return sorted(shown) or [not_yet]
+
+
 def _clock(year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0) -> datetime:
-    """What a clock shows, without a zone. Raises UsageError when no clock ever does."""
     try:
-        shown = datetime(year, month, day, hour, minute, second)
+        clock = datetime(year, month, day, hour, minute, second)
     except ValueError as exc:
         raise UsageError(f"there is no such time: {exc}") from exc
     if year not in _YEARS:
         raise UsageError("the year must be from 1901 to 2099")
-    return shown
+    return clock
 
 
-def _starts(match: re.Match[str], zone: tzinfo | None) -> list[int]:
-    """The first moment of what _MOMENT matched; two where the clock showed it twice, none where it left it out."""
-    clock = _clock_of(match)
-    if match["zone"] is None:
-        return _moments_of(clock, zone)
-    hours, minutes, seconds = (int(match[name] or 0) for name in ("zone_hours", "zone_minutes", "zone_seconds"))
-    if hours > 23 or minutes > 59 or seconds > 59:
-        raise UsageError(f"there is no such zone: {match['zone']}")
-    offset = timedelta(hours=hours, minutes=minutes, seconds=seconds)
-    return [int(clock.replace(tzinfo=timezone(-offset if match["sign"] == "-" else offset)).timestamp())]
-
-
-def _clock_of(match: re.Match[str]) -> datetime:
-    return _clock(*(int(match[name] or 0) for name in ("year", "month", "day", "hour", "minute", "second")))
-
-
-def _moments_of(clock: datetime, zone: tzinfo | None) -> list[int]:
-    """The moments at which a clock in `zone` shows this, the earlier first: one; two or none where it is changed."""
-    both = sorted({_moment_before_change(clock, zone), _moment_before_change(clock.replace(fold=1), zone)})
-    return [moment for moment in both if _local(moment, zone).replace(tzinfo=None) == clock]
-
-
-def _moment_before_change(clock: datetime, zone: tzinfo | None) -> int:
-    """The moment at which a clock that is not changed yet shows this; with `fold` one that is changed already."""
-    return int(clock.replace(tzinfo=zone).timestamp())
-
-
-def _length(match: re.Match[str]) -> int:
-    """How many seconds what _MOMENT matched goes on: a minute or a second."""
-    return 60 if match["second"] is None else 1
-
-
-def _moment(match: re.Match[str], times: Sequence[int], zone: tzinfo | None) -> int:
-    starts = _starts(match, zone) or [_moment_before_change(_clock_of(match), zone)]
-    return _last_second(starts, _length(match), times)
-
-
-def _last_second(starts: Sequence[int], length: int, times: Sequence[int]) -> int:
-    """The last second of the latest of some stretches of time, of those that hold a session if there are any."""
-    busy = [start for start in starts if any(_is_within(time, [start], length) for time in times)]
-    return max(busy or starts) + length - 1
+def _typed(match: re.Match[str], zone: tzinfo | None) -> _Typed:
+    """What _MOMENT matched. Raises UsageError."""
+    clock = _clock(*(int(match[name] or 0) for name in ("year", "month", "day", "hour", "minute", "second")))
+    if match["zone"]:
+        hours, minutes, seconds = (int(match[name] or 0) for name in ("zone_hours", "zone_minutes", "zone_seconds"))
+        if hours > 23 or minutes > 59 or seconds > 59:
+            raise UsageError(f"there is no such zone: {match['zone']}")
+        offset = timedelta(hours=hours, minutes=minutes, seconds=seconds)
+        zone = timezone(-offset if match["sign"] == "-" else offset)
+    return _Typed(clock, 60 if match["second"] is None else 1, zone)
 
 
 def _sessions_back(count: int, times: Sequence[int]) -> int:
@@ -229,12 +221,9 @@ def _asctime(match: re.Match[str], times: Sequence[int], zone: tzinfo | None) ->
     if match[1] not in _MONTHS:
         raise UsageError(f"there is no month {match[1]}")
     day, hour, minute, second, year = map(int, match.groups()[1:])
-    clock = _clock(year, _MONTHS.index(match[1]) + 1, day, hour, minute, second)
-    return _last_second(_moments_of(clock, zone) or [_moment_before_change(clock, zone)], 1, times)
+    return _Typed(_clock(year, _MONTHS.index(match[1]) + 1, day, hour, minute, second), 1, zone).moment(times)
 
 
 def _date(match: re.Match[str], zone: tzinfo | None) -> int:
-    """The first second of the day: also where the clock shows midnight twice, or never."""
     year, month, day = (int(match[name] or match[f"{name}_us"]) for name in ("year", "month", "day"))
-    midnight = _clock(year, month, day)
-    return (_moments_of(midnight, zone) or [_moment_before_change(midnight, zone)])[0]
+    return _Typed(_clock(year, month, day), 1, zone).starts()[0]
