@@ -1,0 +1,674 @@
+"""The FUSE handlers, called directly: no mount, no kernel."""
+
+import errno
+import inspect
+import logging
+import os
+import stat
+from contextlib import suppress
+from datetime import UTC
+from unittest.mock import Mock
+
+import pyfuse3
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+
+from histfs.errors import DamagedError, FormatError, MountError, NotADirectoryEntryError, NotFoundError, StorageError
+from histfs.fs import Operations, _entry, errno_of
+from histfs.store.entry import Entry, Kind
+from histfs.vfs import ROOT_INODE, History, inode_of
+from tests.mount.fake_repository import FakeRepository
+from tests.strategies import entries
+from tests.trees import Device, Dir, Fifo, File, Link, Symlink
+
+FIRST, SECOND = 1_714_557_600, 1_714_644_000
+FIRST_NAME, SECOND_NAME = b"@2024-05-01T10:00", b"@2024-05-02T10:00"
+
+TREE = Dir(
+    {
+        "a": File(b"0123456789" * 100),
+        "again": Link("a"),
+        "d": Dir({"inner": File(b"inner"), "x": File(b"", mode=0o755)}),
+        "dev": Device("c", 1, 3),
+        "fifo": Fifo(),
+        "link": Symlink("d/inner"),
+    }
+)
+
+WRITING = ["create", "link", "mkdir", "mknod", "rename", "rmdir", "setattr", "symlink", "unlink", "write"]
+WRITING += ["removexattr", "setxattr"]
+LEFT_TO_KERNEL = ["flush", "fsync", "fsyncdir", "poll"]
+HANDLERS = [name for name, member in vars(pyfuse3.Operations).items() if inspect.iscoroutinefunction(member)]
+
+
+class Mounted:
+    """Operations over a fake repository, with shorter calls."""
+
+    def __init__(self, trees, **options):
+        self.repository = FakeRepository(trees)
+        self.history = History(self.repository, UTC, **options)
+        self.operations = Operations(self.history, self.repository.path)
+
+    async def lookup(self, *names, inode=ROOT_INODE):
+        for name in names:
+            entry = await self.operations.lookup(inode, name, None)
+            inode = entry.st_ino
+        return entry
+
+    async def inode(self, *names):
+        return (await self.lookup(*names)).st_ino
+
+    async def open(self, *names):
+        return (await self.operations.open(await self.inode(*names), os.O_RDONLY, None)).fh
+
+    async def content(self, *names):
+        handle = await self.open(*names)
+        data = await self.operations.read(handle, 0, 1 << 20)
+        await self.operations.release(handle)
+        return data
+
+
+@pytest.fixture
+def mounted():
+    return Mounted({FIRST: TREE, SECOND: Dir({"a": File(b"new")})})
+
+
+@pytest.fixture
+def replies(monkeypatch):
+    """Collects what readdir replies, as (name, attributes, offset); it can be told to be full after some."""
+
+    class Replies(list):
+        room = 10_000
+
+        def accept(self, _token, name, attributes, offset):
+            if len(self) >= self.room:
+                return False
+            self.append((name, attributes, offset))
+            return True
+
+    collected = Replies()
+    monkeypatch.setattr(pyfuse3, "readdir_reply", collected.accept)
+    return collected
+
+
+class Failure:
+    """`with failure(errno.EIO):` the block must be answered with this error number."""
+
+    def __init__(self, number):
+        self._number = number
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, kind, error, _traceback):
+        assert isinstance(error, pyfuse3.FUSEError), f"no error, or a wrong one: {kind}"
+        assert errno.errorcode[error.errno] == errno.errorcode[self._number]
+        return True
+
+
+# Every handler
+
+
+def test_every_handler_is_ours_and_wrapped():
+    assert len(HANDLERS) > 25
+    for name in HANDLERS:
+        assert hasattr(vars(Operations).get(name), "__wrapped__"), f"{name} may raise what ends the mount"
+
+
+@pytest.mark.parametrize("name", sorted(set(HANDLERS) - set(WRITING) - set(LEFT_TO_KERNEL)))
+async def test_a_bug_is_an_error_for_one_call(name, caplog):
+    methods = ["acquire", "load", "refresh", "root", "top", "read_top"]
+    broken = Mock(**{f"{method}.side_effect": ZeroDivisionError for method in methods})
+    operations = Operations(broken, Mock())
+    handler = getattr(operations, name)
+    parameters = list(inspect.signature(handler).parameters)
+    arguments = [b"name" if parameter == "name" else 0 for parameter in parameters]
+    if parameters[0] != "ctx":
+        arguments[0] = [(1, 1)] if name == "forget" else inode_of(FIRST, 1)
+    harmless = {"access", "forget", "getxattr", "listxattr", "releasedir"}
+    if name in harmless:
+        with suppress(pyfuse3.FUSEError):
+            await handler(*arguments)
+    else:
+        with Failure(errno.EIO):
+            await handler(*arguments)
+        assert "a bug" in caplog.text
+
+
+@pytest.mark.parametrize("name", WRITING)
+async def test_nothing_can_be_written(mounted, name):
+    handler = getattr(mounted.operations, name)
+    count = len(inspect.signature(getattr(pyfuse3.Operations, name)).parameters) - 1
+    with Failure(errno.EROFS):
+        await handler(*[1] * count)
+
+
+@pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_TRUNC, os.O_WRONLY | os.O_APPEND])
+async def test_no_file_can_be_opened_for_writing(mounted, flags):
+    inode = await mounted.inode(FIRST_NAME, b"a")
+    with Failure(errno.EROFS):
+        await mounted.operations.open(inode, flags, None)
+    assert mounted.repository.calls["open", b"a"] == 0
+
+
+@pytest.mark.parametrize("name", LEFT_TO_KERNEL)
+async def test_what_the_kernel_does_alone(mounted, name):
+    with Failure(errno.ENOSYS):
+        await getattr(mounted.operations, name)(1, 2)
+
+
+async def test_forget_never_raises(mounted):
+    await mounted.operations.forget([(0, 1), (2**64, 7)])
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (NotFoundError(""), errno.ENOENT),
+        (NotADirectoryEntryError(""), errno.ENOTDIR),
+        (DamagedError(""), errno.EIO),
+        (FormatError(""), errno.EIO),
+        (StorageError(""), errno.EIO),
+        (MountError(""), errno.EIO),
+        (MemoryError(), errno.ENOMEM),
+        (OSError(errno.EPERM, ""), errno.EIO),
+        (ExceptionGroup("", [KeyError()]), errno.EIO),
+    ],
+)
+def test_error_numbers(error, number):
+    assert errno_of(error) == number
+
+
+@pytest.mark.parametrize(
+    ("cause", "number"),
+    [
+        (errno.EMFILE, errno.EMFILE),
+        (errno.ENFILE, errno.ENFILE),
+        (errno.ENOMEM, errno.ENOMEM),
+        (errno.EACCES, errno.EIO),
+        (errno.ENOSPC, errno.EIO),
+    ],
+)
+def test_a_shortage_keeps_its_error_number(cause, number):
+    error = StorageError("")
+    error.__cause__ = OSError(cause, "")
+    assert errno_of(error) == number
+
+
+# Names and attributes
+
+
+async def test_lookup_follows_names(mounted):
+    assert (await mounted.lookup(FIRST_NAME)).st_ino == inode_of(FIRST, 0)
+    entry = await mounted.lookup(FIRST_NAME, b"d", b"inner")
+    assert (stat.S_ISREG(entry.st_mode), entry.st_size, entry.st_blocks, entry.st_blksize) == (True, 5, 1, 4096)
+    assert entry.st_atime_ns == entry.st_ctime_ns == entry.st_mtime_ns
+    assert (entry.entry_timeout, entry.attr_timeout) == (86_400, 86_400)
+
+
+async def test_lookup_and_getattr_agree(mounted):
+    for path in [(FIRST_NAME,), (FIRST_NAME, b"a"), (FIRST_NAME, b"d"), (FIRST_NAME, b"again"), (FIRST_NAME, b"dev")]:
+        found = await mounted.lookup(*path)
+        again = await mounted.operations.getattr(found.st_ino, None)
+        assert {**again.__getstate__(), "entry_timeout": 0} == {**found.__getstate__(), "entry_timeout": 0}
+
+
+async def test_the_root_is_good_for_a_moment_only(mounted):
+    assert (await mounted.lookup(FIRST_NAME)).entry_timeout == 1
+    root = await mounted.operations.getattr(ROOT_INODE, None)
+    assert (root.attr_timeout, root.st_mtime_ns) == (1, SECOND * 10**9)
+
+
+async def test_blocks_are_whole():
+    mounted = Mounted({FIRST: Dir({str(size): File(bytes(size)) for size in (0, 1, 512, 513)})})
+    blocks = [(await mounted.lookup(FIRST_NAME, b"%d" % size)).st_blocks for size in (0, 1, 512, 513)]
+    assert blocks == [0, 1, 1, 2]
+
+
+async def test_names_that_are_not_there_are_remembered_by_the_kernel(mounted):
+    missing = await mounted.lookup(FIRST_NAME, b".hidden")
+    assert (missing.st_ino, missing.entry_timeout) == (0, 86_400)
+    missing = await mounted.lookup(b"@2030-01-01T00:00")
+    assert (missing.st_ino, missing.entry_timeout) == (0, 1)
+
+
+@pytest.mark.parametrize("parent", [(), (FIRST_NAME,), (FIRST_NAME, b"d")])
+async def test_too_long_names(mounted, parent):
+    assert (await mounted.lookup(*parent, b"n" * 255)).st_ino == 0
+    with Failure(errno.ENAMETOOLONG):
+        await mounted.lookup(*parent, b"n" * 256)
+
+
+async def test_dots_lead_up(mounted):
+    d = await mounted.inode(FIRST_NAME, b"d")
+    assert await mounted.inode(FIRST_NAME, b"d", b".") == d
+    assert await mounted.inode(FIRST_NAME, b"d", b"..") == inode_of(FIRST, 0)
+    assert await mounted.inode(FIRST_NAME, b"..") == ROOT_INODE
+    assert await mounted.inode(b".") == await mounted.inode(b"..") == ROOT_INODE
+    inner = await mounted.inode(FIRST_NAME, b"d", b"inner")
+    assert await mounted.inode(FIRST_NAME, b"d", b"inner", b".") == inner
+
+
+async def test_errors_of_lookup(mounted):
+    a = await mounted.inode(FIRST_NAME, b"a")
+    with Failure(errno.ENOTDIR):
+        await mounted.operations.lookup(a, b"x", None)
+    for inode in (2, 2**64 - 1, inode_of(FIRST, 999), inode_of(FIRST + 1, 0), inode_of(FIRST + 1, 5)):
+        with Failure(errno.ENOENT):
+            await mounted.operations.getattr(inode, None)
+
+
+async def test_getattr_of_a_top_does_not_load_the_listing(mounted):
+    await mounted.operations.getattr(inode_of(FIRST, 0), None)
+    assert mounted.repository.calls["listing", FIRST] == 0
+    assert mounted.repository.calls["entries", FIRST] == 1
+    await mounted.operations.getattr(inode_of(FIRST, 0), None)
+    assert mounted.repository.calls["entries", FIRST] == 1
+
+
+async def test_readlink(mounted):
+    assert await mounted.operations.readlink(await mounted.inode(FIRST_NAME, b"link"), None) == b"d/inner"
+    with Failure(errno.EINVAL):
+        await mounted.operations.readlink(await mounted.inode(FIRST_NAME, b"a"), None)
+
+
+@pytest.mark.parametrize(
+    ("path", "mode", "allowed"),
+    [
+        ((FIRST_NAME, b"a"), os.R_OK, True),
+        ((FIRST_NAME, b"a"), os.X_OK, False),
+        ((FIRST_NAME, b"d", b"x"), os.X_OK, True),
+        ((FIRST_NAME, b"d"), os.X_OK | os.R_OK, True),
+        ((FIRST_NAME,), os.X_OK, True),
+        ((b".",), os.X_OK | os.R_OK, True),
+    ],
+)
+async def test_access(mounted, path, mode, allowed):
+    inode = await mounted.inode(*path)
+    assert await mounted.operations.access(inode, mode, None) is allowed
+    with Failure(errno.EROFS):
+        await mounted.operations.access(inode, mode | os.W_OK, None)
+
+
+async def test_there_are_no_extended_attributes(mounted):
+    inode = await mounted.inode(FIRST_NAME, b"a")
+    assert list(await mounted.operations.listxattr(inode, None)) == []
+    with Failure(errno.ENODATA):
+        await mounted.operations.getxattr(inode, b"user.x", None)
+
+
+async def test_the_file_system_is_full(mounted):
+    shown = await mounted.operations.statfs(None)
+    real = os.statvfs(mounted.repository.path)
+    assert (shown.f_blocks, shown.f_bsize, shown.f_files) == (real.f_blocks, real.f_bsize, real.f_files)
+    assert (shown.f_bfree, shown.f_bavail, shown.f_ffree, shown.f_favail, shown.f_namemax) == (0, 0, 0, 0, 255)
+
+
+@given(entries())
+def test_any_record_can_be_told_to_the_kernel(entry):
+    if entry.kind is Kind.ABSENT:
+        return
+    mounted = Mounted({FIRST: Dir()})
+    mounted.repository.extra_entries[FIRST] = [entry._replace(path=b"x", link_group=None)]
+    mounted.history.load(FIRST)
+    view = mounted.history.acquire(FIRST)
+    state = _entry(view.child(0, b"x"), 1).__getstate__()
+    assert state["st_mtime_ns"] == view.child(0, b"x").mtime_ns
+    assert state["st_uid"] == view.child(0, b"x").uid
+
+
+# Directories
+
+
+async def listing(mounted, inode, replies, start=0):
+    replies.clear()
+    handle = await mounted.operations.opendir(inode, None)
+    await mounted.operations.readdir(handle, start, None)
+    await mounted.operations.releasedir(handle)
+    return [name for name, _, _ in replies]
+
+
+async def test_readdir(mounted, replies):
+    expected = [b".", b"..", b"a", b"again", b"d", b"dev", b"fifo", b"link"]
+    assert await listing(mounted, await mounted.inode(FIRST_NAME), replies) == expected
+    for name, attributes, _ in replies[2:]:
+        assert attributes.__getstate__() == (await mounted.lookup(FIRST_NAME, name)).__getstate__()
+
+
+async def test_readdir_stops_when_the_reply_is_full_and_goes_on_there(mounted, replies):
+    handle = await mounted.operations.opendir(await mounted.inode(FIRST_NAME), None)
+    seen, offset = [], 0
+    for replies.room in (1, 3, 2, 0, 50):
+        replies.clear()
+        await mounted.operations.readdir(handle, offset, None)
+        assert len(replies) <= replies.room
+        if replies:
+            seen += [name for name, _, _ in replies]
+            offset = replies[-1][2]
+    assert seen == [b".", b"..", b"a", b"again", b"d", b"dev", b"fifo", b"link"]
+
+
+async def test_only_directories_can_be_listed(mounted):
+    with Failure(errno.ENOTDIR):
+        await mounted.operations.opendir(await mounted.inode(FIRST_NAME, b"a"), None)
+
+
+async def test_the_root_is_listed_without_loading_anything(mounted, replies):
+    assert await listing(mounted, ROOT_INODE, replies) == [b".", b"..", FIRST_NAME, SECOND_NAME]
+    assert {what for what in mounted.repository.calls if what != "sessions"} == set()
+    _, attributes, _ = replies[2]
+    assert (attributes.st_ino, stat.S_ISDIR(attributes.st_mode)) == (inode_of(FIRST, 0), True)
+    assert attributes.attr_timeout == 0
+
+
+async def test_the_list_of_the_root_is_that_of_its_opening(mounted, replies):
+    handle = await mounted.operations.opendir(ROOT_INODE, None)
+    replies.room = 3
+    await mounted.operations.readdir(handle, 0, None)
+    offset = replies[-1][2]
+    mounted.repository.trees[FIRST - 86_400] = Dir()  # sorts before what was listed already
+    await mounted.operations.getattr(ROOT_INODE, None)
+    replies.clear()
+    await mounted.operations.readdir(handle, offset, None)
+    assert [name for name, _, _ in replies] == [SECOND_NAME]
+    await mounted.operations.releasedir(handle)
+    assert mounted.operations._root_lists == {}
+    replies.room = 100
+    assert len(await listing(mounted, ROOT_INODE, replies)) == 5
+
+
+async def test_a_snapshot_that_is_removed_while_the_root_is_listed(mounted, replies):
+    handle = await mounted.operations.opendir(ROOT_INODE, None)
+    del mounted.repository.trees[FIRST]
+    await mounted.operations.getattr(ROOT_INODE, None)
+    await mounted.operations.readdir(handle, 0, None)
+    assert [name for name, _, _ in replies] == [b".", b"..", SECOND_NAME]
+
+
+async def test_names_that_the_kernel_would_refuse_are_left_out(mounted, replies, caplog):
+    mounted.repository.extra_entries[SECOND] = [Entry(b"n" * 256, Kind.REGULAR), Entry(b"o" * 255, Kind.REGULAR)]
+    inode = await mounted.inode(SECOND_NAME)
+    assert await listing(mounted, inode, replies) == [b".", b"..", b"a", b"o" * 255]
+    await listing(mounted, inode, replies)
+    assert caplog.text.count("longer than 255 bytes") == 1
+
+
+# Sessions that come and go
+
+
+async def test_a_new_session_is_there_at_once(mounted):
+    third = SECOND + 86_400
+    assert (await mounted.lookup(b"@2024-05-03T10:00")).st_ino == 0
+    mounted.repository.trees[third] = Dir({"a": File(b"third")})
+    assert await mounted.content(b"@2024-05-03T10:00", b"a") == b"third"
+    assert (await mounted.operations.getattr(ROOT_INODE, None)).st_mtime_ns == third * 10**9
+
+
+async def test_the_kernel_is_told_what_has_gone(mounted, monkeypatch):
+    told = []
+    monkeypatch.setattr(pyfuse3, "invalidate_entry_async", lambda *args, **_kwargs: told.append(args))
+    await mounted.operations.forget_removed_sessions()
+    assert told == []
+    del mounted.repository.trees[FIRST]
+    await mounted.operations.forget_removed_sessions()
+    await mounted.operations.forget_removed_sessions()
+    assert told == [(ROOT_INODE, FIRST_NAME)]
+
+
+async def test_a_removed_session_is_gone(mounted):
+    inode = await mounted.inode(FIRST_NAME, b"d", b"inner")
+    del mounted.repository.trees[FIRST]
+    assert (await mounted.lookup(FIRST_NAME)).st_ino == 0
+    with Failure(errno.ENOENT):
+        await mounted.operations.getattr(inode, None)
+
+
+async def test_a_repository_that_cannot_be_read_comes_back(mounted, caplog):
+    mounted.repository.damaged["sessions"] = StorageError("gone")
+    for _ in range(3):
+        with Failure(errno.EIO):
+            await mounted.operations.getattr(ROOT_INODE, None)
+        with Failure(errno.EIO):
+            await mounted.operations.forget_removed_sessions()
+    assert [record.getMessage() for record in caplog.records] == ["gone"]
+    mounted.repository.damaged.clear()
+    assert (await mounted.operations.getattr(ROOT_INODE, None)).st_nlink == 4
+
+
+# Files
+
+
+async def test_read(mounted):
+    handle = await mounted.open(FIRST_NAME, b"a")
+    assert await mounted.operations.read(handle, 998, 4096) == b"89"
+    assert await mounted.operations.read(handle, 1000, 10) == b""
+    assert await mounted.operations.read(handle, 5000, 10) == b""
+    await mounted.operations.release(handle)
+    assert +mounted.repository.open_now == {("listing", FIRST): 1}
+
+
+async def test_what_is_cached_is_read_in_the_loop(mounted):
+    handle = await mounted.open(FIRST_NAME, b"a")
+    mounted.repository.gate.clear()
+    assert await mounted.operations.read(handle, 0, 3) == b"012"
+    assert mounted.repository.calls["pread", b"a"] == 0
+
+
+async def test_what_is_not_cached_is_read_in_a_thread(mounted):
+    handle = await mounted.open(FIRST_NAME, b"a")
+    mounted.repository.is_cached = False
+    assert await mounted.operations.read(handle, 0, 3) == b"012"
+    assert mounted.repository.calls["pread", b"a"] == 1
+
+
+async def test_hard_links_share_an_open_file(mounted):
+    first, second = await mounted.open(FIRST_NAME, b"a"), await mounted.open(FIRST_NAME, b"again")
+    assert first == second
+    await mounted.operations.release(first)
+    assert await mounted.operations.read(second, 0, 2) == b"01"
+    await mounted.operations.release(second)
+    assert mounted.repository.open_now["content", b"a"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [(b"d", errno.EISDIR), (b"fifo", errno.ENXIO), (b"dev", errno.ENXIO), (b"link", errno.ENXIO)]
+)
+async def test_only_regular_files_are_opened(mounted, name, number):
+    inode = await mounted.inode(FIRST_NAME, name)
+    with Failure(number):
+        await mounted.operations.open(inode, os.O_RDONLY, None)
+    assert mounted.repository.calls["open", name] == 0
+
+
+async def test_a_damaged_file_is_an_error_for_this_file_logged_once(mounted, caplog):
+    mounted.repository.damaged["read", b"a"] = DamagedError("is damaged", path=b"a", at=FIRST)
+    mounted.repository.is_cached = False
+    handle = await mounted.open(FIRST_NAME, b"a")
+    for offset in range(20):
+        with Failure(errno.EIO):
+            await mounted.operations.read(handle, offset, 1)
+    assert await mounted.content(FIRST_NAME, b"d", b"inner") == b"inner"
+    assert [record.getMessage() for record in caplog.records] == [str(mounted.repository.damaged["read", b"a"])]
+    assert "Traceback" not in caplog.text
+
+
+async def test_each_damaged_file_is_logged(mounted, caplog):
+    for name in (b"a", b"d/inner"):
+        mounted.repository.damaged[name] = DamagedError("is damaged", path=name)
+    for path in [(b"a",), (b"d", b"inner"), (b"again",)]:
+        with Failure(errno.EIO):
+            await mounted.open(FIRST_NAME, *path)
+    assert sorted(record.getMessage() for record in caplog.records) == ["a: is damaged", "d/inner: is damaged"]
+
+
+async def test_content_that_ends_early_is_not_filled_with_zeros(mounted, caplog):
+    handle = await mounted.open(FIRST_NAME, b"a")
+    mounted.operations._files[handle].content.data = b"short"
+    with Failure(errno.EIO):
+        await mounted.operations.read(handle, 0, 4096)
+    assert "is shorter than recorded" in caplog.text
+
+
+async def test_a_missing_name_is_not_news(mounted, caplog):
+    with Failure(errno.ENOENT):
+        await mounted.operations.getattr(inode_of(FIRST, 999), None)
+    assert caplog.records == []
+
+
+async def test_a_bug_is_logged_once_with_its_traceback(mounted, monkeypatch, caplog):
+    monkeypatch.setattr(mounted.history, "acquire", lambda _time: 1 / 0)
+    for _ in range(5):
+        with Failure(errno.EIO):
+            await mounted.operations.getattr(inode_of(FIRST, 3), None)
+    assert len(caplog.records) == 1
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_what_was_logged_is_remembered_within_bounds(mounted, caplog):
+    for number in range(3000):
+        mounted.operations.reports.report(DamagedError(f"{number}"), errno.EIO, "read")
+    assert len(caplog.records) == 3000
+    assert len(mounted.operations.reports._said) <= 1000
+
+
+async def test_debugging_logs_requests_but_no_content(mounted, caplog):
+    caplog.set_level(logging.DEBUG, "histfs.fs")
+    await mounted.content(FIRST_NAME, b"d", b"inner")
+    messages = [record.getMessage() for record in caplog.records]
+    assert f"lookup(1, {FIRST_NAME!r})" in messages
+    assert not any("b'inner'" in message for message in messages if message.startswith("read"))
+
+
+# Many at the same time
+
+
+async def test_ten_that_open_one_file_wait_for_one_job(mounted):
+    inode = await mounted.inode(FIRST_NAME, b"a")
+    mounted.repository.gate.clear()
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(mounted.operations.open, inode, os.O_RDONLY, None)
+        await trio.testing.wait_all_tasks_blocked()
+        mounted.repository.gate.set()
+    assert mounted.repository.calls["open", b"a"] == 1
+    for _ in range(9):
+        await mounted.operations.release(inode)
+    assert await mounted.operations.read(inode, 0, 1) == b"0"
+    await mounted.operations.release(inode)
+    assert mounted.repository.open_now["content", b"a"] == 0
+
+
+async def test_ten_that_need_one_listing_wait_for_one_load(mounted):
+    mounted.repository.gate.clear()
+    async with trio.open_nursery() as nursery:
+        for row in range(1, 6):
+            nursery.start_soon(mounted.operations.getattr, inode_of(FIRST, row), None)
+            nursery.start_soon(mounted.operations.opendir, inode_of(FIRST, 0), None)
+        await trio.testing.wait_all_tasks_blocked()
+        mounted.repository.gate.set()
+    assert mounted.repository.calls["listing", FIRST] == 1
+
+
+async def test_what_is_in_memory_does_not_wait_for_what_is_not(mounted):
+    inode = await mounted.inode(FIRST_NAME, b"a")
+    mounted.repository.gate.clear()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mounted.inode, SECOND_NAME, b"a")
+        for _ in range(50):
+            nursery.start_soon(mounted.operations.open, inode, os.O_RDONLY, None)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(5):
+            await mounted.operations.getattr(inode, None)
+            await mounted.operations.statfs(None)
+            assert (await mounted.lookup(FIRST_NAME, b"nothing")).st_ino == 0
+        mounted.repository.gate.set()
+
+
+async def test_slow_openings_leave_threads_for_reads():
+    mounted = Mounted({FIRST: Dir({str(number): File(b"x") for number in range(40)})})
+    mounted.repository.is_cached = False
+    handle = await mounted.open(FIRST_NAME, b"0")
+    inodes = [await mounted.inode(FIRST_NAME, b"%d" % number) for number in range(1, 40)]
+    mounted.repository.gate.clear()
+    async with trio.open_nursery() as nursery:
+        for inode in inodes:
+            nursery.start_soon(mounted.operations.open, inode, os.O_RDONLY, None)
+        await trio.testing.wait_all_tasks_blocked()
+        mounted.operations._files[handle].content.pread = lambda size, offset: b"read"[:size]
+        with trio.fail_after(5):
+            assert await mounted.operations.read(handle, 0, 4) == b"read"
+        mounted.repository.gate.set()
+
+
+async def test_a_job_that_fails_fails_for_all_and_can_be_tried_again(mounted, caplog):
+    inode = await mounted.inode(FIRST_NAME, b"a")
+    mounted.repository.damaged[b"a"] = DamagedError("is damaged", path=b"a")
+    mounted.repository.gate.clear()
+    failures = []
+
+    async def attempt():
+        with Failure(errno.EIO):
+            await mounted.operations.open(inode, os.O_RDONLY, None)
+        failures.append(1)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(attempt)
+        await trio.testing.wait_all_tasks_blocked()
+        mounted.repository.gate.set()
+    assert len(failures) == 5
+    assert mounted.repository.calls["open", b"a"] == 1
+    assert len(caplog.records) == 1
+    mounted.repository.damaged.clear()
+    assert await mounted.content(FIRST_NAME, b"a") == b"0123456789" * 100
+
+
+async def test_who_waits_for_a_cancelled_job_does_it_itself(mounted):
+    inode = await mounted.inode(FIRST_NAME, b"a")
+    mounted.repository.gate.clear()
+    async with trio.open_nursery() as nursery:
+        scope = trio.CancelScope()
+
+        async def first():
+            with scope:
+                await mounted.operations.open(inode, os.O_RDONLY, None)
+
+        nursery.start_soon(first)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(mounted.operations.open, inode, os.O_RDONLY, None)
+        await trio.testing.wait_all_tasks_blocked()
+        scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        mounted.repository.gate.set()
+    assert mounted.operations._files[inode].users == 1
+
+
+async def test_a_listing_stays_while_a_file_of_it_is_opened(mounted):
+    mounted = Mounted({FIRST + 60 * number: TREE for number in range(4)}, max_listings=1)
+    await mounted.operations.getattr(inode_of(FIRST, 1), None)
+    mounted.repository.gate.clear()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mounted.operations.open, inode_of(FIRST, 1), os.O_RDONLY, None)
+        await trio.testing.wait_all_tasks_blocked()
+        mounted.repository.gate.set()
+        for number in (1, 2, 3):
+            await mounted.operations.getattr(inode_of(FIRST + 60 * number, 1), None)
+    assert mounted.repository.open_now["content", b"a"] == 1
+    assert sum(count for (what, _), count in mounted.repository.open_now.items() if what == "listing") == 1
+
+
+async def test_memory_does_not_grow_with_what_was_looked_at():
+    mounted = Mounted({FIRST: Dir({f"{number}": File() for number in range(300)})})
+    for number in range(300):
+        await mounted.content(FIRST_NAME, b"%d" % number)
+    operations = mounted.operations
+    tables = [operations._files, operations._root_lists, operations._loads._running, operations._openings._running]
+    assert [len(table) for table in tables] == [0, 0, 0, 0]
+
+
+async def test_close_closes_what_is_open(mounted):
+    await mounted.open(FIRST_NAME, b"a")
+    mounted.operations.close()
+    assert mounted.repository.open_now["content", b"a"] == 0
