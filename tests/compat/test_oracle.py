@@ -13,11 +13,11 @@ from tests.oracle import Oracle
 from tests.trees import Dir, Fifo, File, Link, Symlink, build, compare, difference
 
 
-def test_a_literal_is_built_as_it_is_written(tmp_path: Path) -> None:
+def test_a_literal_is_built_as_it_is_written(scratch: Path) -> None:
     tree = Dir({"a": File(b"1", mode=0o4755, mtime=-5), "b": Link("a"), "d": Dir({b"\xff": Symlink("x"), "p": Fifo()})})
-    build(tmp_path, tree)
-    assert compare(tmp_path, tree) == []
-    assert comparison.read(tmp_path)[b"a"].links == (b"a", b"b")
+    build(scratch, tree)
+    assert compare(scratch, tree) == []
+    assert comparison.read(scratch)[b"a"].links == (b"a", b"b")
 
 
 @pytest.mark.parametrize(
@@ -32,15 +32,15 @@ def test_a_literal_is_built_as_it_is_written(tmp_path: Path) -> None:
         {"a": File(b"1"), "b": Symlink("a")},
     ],
 )
-def test_every_difference_is_noticed(tmp_path: Path, change: dict[str | bytes, File | Link | Fifo | Symlink]) -> None:
-    build(tmp_path / "tree", Dir({"a": File(b"1"), "b": Link("a")}))
-    assert compare(tmp_path / "tree", Dir({"a": File(b"1"), "b": Link("a")})) == []
-    assert compare(tmp_path / "tree", Dir(change)) != []
+def test_every_difference_is_noticed(scratch: Path, change: dict[str | bytes, File | Link | Fifo | Symlink]) -> None:
+    build(scratch / "tree", Dir({"a": File(b"1"), "b": Link("a")}))
+    assert compare(scratch / "tree", Dir({"a": File(b"1"), "b": Link("a")})) == []
+    assert compare(scratch / "tree", Dir(change)) != []
 
 
-def test_a_history_repeats(tmp_path: Path) -> None:
-    first = list(histories.random_history(tmp_path / "one", 3, 6))
-    second = list(histories.random_history(tmp_path / "two", 3, 6))
+def test_a_history_repeats(scratch: Path) -> None:
+    first = list(histories.random_history(scratch / "one", 3, 6))
+    second = list(histories.random_history(scratch / "two", 3, 6))
     assert [state.time for state in first] == [state.time for state in second]
     for one, two in zip(first, second, strict=True):
         assert difference(one.manifest, two.manifest) == []
@@ -49,14 +49,14 @@ def test_a_history_repeats(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("api", [200, 201])
 @pytest.mark.parametrize("seed", range(2))
-def test_rdiff_backup_restores_what_it_wrote(tmp_path: Path, rdiff_backup: Oracle, seed: int, api: int) -> None:
-    source, repository = tmp_path / "source", tmp_path / "repository"
-    states = []
+def test_rdiff_backup_restores_what_it_wrote(scratch: Path, rdiff_backup: Oracle, seed: int, api: int) -> None:
+    source, repository = scratch / "source", scratch / "repository"
+    states: list[histories.State] = []
     for state in histories.random_history(source, 1_000 + seed, 8, histories.RDIFF_BACKUP_WRITES):
         rdiff_backup.backup(source, repository, at=state.time, api=api).check()
         states.append(state)
     for state in states:
-        target = tmp_path / str(state.time)
+        target = scratch / str(state.time)
         rdiff_backup.restore(repository, target, at=state.time).check()
         assert difference(state.manifest, comparison.read(target)) == []
         rdiff_backup.verify(repository, at=state.time).check()

@@ -1,0 +1,36 @@
+"""Both programs write sessions into the same repository, in random turns."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests import histories
+from tests.compat import agreement
+from tests.oracle import Oracle
+
+
+def write_and_check(scratch: Path, rdiff_backup: Oracle, seed: int, sessions: int) -> None:
+    source, repository = scratch / "source", scratch / "repository"
+    writers = random.Random(f"writers {seed}").choices(("histfs", 200, 201), (2, 1, 1), k=sessions)
+    states: list[histories.State] = []
+    for state, writer in zip(
+        histories.random_history(source, seed, sessions, histories.RDIFF_BACKUP_WRITES), writers, strict=True
+    ):
+        if isinstance(writer, int):
+            rdiff_backup.backup(source, repository, at=state.time, api=writer).check()
+        else:
+            agreement.histfs_backup(source, repository, at=state.time)
+        states.append(state)
+    agreement.check_all(repository, states, rdiff_backup, scratch)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_session_is_what_the_source_was(scratch: Path, rdiff_backup: Oracle, seed: int) -> None:
+    write_and_check(scratch, rdiff_backup, 20_000 + seed, 14)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(100))
+def test_many_histories(scratch: Path, rdiff_backup: Oracle, seed: int) -> None:
+    write_and_check(scratch, rdiff_backup, 21_000 + seed, 30)
