@@ -18,6 +18,7 @@ from cffi import FFI
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext as _build_ext
 
+# The constants are here for the test that compares them with the numbers in `_rsync_types`.
 DECLARATIONS = """
 #define RS_DONE ...
 #define RS_BLOCKED ...

@@ -11,16 +11,19 @@ Rules that must hold:
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from threading import Lock, get_ident
-from typing import NoReturn, Self
+from typing import NoReturn, ParamSpec, Self, TypeVar
 
 from histfs._rsync_files import Buffer
 from histfs._rsync_types import CorruptError, InternalError, Result, RsyncError
 
 CHUNK = 256 * 1024
 FIRST_CHUNK = 16 * 1024  # room for output at first: most jobs are small
+
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class Codec(ABC):
@@ -84,17 +87,11 @@ class Codec(ABC):
 
     def feed(self, data: Buffer, max_length: int = -1) -> bytes:
         """Take more input and return what output there is, at most `max_length` bytes of it (-1: no limit)."""
-        with self._running():
-            if self._ending or self._done:
-                raise EOFError(f"{self.operation}: input after the end")
-            self._take(data)
-            return self._collect(max_length)
+        return self._exclusively(self._feed, data, max_length)
 
     def finish(self, max_length: int = -1) -> bytes:
         """Say that there is no more input and return the rest of the output; with `max_length`: repeat until `eof`."""
-        with self._running():
-            self._ending = True
-            return self._collect(max_length)
+        return self._exclusively(self._finish, max_length)
 
     def drive(self, read: Callable[[int], Buffer | None], write: Callable[[bytes], int | None]) -> Result:
         """Run until the job is DONE, or BLOCKED because `read` or `write` would block; then call again.
@@ -103,22 +100,7 @@ class Codec(ABC):
         many bytes it took, or None: blocked. Blocked may also be a BlockingIOError. Other exceptions pass through; the
         job can be driven on after them.
         """
-        with self._running():
-            while self._write_unsent(write):
-                if self._done:
-                    return Result.DONE
-                if self.needs_input:
-                    data = None
-                    with suppress(BlockingIOError):
-                        data = read(CHUNK)
-                    if data is None:
-                        return Result.BLOCKED
-                    self._take(data)
-                    self._ending = not self._input
-                self._unsure = True
-                self._unsent = memoryview(self._turn(CHUNK))
-                self._unsure = False
-            return Result.BLOCKED
+        return self._exclusively(self._drive, read, write)
 
     def close(self) -> None:
         """Stop the job and free its memory. If another thread is running it, its call ends with ValueError."""
@@ -135,8 +117,7 @@ class Codec(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextmanager
-    def _running(self) -> Iterator[None]:
+    def _exclusively(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         if self._owner == get_ident():
             raise RuntimeError(f"{self.operation}: used from its own callback")
         with self._lock:
@@ -147,18 +128,43 @@ class Codec(ABC):
                 raise type(self._failure)(*self._failure.args)
             try:
                 self._owner = get_ident()
-                yield
+                return call(*args, **kwargs)
             finally:
                 self._owner = None
-                self._input = bytes(self._input)
+                if not self._input or not isinstance(memoryview(self._input).obj, bytes):
+                    self._input = bytes(self._input)
 
     def _check_open(self) -> None:
         if self._closing:
             raise ValueError(f"{self.operation}: the job is closed")
 
+    def _feed(self, data: Buffer, max_length: int) -> bytes:
+        if self._ending or self._done:
+            raise EOFError(f"{self.operation}: input after the end")
+        self._take(data)
+        return self._collect(max_length)
+
+    def _finish(self, max_length: int) -> bytes:
+        self._ending = True
+        return self._collect(max_length)
+
+    def _drive(self, read: Callable[[int], Buffer | None], write: Callable[[bytes], int | None]) -> Result:
+        while self._write_unsent(write):
+            if self._done:
+                return Result.DONE
+            if self.needs_input and not self._read(read):
+                return Result.BLOCKED
+            self._unsure = True
+            self._unsent = memoryview(self._turn(CHUNK))
+            self._unsure = False
+        return Result.BLOCKED
+
     def _take(self, data: Buffer) -> None:
         view = data if isinstance(data, bytes) else memoryview(data).cast("B")
-        self._input = b"".join((self._input, view)) if self._input else view
+        if self._input and view:
+            self._input = b"".join((self._input, view))
+        elif view:
+            self._input = view
 
     def _collect(self, max_length: int) -> bytes:
         limit = max_length if max_length >= 0 else sys.maxsize
@@ -171,6 +177,17 @@ class Codec(ABC):
             limit -= len(blocks[-1])
         self._unsure = False
         return b"".join(blocks)
+
+    def _read(self, read: Callable[[int], Buffer | None]) -> bool:
+        try:
+            data = read(CHUNK)
+        except BlockingIOError:
+            return False
+        if data is None:
+            return False
+        self._take(data)
+        self._ending = not self._input
+        return True
 
     def _write_unsent(self, write: Callable[[bytes], int | None]) -> bool:
         while self._unsent:
@@ -206,9 +223,9 @@ class Codec(ABC):
             self._fail(InternalError(self.operation, Result.INTERNAL_ERROR, "no progress at the end of the input"))
         return bytes(memoryview(self._out)[:produced])
 
-    def _fail(self, error: RsyncError) -> NoReturn:
-        """Raise `error`, now and whenever the job is used again."""
+    def _fail(self, error: RsyncError, reason: BaseException | None = None) -> NoReturn:
+        """Raise `reason` or `error` now, and `error` whenever the job is used again."""
         self._failure = error
         self._unsure = False
         self._input = b""
-        raise error
+        raise reason or error

@@ -11,20 +11,18 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from stat import S_ISREG
-from typing import Protocol, TypeAlias, TypeGuard, cast, runtime_checkable
+from typing import Protocol, TypeAlias, TypeGuard, cast
 
 Buffer: TypeAlias = bytes | bytearray | memoryview  # for the type checker; whatever exports its bytes will do
 Path: TypeAlias = str | os.PathLike[str]
 
 
-@runtime_checkable
 class Reader(Protocol):
     """A binary file to read from."""
 
     def read(self, size: int, /) -> Buffer | None: ...
 
 
-@runtime_checkable
 class SeekableReader(Protocol):
     """A binary file to read from here and there."""
 
@@ -76,7 +74,7 @@ def read_blocks(source: Source, size: int) -> Iterator[Buffer]:
     elif isinstance(source, (str, os.PathLike)):
         with open(source, "rb", buffering=0) as file:
             yield from _read_descriptor(file.fileno(), size)
-    elif isinstance(source, Reader):
+    elif hasattr(source, "read"):
         while data := source.read(size):
             yield data
         if data is None:
@@ -127,15 +125,16 @@ def open_basis(basis: Basis) -> Iterator[int | Buffer | Callable[[int, int], Buf
     elif isinstance(basis, (str, os.PathLike)):
         with open(basis, "rb", buffering=0) as file:
             yield file.fileno()
-    elif isinstance(basis, SeekableReader):
+    elif hasattr(basis, "read"):
         # Only a FileIO's descriptor has the bytes that read() gives: GzipFile has one, too, of compressed bytes.
         raw = getattr(basis, "raw", basis)
+        file = cast("SeekableReader", basis)
         if isinstance(raw, io.FileIO):
             if raw.writable():
-                basis.flush()
+                file.flush()
             yield raw.fileno()
         else:
-            yield partial(_seek_and_read, basis)
+            yield partial(_seek_and_read, file)
     else:
         yield basis
 

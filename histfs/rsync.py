@@ -19,8 +19,7 @@ import os
 import re
 import struct
 import sys
-from collections.abc import Callable, Generator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from errno import EAGAIN, EBADF
 from types import TracebackType
@@ -111,7 +110,7 @@ def set_trace_level(level: TraceLevel) -> None:
     """Have librsync report what is at least as severe as `level`: one setting for the process, INFO at first.
 
     Messages go to the logger "histfs.rsync", never to stderr; those of a call that fails as DEBUG, because they are
-    in its exception. DEBUG messages exist only in librsync built with --enable-trace (Debian's is not).
+    in its exception. DEBUG messages exist only if librsync was built with ENABLE_TRACE (Debian's is not).
     """
     lib.rs_trace_set_level(TraceLevel(level))
 
@@ -169,12 +168,13 @@ class Job(Codec):
         self, data: bytes | memoryview, size: int, ending: bool, out: bytearray, room: int
     ) -> tuple[Result, int, int]:
         source, target = ffi.from_buffer(data), ffi.from_buffer(out)  # hold the buffers while C uses them
-        result = Result(lib.histfs_job_iter(self._state, source, size, ending, target, room))
-        failed = result not in (Result.DONE, Result.BLOCKED)
-        detail = self._log(failed) if self._state.trace_used else ""
+        state = self._state
+        result = Result(lib.histfs_job_iter(state, source, size, ending, target, room))
+        failed = result > Result.BLOCKED
+        detail = self._log(failed) if state.trace_used else ""
         if failed:
             self._fail(_error(self.operation, result, detail))
-        return result, self._state.consumed, self._state.produced
+        return result, state.consumed, state.produced
 
     def _log(self, failed: bool) -> str:
         """Log what librsync had to say; return the message that explains a failure."""
@@ -232,12 +232,12 @@ class LoadSignatureJob(Job):
 
     def _parse_header(self, magic: int, block_len: int, strong_len: int) -> None:
         # librsync takes magic 0, and block lengths that make it ask for gigabytes
-        if magic not in list(Magic):
-            self._fail(_error(self.operation, Result.BAD_MAGIC, f"{magic:#010x}"))
-        with suppress(ParameterError):
+        try:
             self._parameters = SignatureParameters(block_len, strong_len, Magic(magic))
-        if self._parameters is None:
-            self._fail(_error(self.operation, Result.CORRUPT, f"{block_len=}, {strong_len=}"))
+        except ParameterError as error:
+            self._fail(_error(self.operation, Result.CORRUPT, error.problem))
+        except ValueError:
+            self._fail(_error(self.operation, Result.BAD_MAGIC, f"{magic:#010x}"))
 
     def _complete(self) -> None:
         assert self._parameters is not None
@@ -288,17 +288,16 @@ class PatchJob(Job):
             if lib.histfs_patch_begin(self._state, fd, memory, len(memory), handle) < 0:
                 raise OSError(ffi.errno, os.strerror(ffi.errno))
 
-    def _fail(self, error: RsyncError) -> NoReturn:
-        if self._state.basis_ended and error.result is Result.INPUT_ENDED:
-            error = _error(self.operation, error.result, "the basis is shorter than the delta says")
-        reason: BaseException | None = self._reader.error if self._reader else None
+    def _fail(self, error: RsyncError, reason: BaseException | None = None) -> NoReturn:
         if self._state.basis_errno:
             reason = OSError(self._state.basis_errno, os.strerror(self._state.basis_errno))
-        try:
-            super()._fail(error)
-        finally:
-            if reason:
-                raise reason
+        elif self._reader:
+            reason = self._reader.error
+        if reason:
+            error = _error(self.operation, error.result, f"basis: {reason!r}")
+        elif self._state.basis_ended and error.result is Result.INPUT_ENDED:
+            error = _error(self.operation, error.result, "the basis is shorter than the delta says")
+        super()._fail(error, reason)
 
 
 class _BasisReader:
@@ -344,17 +343,17 @@ class Signature:
         return job.signature
 
 
-def signature(source: Source, parameters: SignatureParameters | None = None) -> Generator[bytes, None, JobStatistics]:
+def signature(source: Source, parameters: SignatureParameters | None = None) -> Iterator[bytes]:
     """The signature of `source`, in blocks. Without parameters: what `recommend()` says for its size."""
     return _blocks(SignatureJob(parameters or recommend(source_size(source))), source)
 
 
-def delta(signature: Signature, source: Source) -> Generator[bytes, None, JobStatistics]:
+def delta(signature: Signature, source: Source) -> Iterator[bytes]:
     """The delta that leads from the data of `signature` to `source`, in blocks."""
     return _blocks(DeltaJob(signature), source)
 
 
-def patch(basis: Basis, delta: Source, max_size: int | None = None) -> Generator[bytes, None, JobStatistics]:
+def patch(basis: Basis, delta: Source, max_size: int | None = None) -> Iterator[bytes]:
     """What `delta` makes of `basis`, in blocks; CorruptError instead of more than `max_size` bytes (see `PatchJob`).
 
     What follows the end of the delta is read and ignored: a decompressor checks its sums there.
@@ -377,17 +376,16 @@ def patch_file(basis: Basis, delta: Source, target: Target, max_size: int | None
     return _copy(PatchJob(basis, max_size), delta, target)
 
 
-def _blocks(job: Job, source: Source) -> Generator[bytes, None, JobStatistics]:
+def _blocks(job: Job, source: Source) -> Iterator[bytes]:
     with job:
         for data in read_blocks(source, CHUNK):
             output = b"" if job.eof else job.feed(data, CHUNK)
             while output:
                 yield output
-                output = b"" if job.eof or job.needs_input else job.feed(b"", CHUNK)
+                output = b"" if job.needs_input or job.eof else job.feed(b"", CHUNK)
         while not job.eof:
             if output := job.finish(CHUNK):
                 yield output
-    return job.statistics
 
 
 def _copy(job: Job, source: Source, target: Target) -> JobStatistics:
