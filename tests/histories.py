@@ -266,7 +266,7 @@ class Changes:
 
     def _target(self) -> bytes:
         others = self._paths(bool)
-        targets = (b"/nowhere", b"..", b"x" * 4_000, b"line\nbreak\\", b"\xff", self._random.choice(others) or b".")
+        targets = (b"/nowhere", b"..", b"x/" * 2_000, b"line\nbreak\\", b"\xff", self._random.choice(others) or b".")
         return self._random.choice(targets)
 
     def _make_special(self) -> None:
