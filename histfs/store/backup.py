@@ -128,9 +128,8 @@ class _Session:
                 advice="check the clock, or wait a second",
             )
         started = time.monotonic()
-        if previous is None:
-            self._prepare_first()
-        else:
+        self._prepare()
+        if previous is not None:
             self._write_marker()
         becomes_diff = previous is not None and not _previous_stays(self._state, previous)
         with SessionRecords(self._tree, self._layout, self._now, previous if becomes_diff else None) as records:
@@ -139,7 +138,8 @@ class _Session:
         self._commit(previous, becomes_diff)
         return BackupOutcome(statistics, self._errors, self._warnings, False)
 
-    def _prepare_first(self) -> None:
+    def _prepare(self) -> None:
+        """Make what every repository has; other writers may have left some of it out (docs/format.md 8.3)."""
         self._tree.make_directories(INCREMENTS)
         for path in (_KEEP, CHARS_TO_QUOTE, SPECIAL_ESCAPES):
             if not self._tree.exists(path):

@@ -159,7 +159,22 @@ def parse_state(names: Iterable[bytes], quoting: Quoting) -> State:
                 state.root_increments[parsed.time] = path
             case b"error_log", b"data":
                 state.error_logs[parsed.time] = path
+    _join_split_sessions(state)
     return state
+
+
+def _join_split_sessions(state: State) -> None:
+    """Put a full list that stands an hour after its increments back to their time.
+
+    Some writers west of Greenwich, in zones with a half hour, write names that are an hour off when they are read. As
+    a diff is named anew with each increment, only the full lists that stay are apart from theirs (docs/format.md 2.2).
+    """
+    for time in state.root_increments.keys() - state.metadata.keys() - state.markers.keys():
+        list_time = time + 3600
+        files = state.metadata.get(list_time)
+        if files is None or files.snapshot is None or list_time in state.root_increments or list_time in state.markers:
+            continue
+        state.metadata[time] = state.metadata.pop(list_time)
 
 
 def read_layout(tree: Tree) -> Layout:
