@@ -18,7 +18,6 @@ from histfs.store.files import Attributes, WritableTree, write_blocks
 from histfs.store.repository import Repository
 from histfs.store.snapshot import Snapshot
 
-
 # What will not get better with the next file: the restore stops.
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 

@@ -1,4 +1,4 @@
-"""Repositories written west of Greenwich, in a zone with a half hour, where names are an hour off when they are read."""
+"""Repositories written west of Greenwich in zones with a half hour, whose names are an hour off when they are read."""
 
 from pathlib import Path
 
