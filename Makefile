@@ -45,4 +45,4 @@ dist:
 
 clean:
 	rm -rf build dist .venv *.egg-info .*_cache .hypothesis histfs/_rsync.abi3.so
-	find histfs tests bench -name __pycache__ -exec rm -rf {} +
+	find histfs tests bench -name __pycache__ -prune -exec rm -rf {} +
