@@ -5,7 +5,9 @@ The C below does only what Python cannot do safely:
   under the job that the calling thread is running, and drops what belongs to none of ours;
 - it reads the basis of a patch job. librsync loops for ever on a read of 0 bytes and aborts on one that is too long,
   so `histfs_basis` turns both into a result code;
-- it copies the statistics out of the job after each call, so that they can be read at any time, by any thread.
+- it copies the statistics out of the job after each call, so that they can be read at any time, by any thread;
+- it counts who uses a signature. Python's garbage collector runs finalizers in any order, so references from Python
+  do not keep alive what C points to: structures that Python can reach outlive their closing, and are empty then.
 Everything else (arguments, buffers, order of calls, errors) is checked by `histfs.rsync`, the only caller.
 
 Declare only what is called, and let the compiler fill in sizes and values ("..."). librsync ships no .pc file:
@@ -42,8 +44,6 @@ typedef enum { ... } rs_result;
 typedef enum { ... } rs_magic_number;
 typedef int... rs_long_t;
 typedef int... time_t;
-typedef ... rs_signature_t;
-
 typedef struct {
     int lit_cmds, false_matches;
     rs_long_t lit_bytes, lit_cmdbytes, copy_cmds, copy_bytes, copy_cmdbytes, sig_blocks;
@@ -56,7 +56,6 @@ extern char const rs_librsync_version[];
 char const *rs_strerror(int result);
 void rs_trace_set_level(rs_loglevel level);
 rs_result rs_sig_args(rs_long_t size, rs_magic_number *magic, size_t *block_len, size_t *strong_len);
-void rs_free_sumset(rs_signature_t *signature);
 
 typedef struct {
     size_t consumed, produced;
@@ -67,14 +66,17 @@ typedef struct {
     ...;
 } histfs_job_t;
 
+typedef struct { ...; } histfs_signature_t;
+
 void histfs_trace_install(void);
 void histfs_signature_begin(histfs_job_t *, size_t block_len, size_t strong_len, int magic);
 void histfs_loadsig_begin(histfs_job_t *);
-void histfs_delta_begin(histfs_job_t *, rs_signature_t *);
+int histfs_delta_begin(histfs_job_t *, histfs_signature_t *);
 int histfs_patch_begin(histfs_job_t *, int fd, char const *memory, size_t size, void *handle);
 rs_result histfs_job_iter(histfs_job_t *, char const *in, size_t in_size, int ending, char *out, size_t out_size);
-rs_signature_t *histfs_job_signature(histfs_job_t *);
+int histfs_job_signature(histfs_job_t *, histfs_signature_t *);
 void histfs_job_close(histfs_job_t *);
+void histfs_signature_close(histfs_signature_t *);
 
 extern "Python" long long histfs_basis_read(void *handle, long long position, size_t size, void *target);
 """
@@ -84,9 +86,19 @@ SOURCE = r"""
 #include <fcntl.h>
 #include <limits.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 #include <librsync.h>
+
+typedef struct {
+    rs_signature_t *signature;
+    int users;
+} histfs_shared_t;
+
+typedef struct {
+    histfs_shared_t *shared;       /* NULL when closed */
+} histfs_signature_t;
 
 typedef struct {
     size_t consumed, produced;     /* by the last histfs_job_iter */
@@ -94,8 +106,9 @@ typedef struct {
     size_t trace_used;
     char trace[2200];              /* lines: a digit, the level, then the text; two of librsync's longest fit */
     rs_stats_t stats;
-    rs_job_t *job;
+    rs_job_t *job;                 /* NULL when closed */
     rs_signature_t *loading;       /* of a load job; librsync leaves it to the caller, also after an error */
+    histfs_shared_t *shared;       /* of a delta job */
     int basis_fd;                  /* ours, or -1 */
     char const *basis;
     size_t basis_size;
@@ -173,9 +186,14 @@ static void histfs_loadsig_begin(histfs_job_t *self)
     histfs_begun(self, rs_loadsig_begin(&self->loading), -1);
 }
 
-static void histfs_delta_begin(histfs_job_t *self, rs_signature_t *signature)
+static int histfs_delta_begin(histfs_job_t *self, histfs_signature_t *signature)
 {
-    histfs_begun(self, rs_delta_begin(signature), -1);
+    if (!signature->shared)
+        return -1;
+    self->shared = signature->shared;
+    __atomic_add_fetch(&self->shared->users, 1, __ATOMIC_RELAXED);
+    histfs_begun(self, rs_delta_begin(self->shared->signature), -1);
+    return 0;
 }
 
 /* The basis is one of: fd >= 0, handle, memory. A descriptor is duplicated, because its number may come to mean
@@ -210,27 +228,49 @@ static rs_result histfs_job_iter(histfs_job_t *self, char const *in, size_t in_s
     return result;
 }
 
-/* The signature of a load job that is done, indexed and handed over; NULL if there is none. */
-static rs_signature_t *histfs_job_signature(histfs_job_t *self)
+/* Hands the signature of a load job that is done over to `signature`, indexed; -1 if there is none. */
+static int histfs_job_signature(histfs_job_t *self, histfs_signature_t *signature)
 {
-    rs_signature_t *signature = self->loading;
+    histfs_shared_t *shared = self->loading ? malloc(sizeof *shared) : NULL;
 
-    if (!signature || rs_build_hash_table(signature) != RS_DONE)
-        return NULL;
+    if (!shared || rs_build_hash_table(self->loading) != RS_DONE) {
+        free(shared);
+        return -1;
+    }
+    shared->signature = self->loading;
+    shared->users = 1;
+    signature->shared = shared;
     self->loading = NULL;
-    return signature;
+    return 0;
+}
+
+static void histfs_drop(histfs_shared_t *shared)
+{
+    if (shared && !__atomic_sub_fetch(&shared->users, 1, __ATOMIC_ACQ_REL)) {
+        rs_free_sumset(shared->signature);
+        free(shared);
+    }
+}
+
+static void histfs_signature_close(histfs_signature_t *self)
+{
+    histfs_drop(self->shared);
+    self->shared = NULL;
 }
 
 static void histfs_job_close(histfs_job_t *self)
 {
-    if (self->job)
-        rs_job_free(self->job);
+    if (!self->job)
+        return;
+    rs_job_free(self->job);
     if (self->loading)
         rs_free_sumset(self->loading);
-    if (self->job && self->basis_fd >= 0)
+    if (self->basis_fd >= 0)
         close(self->basis_fd);
+    histfs_drop(self->shared);
     self->job = NULL;
     self->loading = NULL;
+    self->shared = NULL;
 }
 """
 

@@ -109,7 +109,8 @@ class Codec(ABC):
         self._closing = True
         with self._lock:
             self._release()
-            self._input = b""
+            if not self._done:  # unused_data stays
+                self._input = b""
 
     def __enter__(self) -> Self:
         return self
@@ -125,7 +126,7 @@ class Codec(ABC):
             if self._unsure:
                 self._fail(InternalError(self.operation, Result.INTERNAL_ERROR, "an earlier call was interrupted"))
             if self._failure:
-                raise type(self._failure)(*self._failure.args)
+                self._fail(self._failure)
             try:
                 self._owner = get_ident()
                 return call(*args, **kwargs)
@@ -228,4 +229,8 @@ class Codec(ABC):
         self._failure = error
         self._unsure = False
         self._input = b""
-        raise reason or error
+        try:
+            # not the one that we keep, nor from a frame that keeps it: its traceback would lead back to both
+            raise reason or type(error)(*error.args)
+        finally:
+            del reason

@@ -123,8 +123,8 @@ def open_basis(basis: Basis) -> Iterator[int | Buffer | Callable[[int, int], Buf
     if is_buffer(basis):
         yield basis
     elif isinstance(basis, (str, os.PathLike)):
-        with open(basis, "rb", buffering=0) as file:
-            yield file.fileno()
+        with open(basis, "rb", buffering=0) as opened:
+            yield opened.fileno()
     elif hasattr(basis, "read"):
         # Only a FileIO's descriptor has the bytes that read() gives: GzipFile has one, too, of compressed bytes.
         raw = getattr(basis, "raw", basis)

@@ -147,6 +147,16 @@ def recommend(
     return SignatureParameters(lengths[0], lengths[1], magic)
 
 
+def _new(kind: str, close: Callable[["FFI.CData"], None]) -> tuple["FFI.CData", "FFI.CData"]:
+    """A structure, and what closes it when it is garbage.
+
+    It must be used by the first name: the collector may close it and finalize other garbage after that, such as a
+    generator that runs on to its `with`. The structure must still be there then.
+    """
+    memory = ffi.new(kind)
+    return memory, ffi.gc(memory, close)
+
+
 class Job(Codec):
     """One operation in progress; memory: what was fed and is not consumed, a chunk, two blocks of the signature.
 
@@ -155,7 +165,8 @@ class Job(Codec):
 
     def __init__(self, operation: str, max_size: int | None = None) -> None:
         super().__init__(operation, max_size)
-        self._state = cast("JobState", ffi.gc(ffi.new("histfs_job_t *"), lib.histfs_job_close))
+        memory, self._net = _new("histfs_job_t *", lib.histfs_job_close)
+        self._state = cast("JobState", memory)
 
     @property
     def statistics(self) -> JobStatistics:
@@ -247,10 +258,10 @@ class LoadSignatureJob(Job):
             self._fail(_error(self.operation, Result.INPUT_ENDED, "in the last block"))
         if count > MAX_BLOCKS:
             self._fail(_error(self.operation, Result.CORRUPT, f"{count} blocks"))
-        pointer = lib.histfs_job_signature(self._state)
-        if not pointer:
+        memory, net = _new("histfs_signature_t *", lib.histfs_signature_close)
+        if lib.histfs_job_signature(self._state, memory) < 0:
             self._fail(_error(self.operation, Result.MEM_ERROR, "hash table"))
-        self._signature = Signature(self._parameters, count, ffi.gc(pointer, lib.rs_free_sumset))
+        self._signature = Signature(self._parameters, count, memory, net)
 
 
 class DeltaJob(Job):
@@ -258,8 +269,8 @@ class DeltaJob(Job):
 
     def __init__(self, signature: "Signature") -> None:
         super().__init__("delta")
-        self._pointer = signature._pointer
-        lib.histfs_delta_begin(self._state, self._pointer)
+        if lib.histfs_delta_begin(self._state, signature._state) < 0:
+            raise ParameterError(self.operation, Result.PARAM_ERROR, "the signature is garbage")
 
 
 class PatchJob(Job):
@@ -292,12 +303,15 @@ class PatchJob(Job):
         if self._state.basis_errno:
             reason = OSError(self._state.basis_errno, os.strerror(self._state.basis_errno))
         elif self._reader:
-            reason = self._reader.error
+            reason, self._reader.error = self._reader.error, None
         if reason:
             error = _error(self.operation, error.result, f"basis: {reason!r}")
         elif self._state.basis_ended and error.result is Result.INPUT_ENDED:
             error = _error(self.operation, error.result, "the basis is shorter than the delta says")
-        super()._fail(error, reason)
+        try:
+            super()._fail(error, reason)
+        finally:
+            del reason  # see there
 
 
 class _BasisReader:
@@ -327,7 +341,8 @@ class Signature:
 
     parameters: SignatureParameters
     block_count: int
-    _pointer: "FFI.CData" = field(repr=False)
+    _state: "FFI.CData" = field(repr=False)
+    _net: "FFI.CData" = field(repr=False)
 
     @classmethod
     def of(cls, source: Source, parameters: SignatureParameters | None = None) -> "Signature":
