@@ -82,9 +82,17 @@ fi
 # --- three sessions ----------------------------------------------------------------------------------------------
 
 # Five files to change: the largest up to a few megabytes, with names that can be shown without quotes.
-find source -mindepth 1 -name '*[!A-Za-z0-9._+-]*' -prune -o -name '.*' -prune -o -name '-*' -prune -o \
-    -type f -size +0 -size -8M -writable -printf '%s %p\n' | sort -k1,1nr -k2 | head -n 5 | cut -d' ' -f2- >picked
-[ "$(wc -l <picked)" = 5 ] || fail "the demo changes five files (with contents, simple names, at most 8 MB); there are fewer"
+find_files() {
+    find source -mindepth 1 -name '*[!A-Za-z0-9._+-]*' -prune -o -name '.*' -prune -o -name '-*' -prune -o \
+        -type f -size +0 -size -8M -writable -printf '%s %p\n' | sort -k1,1nr -k2 | head -n 5 | cut -d' ' -f2- >picked
+}
+find_files
+if [ "$(wc -l <picked)" -lt 5 ]; then
+    say "There are few files to change here, so here are some more"
+    # shellcheck disable=SC2016  # shown and run as it is
+    show 'for n in 1 2 3 4 5; do seq $n "${n}00" > source/demo-$n.txt; done'
+    find_files
+fi
 pick() { sed -n "$1p" picked; }
 edited=$(pick 1) removed=$(pick 2) renamed=$(pick 3) closed=$(pick 4) edited_later=$(pick 5)
 
