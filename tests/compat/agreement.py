@@ -6,8 +6,10 @@ was made of the source before the session is what is true.
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC
@@ -26,6 +28,7 @@ from tests.comparison import Manifest, difference
 from tests.histories import State
 from tests.oracle import Oracle
 
+_PATIENCE_S = 60.0
 OWNERS = os.geteuid() == 0  # other users cannot give files away
 
 
@@ -114,30 +117,44 @@ def new_directory(scratch: Path) -> Iterator[Path]:
 
 
 def skip_unless_mountable() -> None:
-    """Skip the calling test where nothing can be mounted; a failure where CI says that it must be possible."""
+    """Skip the calling test where nothing can be mounted; that is a failure where CI is set."""
     if not os.access("/dev/fuse", os.R_OK | os.W_OK) or shutil.which("fusermount3") is None:
-        required = os.environ.get("HISTFS_REQUIRE_FUSE")
-        (pytest.fail if required else pytest.skip)("needs /dev/fuse and fusermount3")
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("needs /dev/fuse and fusermount3")
 
 
 @contextmanager
 def mounted(repository: Path, scratch: Path) -> Iterator[Path]:
-    """The mount point of `repository`, whose directories are named in UTC. What the mount logs is a failure."""
-    skip_unless_mountable()
-    mountpoint, log = scratch / "mountpoint", scratch / "mount.log"
-    mountpoint.mkdir()
-    _histfs("mount", "--utc", f"--log-file={log}", str(repository), str(mountpoint))
-    try:
+    """The mount point of `repository`, whose directories are named in UTC. Whatever the mount says is a failure."""
+    with mount(repository, scratch) as (mountpoint, said):
         yield mountpoint
-    finally:
-        _histfs("umount", str(mountpoint))
-        mountpoint.rmdir()
-    logged = log.read_text()
-    assert " ERROR " not in logged, logged
-    log.unlink()
+    assert said == []
 
 
-def _histfs(*arguments: str) -> None:
-    command = [sys.executable, "-m", "histfs", "--quiet", *arguments]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (ran.returncode, ran.stderr) == (0, ""), ran
+@contextmanager
+def mount(repository: Path, scratch: Path) -> Iterator[tuple[Path, list[str]]]:
+    """The mount point of `repository`, and a list of the lines that the mount said, which is filled at the end."""
+    skip_unless_mountable()
+    mountpoint, said = scratch / "mountpoint", scratch / "mount.log"
+    lines: list[str] = []
+    mountpoint.mkdir()
+    command: list[str | Path] = [sys.executable, "-m", "histfs", "--quiet", "mount", "--utc", "--foreground"]
+    command += [repository, mountpoint]
+    with said.open("w+") as errors, subprocess.Popen(command, stderr=errors) as process:
+        try:
+            _wait_until_mounted(mountpoint, process, said)
+            yield mountpoint, lines
+        finally:
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(_PATIENCE_S)
+    mountpoint.rmdir()
+    lines += [line for line in said.read_text().splitlines() if line != "histfs: SIGTERM: unmounting"]
+    said.unlink()
+    assert code == 0, lines
+
+
+def _wait_until_mounted(mountpoint: Path, process: subprocess.Popen[bytes], said: Path) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while not os.path.ismount(mountpoint):
+        assert process.poll() is None, said.read_text()
+        assert time.monotonic() < deadline, "it is not mounted yet"
+        time.sleep(0.01)
