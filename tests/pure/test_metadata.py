@@ -342,6 +342,14 @@ def test_a_record_that_is_too_long_is_damage_and_memory_is_bounded(chunk_bytes):
     assert ["longer than" in str(error) for error in errors] == [True]
 
 
+def test_the_longest_record():
+    spare = MAX_RECORD_BYTES - len(REGULAR)
+    longest = REGULAR.replace(b"File f", b"File f" + b"f" * spare)
+    assert parse_record(longest).path == b"f" * (spare + 1)
+    with pytest.raises(FormatError, match="longer than 1048576 bytes"):
+        parse_record(longest.replace(b"File f", b"File ff"))
+
+
 def test_the_quick_way_and_the_other_way_agree():
     for _entry, record in RECORDS:
         match = metadata._IN_ORDER.fullmatch(record)

@@ -143,6 +143,7 @@ def test_session_statistics_of_other_versions(text):
 
 
 def test_lacking_statistics_are_nothing():
+    assert parse_session_statistics(b"StartTime 5.5\n") == (5.5, *[0] * 17)
     assert parse_session_statistics(b"StartTime 5\nNewFiles 3\n") == SessionStatistics(5.0, new_files=3)
 
 
@@ -192,6 +193,9 @@ def test_file_statistics_that_are_damaged(line):
 
 
 def test_the_header_is_no_statistic():
+    assert FILE_STATISTICS_HEADER == (
+        b"# Format of each line in file statistics file:\n# Filename Changed SourceSize MirrorSize IncrementSize\n"
+    )
     for line in FILE_STATISTICS_HEADER.splitlines():
         with pytest.raises(FormatError):
             parse_file_statistic(line)
