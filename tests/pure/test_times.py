@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from histfs.errors import FormatError
-from histfs.store.format.times import format_time, has_doubtful_zone, parse_time
+from histfs.store.format.times import format_time, parse_time
 from tests.strategies import session_times, tricky_bytes
 
 T1 = 1700000000
@@ -106,18 +106,3 @@ def test_any_bytes_are_a_time_or_a_format_error(text):
 def test_times_that_the_format_cannot_hold(time):
     with pytest.raises(FormatError, match=str(time)):
         format_time(time)
-
-
-@pytest.mark.parametrize(
-    ("text", "is_doubtful"),
-    [
-        (b"2023-11-14T18:43:20-03:30", True),
-        (b"2023-11-14T18-43-20-09-30", True),
-        (b"2023-11-14T18:43:20-05:00", False),
-        (b"2023-11-15T03:58:20+05:45", False),
-        (b"2023-11-14T22:13:20Z", False),
-        (b"nonsense", False),
-    ],
-)
-def test_zones_that_writers_disagree_about(text, is_doubtful):
-    assert has_doubtful_zone(text) is is_doubtful

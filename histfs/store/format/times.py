@@ -53,12 +53,3 @@ def format_time(session_time: int) -> bytes:
     if moment is None or moment.year not in _YEARS:
         raise FormatError(f"a session time that the format cannot hold: {session_time} seconds since 1970")
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ").encode()
-
-
-def has_doubtful_zone(text: bytes) -> bool:
-    """Whether the zone of the session time `text` is west of Greenwich with a part of an hour.
-
-    Writers disagree about these: the names of one session may then lie an hour apart (docs/format.md, trap 1).
-    """
-    match = _TIME.fullmatch(text)
-    return match is not None and match[7] is not None and match[7].startswith(b"-") and match[8] != b"00"
