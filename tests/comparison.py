@@ -27,6 +27,11 @@ _REPETITION = re.compile(r"(.{1,16}?)\1{30,}")  # the middle of a long name
 _BLOCK_BYTES = 1 << 20
 
 
+def type_of(mode: int) -> str:
+    """The word for the type in a mode of stat(2)."""
+    return _TYPES[stat.S_IFMT(mode)]
+
+
 class Attributes(NamedTuple):
     """What one name is. Attributes that a type does not have are None; times are whole seconds (rounded down)."""
 
@@ -86,7 +91,7 @@ def _walk(top: bytes, directory: bytes) -> Iterator[bytes]:
 def _attributes(full: bytes, info: os.stat_result) -> Attributes:
     kind = stat.S_IFMT(info.st_mode)
     basic = Attributes(
-        _TYPES[kind], stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid, info.st_mtime_ns // 1_000_000_000
+        type_of(kind), stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid, info.st_mtime_ns // 1_000_000_000
     )
     if kind == stat.S_IFREG:
         return basic._replace(size=info.st_size, sha1=_sha1(full, info.st_size), nlink=info.st_nlink)

@@ -1,0 +1,191 @@
+"""What everybody who reads says about a repository, and that it is honest: right, or said to be wrong."""
+
+import hashlib
+import logging
+import os
+import stat
+from collections.abc import Collection, Iterator
+from contextlib import closing
+from datetime import UTC
+from pathlib import Path
+from typing import NamedTuple
+
+from histfs.errors import HistfsError
+from histfs.store.repository import Repository
+from histfs.store.restore import restore
+from histfs.store.verify import verify
+from histfs.vfs import Attributes, History, View
+from tests import comparison
+from tests.comparison import Manifest, difference
+from tests.hostile.repositories import STATES
+from tests.trees import Dir, manifest
+
+
+class Account(NamedTuple):
+    """What one reader found of a session. `complaints`: what it said was wrong, sentences for people."""
+
+    found: Manifest | None  # None: the reader tells of no attributes
+    complaints: list[str]
+
+
+def check(repository: Path, scratch: Path, lost: dict[int, set[bytes]], *, silent: bool = False) -> None:
+    """Every reader of every session gives what is not `lost` (paths, with all that is below them), and complains iff
+    something is; `silent`: it need not complain. Of what is lost there may be nothing, or what is right.
+    """
+    for session_time, tree in STATES.items():
+        gone = lost.get(session_time, set())
+        for reader, account in accounts(repository, session_time, scratch):
+            where = f"{reader} of {session_time}: {account}"
+            if account.found is not None:
+                lines = difference_from(tree, account.found, gone)
+                assert not lines, "\n".join([where, *lines])
+                expected = manifest(tree)
+                for path in gone & account.found.keys() & expected.keys():
+                    assert account.found[path].sha1 in (None, expected[path].sha1), where
+            if not silent:
+                assert bool(account.complaints) == bool(gone), where
+
+
+def check_honest(repository: Path, scratch: Path) -> None:
+    """Whoever does not complain is right."""
+    for session_time, tree in STATES.items():
+        for reader, account in accounts(repository, session_time, scratch):
+            if account.found is not None and not account.complaints:
+                lines = difference_from(tree, account.found)
+                assert not lines, "\n".join([f"{reader} of {session_time}", *lines])
+
+
+def difference_from(tree: Dir, found: Manifest, ignoring: Collection[bytes] = ()) -> list[str]:
+    """How `found` differs from the literal, whatever may have become of the paths that are ignored."""
+    return difference(without(manifest(tree), ignoring), without(found, ignoring), nlink=False, root_mtime=False)
+
+
+def without(tree: Manifest, gone: Collection[bytes]) -> Manifest:
+    if b"" in gone:
+        return {}
+    tops = [path + b"/" for path in gone]
+    kept = {path for path in tree if path not in gone and not any(path.startswith(top) for top in tops)}
+    links = {path: tuple(link for link in tree[path].links or () if link in kept) for path in kept}
+    return {path: tree[path]._replace(links=links[path] or None) for path in kept}
+
+
+def accounts(repository: Path, session_time: int, scratch: Path) -> Iterator[tuple[str, Account]]:
+    yield "restore", restored(repository, session_time, scratch)
+    yield "verify", verified(repository, session_time)
+    yield "mount", shown(repository, session_time)
+
+
+def restored(repository: Path, session_time: int, scratch: Path, *, read: bool = True) -> Account:
+    """Restore into a directory next to a canary: nothing outside of the target may change."""
+    cage = scratch / f"cage-{session_time}"
+    cage.mkdir()
+    (cage / "canary").write_bytes(b"alive")
+    target = cage / "target"
+    reports: list[HistfsError] = []
+    errors = 0
+    try:
+        with Repository.open(repository) as opened:
+            errors = restore(opened, b"", session_time, target, report=reports.append).errors
+    except HistfsError as error:
+        reports.append(error)
+    assert errors <= len(reports)
+    assert set(os.listdir(cage)) <= {"canary", "target"}
+    assert (cage / "canary").read_bytes() == b"alive"
+    found = comparison.read(target) if read and target.exists() else {}
+    return Account(found if read else None, sentences(reports))
+
+
+def verified(repository: Path, session_time: int) -> Account:
+    reports: list[HistfsError] = []
+    try:
+        with Repository.open(repository) as opened:
+            outcome = verify(opened, b"", session_time, report=reports.append)
+        assert bool(outcome.mismatched) == bool(reports)
+    except HistfsError as error:
+        reports.append(error)
+    return Account(None, sentences(reports))
+
+
+def shown(repository: Path, session_time: int) -> Account:
+    """What the mount would show, asked without a kernel; all files are read, and what would be logged is kept."""
+    log = _Log()
+    logging.getLogger("histfs").addHandler(log)
+    found: Manifest = {}
+    try:
+        with Repository.open(repository) as opened, closing(History(opened, UTC)) as history:
+            history.refresh()
+            history.load(session_time)
+            view = history.acquire(session_time)
+            assert view is not None
+            found = _Shown(view, log).manifest()
+            history.release(view)
+    except HistfsError as error:
+        log.lines.append(str(error))
+    finally:
+        logging.getLogger("histfs").removeHandler(log)
+    return Account(found, printable(log.lines))
+
+
+class _Log(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+class _Shown:
+    """The tree of a view as a manifest. A file that cannot be read is not in it."""
+
+    def __init__(self, view: View, log: _Log) -> None:
+        self._view = view
+        self._log = log
+        self._rows = (1 << 30) - 1  # the part of an inode number that is the row
+
+    def manifest(self) -> Manifest:
+        found: Manifest = {}
+        groups: dict[int, list[bytes]] = {}
+        for path, shown in self._walk(b"", self._view.attributes(0)):
+            try:
+                found[path] = self._attributes(shown)
+            except HistfsError as error:
+                self._log.lines.append(str(error))
+            else:
+                groups.setdefault(shown.inode, []).append(path)
+        for paths in groups.values():
+            for path in paths:
+                if found[path].type == "file":
+                    found[path] = found[path]._replace(links=tuple(sorted(paths)))
+        return found
+
+    def _walk(self, path: bytes, shown: Attributes) -> Iterator[tuple[bytes, Attributes]]:
+        yield path, shown
+        if stat.S_ISDIR(shown.mode):
+            for child in self._view.children(shown.inode & self._rows, 2):
+                yield from self._walk(os.path.join(path, child.name), child.attributes)
+
+    def _attributes(self, shown: Attributes) -> comparison.Attributes:
+        kind = comparison.type_of(shown.mode)
+        mtime = shown.mtime_ns // 10**9
+        found = comparison.Attributes(kind, stat.S_IMODE(shown.mode), shown.uid, shown.gid, mtime)
+        row = shown.inode & self._rows
+        if kind == "symlink":
+            return found._replace(size=shown.size_bytes, target=self._view.target(row))
+        if kind != "file":
+            return found
+        with closing(self._view.open(row)) as content:
+            digest = hashlib.sha1()
+            for offset in range(0, shown.size_bytes, 1 << 16):
+                digest.update(content.pread(1 << 16, offset))
+        return found._replace(size=shown.size_bytes, sha1=digest.hexdigest())
+
+
+def sentences(errors: list[HistfsError]) -> list[str]:
+    """What a person reads: one line each, without a control character."""
+    return printable([str(error) for error in errors])
+
+
+def printable(lines: list[str]) -> list[str]:
+    assert all(line.isprintable() for line in lines), lines
+    return lines
