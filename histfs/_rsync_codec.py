@@ -208,7 +208,8 @@ class Codec(ABC):
         self._check_open()
         if self._full and len(self._out) < CHUNK:
             self._out = bytearray(4 * len(self._out))
-        size, room = min(len(self._input), CHUNK), min(len(self._out), limit)
+        size = 0 if self._full else min(len(self._input), CHUNK)  # drain before feed
+        room = min(len(self._out), limit)
         ending = self._ending and size == len(self._input)
         result, consumed, produced = self._step(self._input, size, ending, self._out, room)
         self._input = memoryview(self._input)[consumed:]

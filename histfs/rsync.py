@@ -269,6 +269,8 @@ class DeltaJob(Job):
 
     def __init__(self, signature: "Signature") -> None:
         super().__init__("delta")
+        if type(signature) is not Signature:
+            raise TypeError(f"a Signature is needed, not {type(signature).__name__}")
         if lib.histfs_delta_begin(self._state, signature._state) < 0:
             raise ParameterError(self.operation, Result.PARAM_ERROR, "the signature is garbage")
 
