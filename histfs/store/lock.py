@@ -14,7 +14,8 @@ from histfs.store.format.times import format_time
 from histfs.store.layout import LOCK
 from histfs.store.tree import file_blocks
 
-_PID = re.compile(rb"^PID[ \t]*([0-9]{1,9})", re.IGNORECASE | re.MULTILINE)
+# With the end of the line: half of a number is another process.
+_PID = re.compile(rb"^PID[ \t]*([0-9]{1,9})[ \t\r]*\n", re.IGNORECASE | re.MULTILINE)
 _CLOCK_SLACK_S = 2.0
 
 
