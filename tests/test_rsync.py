@@ -8,7 +8,9 @@ import logging
 import os
 import pickle
 import random
+import select
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -483,6 +485,38 @@ def test_drive_through_things_that_block() -> None:
     assert made == NEW
     assert job.eof
     assert job.drive(read, write) is rsync.Result.DONE
+
+
+def test_drive_between_sockets_that_do_not_block() -> None:
+    far_source, source = socket.socketpair()
+    target, far_target = socket.socketpair()
+    source.setblocking(False)
+    target.setblocking(False)
+    made = bytearray()
+
+    def receive() -> None:
+        while data := far_target.recv(10_000):
+            made.extend(data)
+
+    def send() -> None:
+        far_source.sendall(make_delta(RANDOM, RANDOM[1:]))
+        far_source.shutdown(socket.SHUT_WR)
+
+    threads = [threading.Thread(target=receive), threading.Thread(target=send)]
+    for thread in threads:
+        thread.start()
+    job = rsync.PatchJob(RANDOM)
+    times = 0
+    while job.drive(source.recv, target.send) is rsync.Result.BLOCKED:
+        select.select(*(([source], [], []) if job.needs_input else ([], [target], [])))
+        times += 1
+    target.close()
+    for thread in threads:
+        thread.join()
+    for end in (far_source, source, far_target):
+        end.close()
+    assert times > 3
+    assert made == RANDOM[1:]
 
 
 def test_drive_passes_on_what_its_callbacks_raise_and_goes_on_after_it() -> None:
