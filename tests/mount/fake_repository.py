@@ -1,11 +1,13 @@
 """A repository in memory, with as much of the store's interface as the mount uses.
 
 Trees are literals (tests.trees). What a real repository does slowly or wrongly can be asked for: `gate` holds loads and
-openings until it is set, `damaged` names errors for contents, `is_cached` False sends each read to a thread.
+openings until it is set, `read_gate` reads that are not cached; `is_cached` False makes all of them so; `damaged` has
+errors for contents, by path.
 """
 
 import os
 import threading
+from bisect import bisect_right
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -28,8 +30,9 @@ class FakeRepository:
         self.path = path
         self.trees = dict(trees)
         self.extra_entries = {}  # session time -> entries that no literal can describe
-        self.gate = threading.Event()
+        self.gate, self.read_gate = threading.Event(), threading.Event()
         self.gate.set()
+        self.read_gate.set()
         self.damaged = {}  # path -> exception; None: the listing
         self.is_cached = True
         self.calls = Counter()  # (what, session time or path)
@@ -109,6 +112,11 @@ class FakeListing:
             members = groups[entry.link_group.key] if entry.link_group else [row]
             nlink = 2 + subdirectories[entry.path] if entry.kind is Kind.DIRECTORY else len(members)
             self.nodes.append(Node(row, entry, nlink, members[0], entry.sha1))
+        below = [node for node in self.nodes if node.entry.path]
+        self._names = {(node.entry.parent, node.entry.name): node for node in below}
+        self._rows = {}  # by path of the directory
+        for node in below:
+            self._rows.setdefault(node.entry.parent, []).append(node.row)
 
     def node(self, row):
         try:
@@ -117,10 +125,11 @@ class FakeListing:
             raise NotFoundError(f"no row {row}") from None
 
     def child(self, row, name):
-        return next((node for node in self._in(row) if node.entry.name == name), None)
+        return self._names.get((self._path(row), name))
 
     def children(self, row, after=-1, limit=1000):
-        return [node for node in self._in(row) if node.row > after][:limit]
+        rows = self._rows.get(self._path(row), [])
+        return [self.nodes[row] for row in rows[bisect_right(rows, after) :][:limit]]
 
     def find(self, path):
         try:
@@ -128,9 +137,8 @@ class FakeListing:
         except StopIteration:
             raise NotFoundError("not there", path=path) from None
 
-    def _in(self, row):
-        path = self.nodes[row].entry.path if row < len(self.nodes) else b"/"
-        return [node for node in self.nodes if node.entry.path and node.entry.parent == path]
+    def _path(self, row):
+        return self.nodes[row].entry.path if row < len(self.nodes) else None
 
 
 class FakeContent:
@@ -146,7 +154,7 @@ class FakeContent:
     def pread(self, size, offset):
         assert self.is_open
         self.repository.calls["pread", self.path] += 1
-        assert self.repository.gate.wait(30)
+        assert self.repository.read_gate.wait(30)
         if ("read", self.path) in self.repository.damaged:
             raise self.repository.damaged["read", self.path]
         return self.data[offset : offset + size]
