@@ -134,8 +134,8 @@ class Tree:
     @contextmanager
     def _at(self, path: bytes) -> Iterator[tuple[int, bytes]]:
         """The descriptor of the directory that holds `path`, and the name in it."""
-        parent, _, name = path.rpartition(b"/")
-        if name in (b"", b".", b"..") or b"\0" in name:
+        parent, slash, name = path.rpartition(b"/")
+        if name in (b"", b".", b"..") or b"\0" in name or (slash and not parent):
             raise OSError(errno.EINVAL, "is not a path inside of the tree", path)
         opened: int | None = None
         try:

@@ -1,5 +1,7 @@
 """What the tests of the store share."""
 
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,13 @@ from tests.store.sessions import Sessions
 @pytest.fixture(autouse=True)
 def _no_barriers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """syncfs(2) waits for whatever else is being written on this computer; what it is for is tested by its place."""
-    if "real_sync" not in request.keywords:
+    if "real_sync" not in request.fixturenames:
         monkeypatch.setattr(WritableTree, "sync", lambda _tree: None)
+
+
+@pytest.fixture
+def real_sync() -> None:
+    """Asking for it keeps the barriers."""
 
 
 @pytest.fixture
@@ -24,3 +31,12 @@ def sessions(tmp_path: Path) -> Sessions:
 @pytest.fixture
 def killer(monkeypatch: pytest.MonkeyPatch, _no_barriers: None) -> Killer:
     return Killer(monkeypatch)
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Iterator[Path]:
+    """A directory for trees that are too deep for what removes tmp_path."""
+    path = tmp_path / "deep"
+    path.mkdir()
+    yield path
+    subprocess.run(["rm", "-rf", path], check=True)

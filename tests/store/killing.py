@@ -3,10 +3,14 @@
 Only `histfs.store.files` (and the lock) change the disk, through the module `os` and syncfs(2). Here they get an `os`
 that counts the changes and, at the chosen one, raises `Killed` before it is made. A write is cut in half. From then
 on every further change raises too: what runs while the exception travels up would not run in a killed process.
+
+`lose_data` turns a kill into a power cut of the worst kind that file systems allow: names are ahead of data, so that
+what was written since the last barrier has its name and no content.
 """
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,19 +33,25 @@ class Killer:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.at: int | None = None
         self.changes = 0
+        self.unsynced: set[tuple[int, int]] = set()  # files whose data would not survive a power cut
         proxy = _Os(self)
         monkeypatch.setattr(files, "os", proxy)
         monkeypatch.setattr(lock, "os", proxy)
-        monkeypatch.setattr(files.WritableTree, "sync", lambda _tree: self.count())
+        monkeypatch.setattr(files.WritableTree, "sync", lambda _tree: self.sync())
 
     def count(self) -> None:
         self.changes += 1
         if self.at is not None and self.changes >= self.at:
             raise Killed
 
+    def sync(self) -> None:
+        self.count()
+        self.unsynced.clear()
+
     def run(self, at: int | None, action: Callable[[], object]) -> bool:
         """Whether `action` was killed. At its end nothing is killed any more."""
         self.at, self.changes = at, 0
+        self.unsynced.clear()
         try:
             action()
         except Killed:
@@ -50,6 +60,16 @@ class Killer:
             return False
         finally:
             self.at = None
+
+    def lose_data(self, top: Path) -> None:
+        """Empty the files below `top` that a power cut now would leave empty."""
+        for place, _, names in os.walk(top):
+            for name in names:
+                path = os.path.join(place, name)
+                status = os.lstat(path)
+                if (status.st_dev, status.st_ino) in self.unsynced:
+                    os.truncate(path, 0)
+                    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 class _Os:
@@ -62,10 +82,8 @@ class _Os:
             return value
 
         def change(*arguments: Any, **options: Any) -> Any:
-            if name == "write" and self._killer.changes + 1 == self._killer.at:
-                os.write(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
             self._killer.count()
-            return None if name == "fsync" else value(*arguments, **options)  # nothing here cuts the power
+            return value(*arguments, **options)
 
         return change
 
@@ -73,3 +91,16 @@ class _Os:
         if flags & os.O_CREAT:
             self._killer.count()
         return os.open(path, flags, *arguments, **options)
+
+    def write(self, fd: int, data: bytes) -> int:
+        status = os.fstat(fd)
+        self._killer.unsynced.add((status.st_dev, status.st_ino))
+        if self._killer.changes + 1 == self._killer.at:
+            os.write(fd, bytes(data)[: len(data) // 2])
+        self._killer.count()
+        return os.write(fd, data)
+
+    def fsync(self, fd: int) -> None:
+        self._killer.count()
+        status = os.fstat(fd)
+        self._killer.unsynced.discard((status.st_dev, status.st_ino))
