@@ -109,16 +109,23 @@ class WritableTree(Tree):
 
     def make_directories(self, path: bytes) -> None:
         """Make the directory `path` and those above it, where they are missing."""
-        if not path:
-            return
+        missing = []
+        while path and not self._make_directory_unless_there(path):
+            missing.append(path)
+            path = path.rpartition(b"/")[0]
+        for path in reversed(missing):
+            self.make_directory(path)
+
+    def _make_directory_unless_there(self, path: bytes) -> bool:
+        """Whether the directory is there now; False if the one that it would lie in is missing."""
         try:
             self.make_directory(path)
         except FileExistsError:
             if not stat.S_ISDIR(self.stat(path).st_mode):
                 raise
         except FileNotFoundError:
-            self.make_directories(path.rpartition(b"/")[0])
-            self.make_directory(path)
+            return False
+        return True
 
     def make_symlink(self, path: bytes, target: bytes) -> None:
         with self._at(path) as (directory, name):
@@ -138,7 +145,7 @@ class WritableTree(Tree):
 
     def link(self, existing: bytes, path: bytes) -> None:
         """A hard link `path` to the file `existing`."""
-        with self._at(existing) as (from_directory, from_name), self._at(path) as (directory, name):
+        with self._at(path) as (directory, name), self._at(existing) as (from_directory, from_name):
             os.link(from_name, name, src_dir_fd=from_directory, dst_dir_fd=directory, follow_symlinks=False)
 
     # Replacing and removing
@@ -148,7 +155,7 @@ class WritableTree(Tree):
 
         Where both are links of one file rename(2) does nothing and leaves `path` behind: it is removed.
         """
-        with self._at(path) as (from_directory, from_name), self._at(new_path) as (directory, name):
+        with self._at(new_path) as (directory, name), self._at(path) as (from_directory, from_name):
             os.rename(from_name, name, src_dir_fd=from_directory, dst_dir_fd=directory)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(from_name, dir_fd=from_directory)
