@@ -1,7 +1,10 @@
 """Fixtures and profiles that every test shares."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -20,3 +23,20 @@ def rdiff_backup() -> Iterator[oracle.Oracle]:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
     with oracle.Oracle() as running:
         yield running
+
+
+_MEMORY = Path("/dev/shm")
+_ENOUGH_BYTES = 1 << 30
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Path]:
+    """An empty directory, in memory where there is enough: every session syncs its file system, and disks are slow."""
+    if not _MEMORY.is_dir() or not os.access(_MEMORY, os.W_OK) or shutil.disk_usage(_MEMORY).free < _ENOUGH_BYTES:
+        yield tmp_path
+        return
+    directory = Path(tempfile.mkdtemp(prefix="histfs-test-", dir=_MEMORY))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)

@@ -3,7 +3,10 @@
 import hashlib
 import logging
 import os
+import resource
 import stat
+import subprocess
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import closing
 from datetime import UTC
@@ -189,3 +192,23 @@ def sentences(errors: list[HistfsError]) -> list[str]:
 def printable(lines: list[str]) -> list[str]:
     assert all(line.isprintable() for line in lines), lines
     return lines
+
+
+_MEMORY_BYTES = 300 << 20
+_FILE_BYTES = 64 << 20
+
+
+def run_cramped(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line with little memory and small files; it must not fail for want of more."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (_FILE_BYTES, _FILE_BYTES))
+
+    command = [sys.executable, "-m", "histfs", *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, check=False)
+    assert ran.returncode >= 0, ran
+    assert "Traceback" not in ran.stderr, ran
+    assert "emory" not in ran.stderr, ran
+    printable(ran.stderr.splitlines())
+    return ran
