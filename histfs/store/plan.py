@@ -40,18 +40,25 @@ def chain(increments: Sequence[Increment], session_time: int) -> Chain | Increme
 
     `increments` are those of the path, oldest first, without directories. Walk from the wanted time towards the
     present and collect diffs until something else comes: a snapshot, or the end, which is the mirror. A `missing`
-    or `dir` there means that the content is lost.
+    or `dir` there means that the content is lost. Of several with one time, which a damaged repository may have
+    (docs/format.md, trap 19), one is a step: rather one that keeps content.
     """
     diffs: list[Increment] = []
-    for increment in increments:
-        if increment.time < session_time:
+    last: int | None = None
+    for increment in sorted(increments, key=_usefulness):
+        if increment.time < session_time or increment.time == last:
             continue
+        last = increment.time
         if increment.type == b"snapshot":
             return Chain(increment, tuple(reversed(diffs)))
         if increment.type != b"diff":
             return increment
         diffs.append(increment)
     return Chain(None, tuple(reversed(diffs)))
+
+
+def _usefulness(increment: Increment) -> tuple[int, int, bytes]:
+    return increment.time, {b"snapshot": 0, b"diff": 1}.get(increment.type, 2), increment.path
 
 
 class Change(Enum):
