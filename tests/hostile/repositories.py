@@ -141,6 +141,20 @@ def insert_record(path: Path, text: bytes, *, before: bytes = b"") -> None:
     edit_records(path, inserted)
 
 
+def add_record(path: Path, name: bytes, **fields: object) -> None:
+    """Put a record into the newest list where it belongs. `name` is neither a newline's nor a backslash's."""
+    key = name.replace(b"/", b"\0")
+
+    def added(old: bytes) -> bytes:
+        texts = [b"File " + text for text in old.removeprefix(b"File ").removesuffix(b"\n").split(b"\nFile ")]
+        names = [text.split(b"\n")[0].removeprefix(b"File ") for text in texts]
+        place = sum(name == b"." or name.replace(b"/", b"\0") < key for name in names)
+        texts.insert(place, record(name, **fields).removesuffix(b"\n"))
+        return b"\n".join(texts) + b"\n"
+
+    edit_records(path, added)
+
+
 # Increments
 
 
