@@ -1,5 +1,6 @@
 """A snapshot: the whole tree as it was at one session's time."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from histfs.errors import DamagedError, FormatError, storage_errors
 from histfs.store.compression import read_decompressed
 from histfs.store.content import Content, open_content
-from histfs.store.entry import Entry, Kind, is_below, sort_key
+from histfs.store.entry import Entry, Kind, is_below, join, sort_key
 from histfs.store.format.listing import merge
 from histfs.store.format.metadata import read_entries
 from histfs.store.listing import Listing
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A writer may replace a list by a reverse diff between our look at the directory and the opening of the file.
+# A writer may replace a list by a reverse diff between our look at the directory and the opening of the file, or while
+# the directory is read, so that neither is seen.
 _ATTEMPTS = 5
 
 
@@ -78,27 +80,26 @@ class Snapshot:
             yield from merge(listings)
 
     def _open_lists(self, stack: ExitStack) -> list[tuple[bytes, int]]:
-        for attempt in range(_ATTEMPTS):
-            files = self.repository.state().listing_files(self.time)
-            opened: list[tuple[bytes, int]] = []
-            try:
-                for path in files:
-                    opened.append((path, self.repository.tree.open_file(path)))
-            except FileNotFoundError as exc:
-                for _, fd in opened:
-                    os.close(fd)
-                if attempt + 1 == _ATTEMPTS:
-                    raise DamagedError("is missing", path=exc.filename, at=self.time) from exc
-            except NotRegularError as exc:
-                raise DamagedError("is not a regular file", path=exc.filename, at=self.time) from exc
-            except OSError:
-                with storage_errors(at=self.time):
-                    raise
-            else:
-                for _, fd in opened:
-                    stack.callback(os.close, fd)
-                return opened
-        raise AssertionError("unreachable")
+        """The lists that are needed, with descriptors that `stack` closes; what was damaged for a moment is retried."""
+        for _ in range(_ATTEMPTS - 1):
+            with contextlib.suppress(DamagedError):
+                return self._open_lists_once(stack)
+        return self._open_lists_once(stack)
+
+    def _open_lists_once(self, stack: ExitStack) -> list[tuple[bytes, int]]:
+        lists = []
+        with ExitStack() as opened, storage_errors(at=self.time):
+            for path in self.repository.state().listing_files(self.time):
+                try:
+                    fd = self.repository.tree.open_file(path)
+                except FileNotFoundError as exc:
+                    raise DamagedError("is missing", path=path, at=self.time) from exc
+                except NotRegularError as exc:
+                    raise DamagedError("is not a regular file", path=path, at=self.time) from exc
+                opened.callback(os.close, fd)
+                lists.append((path, fd))
+            stack.enter_context(opened.pop_all())
+        return lists
 
     def _read_list(self, path: bytes, fd: int, damaged: Callable[[DamagedError], None]) -> Iterator[Entry]:
         def damaged_record(error: FormatError) -> None:
@@ -118,10 +119,10 @@ class Snapshot:
 def well_formed(entries: Iterable[Entry], damaged: Callable[[DamagedError], None]) -> Iterator[Entry]:
     """Those of `entries` whose parent is a directory of the same list, so that a path never leads through a link.
 
-    Of a subtree without its directory only the topmost record is told to `damaged`.
+    `damaged` is told once of each name that has something in it and is not a directory.
     """
     directories: list[bytes] = []  # the ancestors of the current record, the root first
-    orphan: bytes | None = None
+    lost: bytes | None = None
     for entry in entries:
         if not entry.path:
             if entry.kind is not Kind.DIRECTORY:
@@ -134,9 +135,10 @@ def well_formed(entries: Iterable[Entry], damaged: Callable[[DamagedError], None
         while len(directories) > 1 and not is_below(entry.parent, directories[-1]):
             directories.pop()
         if directories[-1] != entry.parent:
-            if orphan is None or not is_below(entry.path, orphan):
-                orphan = entry.path
-                damaged(DamagedError("is left out: it lies in something that is not a directory", path=entry.path))
+            if lost is None or not is_below(entry.path, lost):
+                rest = entry.path[len(directories[-1]) :].lstrip(b"/")
+                lost = join(directories[-1], rest.partition(b"/")[0])
+                damaged(DamagedError("is not recorded as a directory, so what lies in it is left out", path=lost))
             continue
         if entry.kind is Kind.DIRECTORY:
             directories.append(entry.path)
