@@ -92,7 +92,8 @@ def _in_file_system(path: Path) -> tuple[bytes, bytes]:
             holder = mounted
     if holder is None:  # a chroot may hide the mount that everything is on
         return b"", wanted
-    return holder.device, os.path.normpath(holder.root + b"/" + wanted[len(holder.point) :])
+    rest = wanted[len(holder.point) :].lstrip(b"/")
+    return holder.device, (holder.root.rstrip(b"/") + b"/" + rest).rstrip(b"/") or b"/"
 
 
 def _is_prefix(directory: bytes, path: bytes) -> bool:

@@ -10,7 +10,7 @@ Rules:
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -36,14 +36,14 @@ async def serve(operations: Operations, mountpoint: Path, options: set[str], on_
 
     Needs the main thread. Raises MountError if it cannot be mounted; whatever else is raised is a bug.
     """
-    with trio.open_signal_receiver(*STOP_SIGNALS) as signals, _heartbeat():
+    with _stop_signals() as stop, _heartbeat():
         _mount(operations, mountpoint, options)
         is_to_be_unmounted = True
         failure: MountError | None = None
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_answer, nursery.cancel_scope)
-                nursery.start_soon(_stop_on_signal, signals, nursery.cancel_scope)
+                nursery.start_soon(_stop_when_told, stop, nursery.cancel_scope)
                 try:
                     device = await trio.to_thread.run_sync(_look, mountpoint, abandon_on_cancel=True)
                 except OSError as exc:
@@ -110,14 +110,36 @@ async def _answer(session: trio.CancelScope) -> None:
     session.cancel()
 
 
-async def _stop_on_signal(signals: AsyncIterator[int], session: trio.CancelScope) -> None:
-    async for number in signals:
+@contextmanager
+def _stop_signals() -> Iterator[trio.Event]:
+    """An event that any of the signals sets. After the first one further ones are ignored, also when this has ended.
+
+    systemd sends SIGHUP after SIGTERM, people press Ctrl-C twice: all the same it ends cleanly. (A signal receiver of
+    trio would at its end repeat what was not received.)
+    """
+    stop = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        for each in STOP_SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
         log.info("%s: unmounting", signal.Signals(number).name)
-        for further in STOP_SIGNALS:  # systemd sends SIGHUP after SIGTERM: the first is enough
-            signal.signal(further, signal.SIG_IGN)
-        pyfuse3.terminate()
-        await trio.sleep(_GRACE_S)
-        session.cancel()
+        token.run_sync_soon(stop.set)
+
+    before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
+    try:
+        yield stop
+    finally:
+        if not stop.is_set():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+async def _stop_when_told(stop: trio.Event, session: trio.CancelScope) -> None:
+    await stop.wait()
+    pyfuse3.terminate()
+    await trio.sleep(_GRACE_S)
+    session.cancel()
 
 
 async def _forget_removed_sessions(operations: Operations) -> None:
