@@ -27,7 +27,7 @@ from tests.oracle import Oracle
 PROJECT = Path(__file__).resolve().parent.parent
 SESSIONS = 16
 FIRST_MADE_UP = 1_700_000_000
-NOT_OURS = frozenset({".git", ".venv", "build", "dist", "__pycache__"})
+NOT_OURS = frozenset({".git", ".venv", ".hypothesis", "build", "dist", "__pycache__"})
 FIFO = "a fifo"  # `diff` has no opinion about it
 
 
