@@ -76,22 +76,22 @@ def _check_writer_is_gone(tree: WritableTree, marker: bytes) -> None:
 def _undo_first_session(tree: WritableTree, path: Path) -> bool:
     """Empty a repository whose first session died: nothing in it was ever finished."""
     names = set(tree.names(DATA)) - {LOCK.rpartition(b"/")[2]}
+    others = [name for name in tree.names(b"") if name != DATA]
+    if others and INCREMENTS.rpartition(b"/")[2] not in names:  # which a first session makes before anything else
+        raise UnfinishedError(
+            "holds files, and an rdiff-backup-data in which no session was recorded",
+            path=path,
+            advice="choose another directory, or empty this one",
+        )
     if not names:
-        others = [name for name in tree.names(b"") if name != DATA]
-        if others:
-            raise UnfinishedError(
-                "holds files, and an rdiff-backup-data in which no session was recorded",
-                path=path,
-                advice="choose another directory, or empty this one",
-            )
         return False
     if any(parse_increment_name(name) for _, name in _files_below(tree, INCREMENTS)):
         raise DamagedError(
             "has increments but no current_mirror marker, so that nothing tells which session is the newest", path=path
         )
-    for name in tree.names(b""):
-        if name != DATA:
-            tree.remove_tree(name)
+    for name in others:
+        tree.remove_tree(name)
+    tree.sync()  # what tells that these were no finished session goes after them
     for name in names:
         tree.remove_tree(join(DATA, name))
     tree.sync()
