@@ -11,6 +11,7 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 from histfs.errors import DamagedError, HistfsError, LockedError, UnfinishedError
@@ -119,6 +120,7 @@ class _Regress:
 
     A path without an increment of `good` was not touched by the session: if its file is damaged, it was so before, and
     is reported and left. One with an increment is checked by its digest, and rebuilt if it is another version.
+    The list of `good` must be intact: what it does not name is removed from the mirror.
     """
 
     def __init__(
@@ -146,8 +148,9 @@ class _Regress:
         increments = list(self._increments())
         touched = {self._increment_place(directory, name) for directory, name in increments}
         snapshot = self._repository.snapshot(self._good)
-        self._keep_full_list(snapshot)
-        self._restore_mirror(snapshot, touched)
+        with closing(Listing.build(snapshot.entries())) as listing:  # a damaged record stops it, see the docstring
+            self._keep_full_list(listing)
+            self._restore_mirror(snapshot, listing, touched)
         self._batch.apply()
         self._tree.sync()
         for directory, name in increments:
@@ -159,8 +162,7 @@ class _Regress:
 
     # The mirror
 
-    def _restore_mirror(self, snapshot: Snapshot, touched: set[tuple[bytes, bytes]]) -> None:
-        listing = self._repository.reference(self._good)
+    def _restore_mirror(self, snapshot: Snapshot, listing: Listing, touched: set[tuple[bytes, bytes]]) -> None:
         directories: list[Entry] = []
         for node in listing.nodes():
             while directories and not is_below(node.entry.path, directories[-1].path):
@@ -294,13 +296,13 @@ class _Regress:
 
     # Lists and increments
 
-    def _keep_full_list(self, snapshot: Snapshot) -> None:
+    def _keep_full_list(self, listing: Listing) -> None:
         """The newest list must be a full one (docs/format.md 8.3): make it from the diff if there is only that."""
         if self._state.metadata[self._good].snapshot is not None:
             return
         path = self._layout.data_path(b"mirror_metadata", self._good, b"snapshot", compressed=True)
         temporary = join(DATA, next(self._temporary))
-        records = (format_record(entry) for entry in snapshot.entries())
+        records = (format_record(node.entry) for node in listing.nodes())
         self._tree.write_file(temporary, compress(records), durable=True)
         self._tree.rename(temporary, path)
         self._tree.sync_directory(DATA)
