@@ -148,6 +148,16 @@ class WritableTree(Tree):
         with self._at(path) as (directory, name), self._at(existing) as (from_directory, from_name):
             os.link(from_name, name, src_dir_fd=from_directory, dst_dir_fd=directory, follow_symlinks=False)
 
+    def try_link(self, existing: bytes, path: bytes) -> bool:
+        """The same; False where the file system has no hard links, or no more for this file."""
+        try:
+            self.link(existing, path)
+        except OSError as exc:
+            if exc.errno not in (errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV):
+                raise
+            return False
+        return True
+
     # Replacing and removing
 
     def rename(self, path: bytes, new_path: bytes) -> None:

@@ -5,7 +5,6 @@ itself is put off until the batch has had its barrier (see `batch`). What did no
 once: nothing is lost if it is there too early, as the list of the last session does not name it.
 """
 
-import errno
 import hashlib
 import itertools
 import os
@@ -256,11 +255,7 @@ class MirrorUpdate:
                 self._touch()
             return Update(new, is_changed)
         temporary = self._new_name(old, new)
-        try:
-            self._tree.link(present, temporary)
-        except OSError as exc:
-            if exc.errno not in (errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV):
-                raise
+        if not self._tree.try_link(present, temporary):
             return None
         if old is not None and old.kind is Kind.REGULAR:
             is_same = (self._digest(old), old.size_bytes) == (group.sha1, new.size_bytes)

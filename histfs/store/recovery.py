@@ -243,9 +243,8 @@ class _Regress:
     def _rebuild(self, snapshot: Snapshot, node: Node, path: bytes) -> bytes:
         """The version of the good session under a temporary name; a link if the first of its group was rebuilt."""
         temporary = join(path.rpartition(b"/")[0], next(self._temporary))
-        first = self._rebuilt.setdefault(node.inode_row, path)
-        if first != path:
-            self._tree.link(self._batch.present_name(first), temporary)
+        first = self._rebuilt.get(node.inode_row)
+        if first is not None and self._tree.try_link(self._batch.present_name(first), temporary):
             return temporary
         with snapshot.open(node.entry, node.sha1) as content:
             fd = self._tree.create_file(temporary)
@@ -254,11 +253,11 @@ class _Regress:
                 mtime = content.mtime_ns if content.mtime_ns is not None else node.entry.mtime_s * 10**9
                 self._tree.set_file_attributes(fd, self._attributes(node.entry, None)._replace(mtime_ns=mtime))
             except BaseException:
-                self._rebuilt.pop(node.inode_row)
                 self._tree.unlink(temporary)
                 raise
             finally:
                 os.close(fd)
+        self._rebuilt[node.inode_row] = path
         self._batch.add_bytes(content.size_bytes)
         return temporary
 
