@@ -115,6 +115,13 @@ def _files_below(tree: WritableTree, place: bytes) -> Iterator[tuple[bytes, byte
                 yield directory, name
 
 
+def _is_as_recorded(entry: Entry, status: os.stat_result | None) -> bool:
+    """Whether a regular file is `entry`, for all that can be seen from outside."""
+    if status is None or not stat.S_ISREG(status.st_mode):
+        return False
+    return (status.st_size, status.st_mtime_ns // 10**9) == (entry.size_bytes, entry.mtime_s)
+
+
 class _Regress:
     """Brings the repository from within the session `unfinished` back to the session `good`.
 
@@ -219,20 +226,19 @@ class _Regress:
         try:
             temporary = self._rebuild(snapshot, node, path)
         except DamagedError as error:
-            if is_touched:
+            if is_touched and not _is_as_recorded(entry, status):
                 error.advice = "the unfinished session cannot be undone without it, and nothing was changed or removed"
                 raise
-            self._report(error)
+            self._report(error)  # it was damaged before the session, which has not replaced it
             return
         if status is not None and stat.S_ISDIR(status.st_mode):
             self._tree.remove_tree(path)
         self._batch.replace(temporary, path)
 
     def _holds_version(self, node: Node, path: bytes, status: os.stat_result, is_touched: bool) -> bool:
-        entry = node.entry
-        if not stat.S_ISREG(status.st_mode) or status.st_size != entry.size_bytes:
+        if not stat.S_ISREG(status.st_mode) or status.st_size != node.entry.size_bytes:
             return False
-        if (not is_touched or node.sha1 is None) and status.st_mtime_ns // 10**9 == entry.mtime_s:
+        if (not is_touched or node.sha1 is None) and _is_as_recorded(node.entry, status):
             return True
         fd = self._tree.open_file(path)
         try:
