@@ -24,6 +24,8 @@ from histfs.store.long_names import LongNames
 from histfs.store.source import Found, Source
 from histfs.store.tree import NotRegularError
 
+TEMPORARY = b"rdiff-backup.tmp."  # as other programs call what they will rename (docs/format.md 1)
+
 _Key = tuple[int, int]
 
 
@@ -76,7 +78,7 @@ class MirrorUpdate:
         self._report = report
         self._long_names = LongNames(tree)
         self._is_root = os.geteuid() == 0
-        self._temporary = (b"rdiff-backup.tmp.%d" % number for number in itertools.count(secrets.randbits(62)))
+        self._temporary = (b"%b%d" % (TEMPORARY, number) for number in itertools.count(secrets.randbits(62)))
         self._directories: list[_Directory] = []
         self._marked = 0  # so many of `_directories`, from the root, need their attributes set when they are left
         self._groups: dict[_Key, _Group] = {}

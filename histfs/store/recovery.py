@@ -26,7 +26,7 @@ from histfs.store.increments import mtime_ns
 from histfs.store.layout import DATA, INCREMENTS, LOCK, LONG_NAMES, State, read_state
 from histfs.store.listing import Listing, Node
 from histfs.store.lock import living_writer
-from histfs.store.mirror import make_special, mirror_mode
+from histfs.store.mirror import TEMPORARY, make_special, mirror_mode
 from histfs.store.repository import Repository
 from histfs.store.snapshot import Snapshot
 from histfs.store.source import KINDS
@@ -149,7 +149,8 @@ class _Regress:
         self._batch = Batch(tree)
         self._is_root = os.geteuid() == 0
         self._rebuilt: dict[int, bytes] = {}  # the mirror paths of rebuilt files by the row of their inode
-        self._temporary = (b"rdiff-backup.tmp.%d" % number for number in itertools.count(secrets.randbits(62)))
+        self._numbered: set[bytes] = set()  # the names in LONG_NAMES that belong to the mirror
+        self._temporary = (b"%b%d" % (TEMPORARY, number) for number in itertools.count(secrets.randbits(62)))
 
     def run(self) -> None:
         increments = list(self._increments())
@@ -163,6 +164,7 @@ class _Regress:
         for directory, name in increments:
             self._tree.unlink(join(directory, name), missing_ok=True)
         self._remove_session_files()
+        self._remove_leftovers()
         self._tree.sync()
         self._tree.unlink(self._state.markers[self._unfinished], missing_ok=True)
         self._tree.sync_directory(DATA)
@@ -176,6 +178,8 @@ class _Regress:
                 self._leave(directories.pop())
             path = self._layout.mirror_path(node.entry)
             status = self._status(path)
+            if node.entry.alternate_mirror is not None:
+                self._numbered.add(b"%d" % node.entry.alternate_mirror)
             if node.entry.kind is Kind.DIRECTORY:
                 self._restore_directory(listing, node, path, status)
                 directories.append(node.entry)
@@ -338,3 +342,11 @@ class _Regress:
         diff = self._state.metadata[self._good].diff
         if diff is not None:
             self._tree.unlink(diff, missing_ok=True)
+
+    def _remove_leftovers(self) -> None:
+        """Temporary files in the data directory, and long names of paths that only the unfinished session had."""
+        for place in (DATA, LONG_NAMES):
+            for name in self._tree.names(place) if self._tree.exists(place) else []:
+                is_unknown_number = place == LONG_NAMES and name.isdigit() and name not in self._numbered
+                if is_unknown_number or name.startswith(TEMPORARY):
+                    self._tree.remove_tree(join(place, name))
