@@ -37,8 +37,10 @@ def locked(tree: WritableTree, *, verb: str) -> Iterator[None]:
         os.ftruncate(fd, 0)
         text = f"cmd: histfs {verb}\nhostname: {socket.gethostname()}\npid: {os.getpid()}\n"
         write_blocks(fd, [text.encode(), b"timestamp: '" + format_time(int(time.time())) + b"'\n"])
-        yield
-        os.ftruncate(fd, 0)
+        try:
+            yield
+        finally:
+            os.ftruncate(fd, 0)
     finally:
         os.close(fd)  # which also gives the lock up
 
