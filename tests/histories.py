@@ -55,10 +55,8 @@ ODD_NAMES = (
     b".hidden",
     b"...",
     b"File x\n  Type reg",
-    b"L" * 255,
-    b"M" * 206,  # the shortest name that is too long for an increment (docs/format.md 3.4)
-    b"N" * 205,
 )
+LONG_NAMES = (b"L" * 255, b"M" * 206, b"N" * 205)  # 205 is the longest that an increment takes (docs/format.md 3.4)
 LONG_RAW_NAMES = (b"\xf0\x9f\x92\xbe" * 51 + b".gz", b"\xff" * 254)
 INCREMENT_NAMES = (
     b"q.2023-11-14T22:13:20Z.diff.gz",
@@ -76,6 +74,7 @@ class Limits(NamedTuple):
 
     root: bool = os.geteuid() == 0  # what only root can do: owners, devices, files that nobody may read
     increment_directories: bool = True  # directories named like increments (docs/format.md trap 20)
+    long_names: bool = True
     long_raw_names: bool = True  # of more than 205 bytes, not ASCII: rdiff-backup 2.2.7 does not end when they are gone
     directory_to_link: bool = True  # a directory that becomes a further link (docs/format.md trap 16)
     symlink_owners: bool = True  # owners of symbolic links that change (docs/format.md trap 8)
@@ -186,7 +185,7 @@ class Changes:
         parent = self._random.choice(directories[-2:] if self._random.random() < 0.3 else directories)
         if parent.count(b"/") >= _MAX_DEPTH:
             parent = b""
-        names = ODD_NAMES + self._limits.long_raw_names * LONG_RAW_NAMES
+        names = ODD_NAMES + self._limits.long_names * LONG_NAMES + self._limits.long_raw_names * LONG_RAW_NAMES
         if self._limits.increment_directories or not directory:
             names += INCREMENT_NAMES
         name = (
@@ -261,8 +260,13 @@ class Changes:
     def _make_symlink(self) -> None:
         path = self._new_path()
         if path is not None:
-            os.symlink(self._target(), self._full(path))
+            self._symlink(path)
             self._dress(path)
+
+    def _symlink(self, path: bytes) -> None:
+        os.symlink(self._target(), self._full(path))
+        if not self._limits.symlink_owners:  # in a directory with the setgid bit it has that directory's group
+            os.chown(self._full(path), os.geteuid(), os.getegid(), follow_symlinks=False)
 
     def _target(self) -> bytes:
         others = self._paths(bool)
@@ -379,7 +383,7 @@ class Changes:
         elif kind == "file":
             self._write(path, self._content())
         elif kind == "symlink":
-            os.symlink(self._target(), self._full(path))
+            self._symlink(path)
         else:
             self._mknod(path)
         self._dress(path)
@@ -437,7 +441,7 @@ class Changes:
         path = self._choose(stat.S_ISLNK)
         if path is not None:
             os.unlink(self._full(path))
-            os.symlink(self._target(), self._full(path))
+            self._symlink(path)
 
     def _separate_links(self, directories: list[bytes]) -> None:
         """Give files of their own to names that were directories at the last session."""

@@ -74,12 +74,33 @@ class Oracle:
             self._server.communicate()
             self._server = None
 
-    def backup(self, source: Path, repository: Path, *, at: int, api: int = 200, zone: str = "UTC") -> Run:
-        return self.run(self.backup_arguments(source, repository, at=at, api=api), zone=zone)
+    def backup(
+        self,
+        source: Path,
+        repository: Path,
+        *,
+        at: int,
+        api: int = 200,
+        zone: str = "UTC",
+        general: Sequence[str] = (),
+        special: Sequence[str] = (),
+    ) -> Run:
+        """`general` are options for every action, `special` those of `backup`."""
+        arguments = self.backup_arguments(source, repository, at=at, api=api, general=general, special=special)
+        return self.run(arguments, zone=zone)
 
     @staticmethod
-    def backup_arguments(source: Path, repository: Path, *, at: int, api: int = 200) -> list[str]:
-        return [f"--api-version={api}", f"--current-time={at}", "--no-fsync", "backup", str(source), str(repository)]
+    def backup_arguments(
+        source: Path,
+        repository: Path,
+        *,
+        at: int,
+        api: int = 200,
+        general: Sequence[str] = (),
+        special: Sequence[str] = (),
+    ) -> list[str]:
+        arguments = [f"--api-version={api}", f"--current-time={at}", "--no-fsync", *general]
+        return [*arguments, "backup", *special, str(source), str(repository)]
 
     def restore(self, repository: Path, target: Path, *, at: int, api: int = 200) -> Run:
         return self.run([f"--api-version={api}", "restore", f"--at={at}", str(repository), str(target)])
@@ -89,6 +110,13 @@ class Oracle:
 
     def regress(self, repository: Path, *, api: int = 200) -> Run:
         return self.run([f"--api-version={api}", "--no-fsync", "regress", str(repository)])
+
+    def compare(self, source: Path, repository: Path, *, at: int) -> Run:
+        """Exit code 0: the source is what it was, by attributes and digests."""
+        return self.run(["compare", "--method=hash", f"--at={at}", str(source), str(repository)])
+
+    def remove_older_than(self, repository: Path, *, at: int) -> Run:
+        return self.run(["--force", "remove", "increments", f"--older-than={at}", str(repository)])
 
     def list_files(self, repository: Path, *, at: int) -> Run:
         return self.run(["list", "files", f"--at={at}", str(repository)])

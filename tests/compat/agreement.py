@@ -78,12 +78,16 @@ def closing_snapshot(repository: Repository, session_time: int) -> Iterator[set[
 
 def check_mount(repository: Path, states: Sequence[State], scratch: Path) -> None:
     """The mount shows exactly these sessions, with every attribute."""
-    names = snapshot_names([state.time for state in states], UTC)
     with mounted(repository, scratch) as mountpoint:
-        assert set(names.values()) <= set(os.listdir(mountpoint))
-        for state in states:
-            shown = comparison.read(mountpoint / names[state.time])
-            agree(state, shown, "mount", root_mtime=False)
+        check_shown(mountpoint, states)
+
+
+def check_shown(mountpoint: Path, states: Sequence[State]) -> None:
+    names = snapshot_names([state.time for state in states], UTC)
+    assert set(os.listdir(mountpoint)) == set(names.values())
+    for state in states:
+        shown = comparison.read(mountpoint / names[state.time])
+        agree(state, shown, "mount", root_mtime=False)
 
 
 def check_rdiff_backup(repository: Path, states: Sequence[State], rdiff_backup: Oracle, scratch: Path) -> None:
