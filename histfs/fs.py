@@ -32,7 +32,7 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, StatvfsData
 
 from histfs.errors import DamagedError, HistfsError, NotADirectoryEntryError, NotFoundError
-from histfs.vfs import BRIEFLY_S, FOREVER_S, ROOT_INODE, Attributes, Child, Content, History, View, place_of
+from histfs.vfs import BRIEFLY_S, FOREVER_S, ROOT_INODE, Attributes, Child, Content, File, History, View, place_of
 
 log = logging.getLogger(__name__)
 
@@ -140,10 +140,9 @@ class _Flights:
 class _OpenFile:
     """A content that `users` handles share: all of one inode."""
 
-    def __init__(self, content: Content, size_bytes: int, path: bytes) -> None:
+    def __init__(self, file: File, content: Content) -> None:
+        self.file = file
         self.content = content
-        self.size_bytes = size_bytes
-        self.path = path
         self.users = 0
 
 
@@ -320,12 +319,11 @@ class Operations(pyfuse3.Operations):
     async def _open_content(self, inode: int) -> None:
         session_time, row = place_of(inode)
         async with self._snapshot(session_time) as view:
-            attributes = view.attributes(row)
-            if not stat.S_ISREG(attributes.mode):
+            file = view.file(row)
+            if not stat.S_ISREG(file.attributes.mode):
                 # The kernel opens fifos and devices itself. Nothing of the repository is opened for them.
-                raise FUSEError(errno.EISDIR if stat.S_ISDIR(attributes.mode) else errno.ENXIO)
-            content = await self._in_thread(self._builders, view.open, row)
-            self._files[inode] = _OpenFile(content, attributes.size_bytes, view.path(row))
+                raise FUSEError(errno.EISDIR if stat.S_ISDIR(file.attributes.mode) else errno.ENXIO)
+            self._files[inode] = _OpenFile(file, await self._in_thread(self._builders, file.open))
 
     @reply
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -333,8 +331,9 @@ class Operations(pyfuse3.Operations):
         data = opened.content.pread_nowait(size, off)
         if data is None:
             data = await self._in_thread(self._readers, opened.content.pread, size, off)
-        if len(data) < min(size, opened.size_bytes - off):  # the kernel would put zeros in place of the rest
-            raise DamagedError("is shorter than recorded", path=opened.path, at=place_of(fh)[0])
+        # The kernel would put zeros in place of what is missing.
+        if len(data) < min(size, opened.file.attributes.size_bytes - off):
+            raise DamagedError("is shorter than recorded", path=opened.file.path, at=place_of(fh)[0])
         return data
 
     @reply

@@ -5,8 +5,8 @@ computed instead of remembered: an inode number says the session's time and the 
 every mount. No table of inodes exists, none can leak. Only listings are kept, a few, the least recently used go first.
 
 Rules:
-- `root`, `names`, `top` and `acquire` answer from memory. `refresh`, `read_top`, `load` and `View.open` touch the disk
-  and are called in worker threads. Everything may be called from any thread.
+- `root`, `names`, `top`, `acquire` and a `View` answer from memory. `refresh`, `read_top`, `load` and `File.open` touch
+  the disk and are called in worker threads. Everything may be called from any thread.
 - What was acquired is released; a listing is closed when it has to go and nobody uses it any more.
 - Numbers of a repository are not trusted to fit the fields of a stat structure: they are clipped here.
 """
@@ -15,9 +15,10 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from datetime import tzinfo
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from histfs.errors import DamagedError, HistfsError, NotADirectoryEntryError, NotFoundError
@@ -117,6 +118,14 @@ class Child(NamedTuple):
     offset: int
 
 
+class File(NamedTuple):
+    """`open` touches the disk, and raises DamagedError or StorageError."""
+
+    attributes: Attributes
+    path: bytes
+    open: Callable[[], Content]
+
+
 def inode_of(session_time: int, row: int) -> int:
     """The inode number of the entry at `row` of a session's listing. HistfsError if there can be none."""
     if session_time not in _TIMES or not 0 <= row < 1 << _ROW_BITS:
@@ -186,13 +195,11 @@ class View:
         """Where the symbolic link at `row` leads to, as recorded."""
         return self._listing.node(row).entry.target
 
-    def path(self, row: int) -> bytes:
-        return self._listing.node(row).entry.path
-
-    def open(self, row: int) -> Content:
-        """The content of the regular file at `row`. DamagedError, StorageError."""
+    def file(self, row: int) -> File:
+        """The file at `row`, not yet opened; only the content of regular files can be."""
         node = self._listing.node(row)
-        return self._snapshot.open(node.entry, node.sha1)
+        opener = partial(self._snapshot.open, node.entry, node.sha1)
+        return File(self._attributes_of(node), node.entry.path, opener)
 
     def _parent(self, row: int) -> Attributes:
         if row == 0:

@@ -198,9 +198,11 @@ def test_what_is_not_there(view):
 
 def test_targets_and_contents(view):
     assert view.target(place_of(view.child(0, b"link").inode)[1]) == b"../x"
-    with_content = view.open(place_of(view.child(0, b"b").inode)[1])
-    assert with_content.pread(10, 995) == b"xxxxx"
-    with_content.close()
+    file = view.file(place_of(view.child(0, b"b").inode)[1])
+    assert (file.attributes, file.path) == (view.child(0, b"b"), b"a")
+    content = file.open()
+    assert content.pread(10, 995) == b"xxxxx"
+    content.close()
 
 
 @given(entries())
