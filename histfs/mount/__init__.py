@@ -68,7 +68,7 @@ def mount(
     """
     request = _Request(
         _resolved(repository),
-        _resolved(mountpoint),
+        place.resolved(mountpoint),
         zone,
         allow_other,
         foreground,

@@ -140,9 +140,8 @@ def _handler(log_file: Path | None, *, foreground: bool) -> logging.Handler:
 
 
 def _system_log() -> logging.Handler:
-    try:
-        handler = logging.handlers.SysLogHandler(os.fspath(_SYSTEM_LOG), logging.handlers.SysLogHandler.LOG_DAEMON)
-    except OSError:  # there is none, as in most containers
+    if not _SYSTEM_LOG.exists():  # as in most containers
         return logging.NullHandler()
+    handler = logging.handlers.SysLogHandler(os.fspath(_SYSTEM_LOG), logging.handlers.SysLogHandler.LOG_DAEMON)
     handler.ident = f"histfs[{os.getpid()}]: "
     return handler

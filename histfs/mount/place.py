@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,7 @@ FUSE_CONFIGURATION = Path("/etc/fuse.conf")
 _MOUNT_TABLE = Path("/proc/self/mountinfo")
 _DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 _STACK_MAX = 100  # dead mounts on top of each other that are cleaned up
+_ANSWER_WITHIN_S = 5.0
 _GONE_AFTER_S = 10.0
 _LOOK_EVERY_S = 0.02
 
@@ -56,6 +58,14 @@ def _parse_line(line: bytes) -> Mounted:
 def _unescape(field: bytes) -> bytes:
     """Spaces, tabs, line breaks and backslashes are octal escapes in the table."""
     return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field)
+
+
+def resolved(mountpoint: Path) -> Path:
+    """`mountpoint` without symbolic links. Does not look at it if something is mounted there: that might not answer."""
+    absolute = os.path.abspath(mountpoint)
+    parent, name = os.path.split(absolute)
+    candidate = Path(os.path.realpath(parent), name)
+    return candidate if mounted_at(candidate) else Path(os.path.realpath(absolute))
 
 
 def mounted_at(point: Path) -> Mounted | None:
@@ -175,12 +185,22 @@ def clear_dead_mounts(mountpoint: Path) -> None:
 
 
 def _is_alive(mountpoint: Path) -> bool:
-    """Whether the process behind the mount answers. Unlike stat(2), statvfs(3) is never answered from a cache."""
-    try:
-        os.statvfs(mountpoint)
-    except OSError as exc:
-        return exc.errno not in _DEAD
-    return True
+    """Whether there is a process behind the mount; it may be slow or stopped.
+
+    It is asked in a thread, since an answer may never come. Unlike stat(2), statvfs(3) is not answered from a cache.
+    """
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            os.statvfs(mountpoint)
+        except OSError as exc:
+            answers.append(exc.errno not in _DEAD)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_ANSWER_WITHIN_S)
+    return all(answers)
 
 
 def check_directory(mountpoint: Path) -> None:
@@ -205,7 +225,7 @@ def unmount(mountpoint: Path, *, lazy: bool) -> None:
 
     `lazy`: take it away now, also if it is in use; its process ends with the last open file. UsageError, MountError.
     """
-    point = Path(os.path.realpath(mountpoint))
+    point = resolved(mountpoint)
     found = mounted_at(point)
     if found is None:
         raise UsageError("nothing is mounted there", path=mountpoint)

@@ -370,6 +370,31 @@ async def test_umount_ends_it(mountpoint):
         await trio.sleep(0.1)
 
 
+async def test_a_signal_ends_it_while_a_request_is_stuck(mountpoint):
+    handlers = {number: signal.getsignal(number) for number in session.STOP_SIGNALS}
+    repository = FakeRepository({FIRST: Dir({"f": File(b"f")})})
+    reader = None
+    try:
+        async with mounted(repository, mountpoint):
+            await in_thread(os.stat, mountpoint / FIRST_NAME / "f")
+            repository.gate.clear()
+            command = ["cat", mountpoint / FIRST_NAME / "f"]
+            reader = await in_thread(subprocess.Popen, command, stderr=subprocess.PIPE)
+            await until(lambda: repository.calls["open", b"f"])
+            started = trio.current_time()
+            os.kill(os.getpid(), signal.SIGTERM)
+            await until(lambda: place.mounted_at(mountpoint) is None)
+            assert 0.5 < trio.current_time() - started < 3
+            await trio.sleep(0.1)
+            assert b"abort" in (await in_thread(reader.communicate))[1]
+            repository.gate.set()
+            await until(lambda: repository.open_now["content", b"f"])
+            repository.open_now["content", b"f"] = 0  # what the thread opened in the end has no owner
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 async def test_what_is_in_use_is_not_unmounted(mountpoint, tmp_path):
     go = tmp_path / "go"
     os.mkfifo(go)

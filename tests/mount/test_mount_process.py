@@ -253,6 +253,20 @@ def test_umount_cleans_up_a_mount_that_was_killed(mount, mountpoint):
     assert os.listdir(mountpoint) == []
 
 
+def test_a_mount_that_does_not_answer_can_be_taken_away(mount, mountpoint, repository):
+    mount()
+    (pid,) = processes(mountpoint)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        time.sleep(1.1)  # what the kernel knows of the root is forgotten then
+        assert "is mounted already" in refused(repository, mountpoint)
+        assert histfs("umount", "--lazy", mountpoint).returncode == 0
+        assert not is_mounted(mountpoint)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: not processes(mountpoint))
+
+
 def test_numbers_are_the_same_after_a_kill(mount, mountpoint):
     mount()
     path = mountpoint / FIRST_NAME / "d" / "s"
