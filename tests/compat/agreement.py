@@ -5,6 +5,7 @@ was made of the source before the session is what is true.
 """
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -65,6 +66,18 @@ def check_histfs(repository: Path, states: Sequence[State], scratch: Path) -> No
                 restored = restore(opened, b"", state.time, target, report=complain)
                 assert restored == (len(state.manifest), 0)
                 agree(state, comparison.read(target), "histfs restore")
+            check_part(opened, state, scratch)
+
+
+def check_part(repository: Repository, state: State, scratch: Path) -> None:
+    """A directory is restored by itself. Links to files outside of it are files of their own then."""
+    directories = sorted(path for path, attributes in state.manifest.items() if attributes.type == "directory")
+    chosen = random.Random(state.time).choice(directories)
+    with new_directory(scratch) as target:
+        restore(repository, chosen, state.time, target, report=complain)
+        part = comparison.below(state.manifest, chosen) if chosen else state.manifest
+        lines = difference(part, comparison.read(target), owners=OWNERS)
+        assert not lines, "\n".join([f"histfs restore of {chosen!r} at {state.time}", *lines])
 
 
 @contextmanager

@@ -130,6 +130,8 @@ def kill_rdiff_backup(scratch: Path, rdiff_backup: Oracle, seed: int, count: int
         if number == 0:
             agreement.check_mount(killed.repository, killed.states, scratch)
         check_next_session_of_histfs(workshop, killed, rdiff_backup, scratch)
+        if killed.is_unfinished:
+            assert [*(killed.repository / "rdiff-backup-data").glob("rdiff-backup.tmp*")] == []
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -4,20 +4,20 @@ import hashlib
 import logging
 import os
 import resource
-import stat
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import closing
-from datetime import UTC
 from pathlib import Path
 from typing import NamedTuple
 
 from histfs.errors import HistfsError
+from histfs.store.entry import Kind
+from histfs.store.listing import Node
 from histfs.store.repository import Repository
 from histfs.store.restore import restore
+from histfs.store.snapshot import Snapshot
 from histfs.store.verify import verify
-from histfs.vfs import Attributes, History, View
 from tests import comparison
 from tests.comparison import Manifest, difference
 from tests.hostile.repositories import STATES
@@ -110,18 +110,16 @@ def verified(repository: Path, session_time: int) -> Account:
 
 
 def shown(repository: Path, session_time: int) -> Account:
-    """What the mount would show, asked without a kernel; all files are read, and what would be logged is kept."""
+    """What the mount shows, by the store's random access; all files are read, and what would be logged is kept.
+
+    The links of a file are one inode in the mount, so that all of them give the content of the first.
+    """
     log = _Log()
     logging.getLogger("histfs").addHandler(log)
     found: Manifest = {}
     try:
-        with Repository.open(repository) as opened, closing(History(opened, UTC)) as history:
-            history.refresh()
-            history.load(session_time)
-            view = history.acquire(session_time)
-            assert view is not None
-            found = _Shown(view, log).manifest()
-            history.release(view)
+        with Repository.open(repository) as opened, closing(opened.snapshot(session_time)) as snapshot:
+            found = _Shown(snapshot, log).manifest()
     except HistfsError as error:
         log.lines.append(str(error))
     finally:
@@ -139,49 +137,61 @@ class _Log(logging.Handler):
 
 
 class _Shown:
-    """The tree of a view as a manifest. A file that cannot be read is not in it."""
+    """The tree of a snapshot as a manifest. A file that cannot be read is not in it."""
 
-    def __init__(self, view: View, log: _Log) -> None:
-        self._view = view
+    def __init__(self, snapshot: Snapshot, log: _Log) -> None:
+        self._snapshot = snapshot
+        self._listing = snapshot.listing()
         self._log = log
-        self._rows = (1 << 30) - 1  # the part of an inode number that is the row
 
     def manifest(self) -> Manifest:
         found: Manifest = {}
         groups: dict[int, list[bytes]] = {}
-        for path, shown in self._walk(b"", self._view.attributes(0)):
+        for node in self._walk(self._listing.node(0)):
             try:
-                found[path] = self._attributes(shown)
+                found[node.entry.path] = self._attributes(node)
             except HistfsError as error:
                 self._log.lines.append(str(error))
             else:
-                groups.setdefault(shown.inode, []).append(path)
+                groups.setdefault(node.inode_row, []).append(node.entry.path)
         for paths in groups.values():
             for path in paths:
                 if found[path].type == "file":
                     found[path] = found[path]._replace(links=tuple(sorted(paths)))
         return found
 
-    def _walk(self, path: bytes, shown: Attributes) -> Iterator[tuple[bytes, Attributes]]:
-        yield path, shown
-        if stat.S_ISDIR(shown.mode):
-            for child in self._view.children(shown.inode & self._rows, 2):
-                yield from self._walk(os.path.join(path, child.name), child.attributes)
+    def _walk(self, node: Node) -> Iterator[Node]:
+        yield node
+        after = -1
+        while node.entry.kind is Kind.DIRECTORY and (children := self._listing.children(node.row, after, 10)):
+            for child in children:
+                yield from self._walk(child)
+            after = children[-1].row
 
-    def _attributes(self, shown: Attributes) -> comparison.Attributes:
-        kind = comparison.type_of(shown.mode)
-        mtime = shown.mtime_ns // 10**9
-        found = comparison.Attributes(kind, stat.S_IMODE(shown.mode), shown.uid, shown.gid, mtime)
-        row = shown.inode & self._rows
-        if kind == "symlink":
-            return found._replace(size=shown.size_bytes, target=self._view.target(row))
-        if kind != "file":
+    def _attributes(self, node: Node) -> comparison.Attributes:
+        entry = node.entry
+        found = comparison.Attributes(_TYPES[entry.kind], entry.mode, entry.uid, entry.gid, entry.mtime_s)
+        if entry.kind is Kind.SYMLINK:
+            return found._replace(size=len(entry.target), target=entry.target)
+        if entry.kind is not Kind.REGULAR:
             return found
-        with closing(self._view.open(row)) as content:
-            digest = hashlib.sha1()
-            for offset in range(0, shown.size_bytes, 1 << 16):
+        first = self._listing.node(node.inode_row)
+        digest = hashlib.sha1()
+        with closing(self._snapshot.open(first.entry, first.sha1)) as content:
+            for offset in range(0, content.size_bytes, 1 << 16):
                 digest.update(content.pread(1 << 16, offset))
-        return found._replace(size=shown.size_bytes, sha1=digest.hexdigest())
+        return found._replace(size=entry.size_bytes, sha1=digest.hexdigest())
+
+
+_TYPES = {
+    Kind.REGULAR: "file",
+    Kind.DIRECTORY: "directory",
+    Kind.SYMLINK: "symlink",
+    Kind.CHARACTER_DEVICE: "character device",
+    Kind.BLOCK_DEVICE: "block device",
+    Kind.FIFO: "fifo",
+    Kind.SOCKET: "socket",
+}
 
 
 def sentences(errors: list[HistfsError]) -> list[str]:
