@@ -46,10 +46,10 @@ def histfs_backup(source: Path, repository: Path, *, at: int) -> BackupOutcome:
 
 
 def check_all(repository: Path, states: Sequence[State], rdiff_backup: Oracle, scratch: Path) -> None:
-    """Every witness about every session."""
+    """Every witness about every session; the mount last, as the test is skipped where nothing can be mounted."""
     check_histfs(repository, states, scratch)
-    check_mount(repository, states, scratch)
     check_rdiff_backup(repository, states, rdiff_backup, scratch)
+    check_mount(repository, states, scratch)
 
 
 def check_histfs(repository: Path, states: Sequence[State], scratch: Path) -> None:
@@ -133,9 +133,13 @@ def new_directory(scratch: Path) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def can_mount() -> bool:
+    return os.access("/dev/fuse", os.R_OK | os.W_OK) and shutil.which("fusermount3") is not None
+
+
 def skip_unless_mountable() -> None:
     """Skip the calling test where nothing can be mounted; that is a failure where CI is set."""
-    if not os.access("/dev/fuse", os.R_OK | os.W_OK) or shutil.which("fusermount3") is None:
+    if not can_mount():
         (pytest.fail if os.environ.get("CI") else pytest.skip)("needs /dev/fuse and fusermount3")
 
 

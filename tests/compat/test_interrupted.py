@@ -127,7 +127,7 @@ def kill_rdiff_backup(scratch: Path, rdiff_backup: Oracle, seed: int, count: int
     chosen = sample(seed, killing.points(command, repository), count)
     for number, killed in enumerate(workshop.killed(command, chosen)):
         agreement.check_histfs(killed.repository, killed.states, scratch)
-        if number == 0:
+        if number == 0 and agreement.can_mount():
             agreement.check_mount(killed.repository, killed.states, scratch)
         check_next_session_of_histfs(workshop, killed, rdiff_backup, scratch)
         if killed.is_unfinished:
@@ -155,7 +155,7 @@ def kill_histfs(scratch: Path, rdiff_backup: Oracle, seed: int, count: int) -> N
     chosen = sample(seed, killing.points(command, scratch / "repository"), count)
     for number, killed in enumerate(workshop.killed(command, chosen)):
         agreement.check_histfs(killed.repository, killed.states, scratch)
-        if number == 0:
+        if number == 0 and agreement.can_mount():
             agreement.check_mount(killed.repository, killed.states, scratch)
         second = killed._replace(repository=workshop.keep(killed.repository))
         check_regress_of_rdiff_backup(second, rdiff_backup, scratch)
