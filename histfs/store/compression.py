@@ -1,6 +1,7 @@
 """gzip streams, read and written in bounded memory (docs/format.md 1.5).
 
-A reader looks at the first bytes and not at the name, as plain text under a name in `.gz` exists.
+A reader looks at the first bytes, as plain text under a name in `.gz` exists. The other way round the name counts: a
+file of a user that is kept as it is may well begin like gzip.
 zlib is used directly: it inflates a block at a time under a limit, and says exactly where a member ends.
 """
 

@@ -7,7 +7,8 @@ No lock is taken, and nothing is believed that a running session or a regress ma
 - an increment of the newest finished session belongs to a session that runs or died. It counts only if the mirror
   does not still hold the version of that session.
 - what was put together is checked against size and SHA1 of the record before a byte of it is given out. A mirror
-  file that is the version itself is checked for its size at once, and for its SHA1 by `blocks`, which reads all.
+  file that is the version itself is checked for its size at once, and for its SHA1 by `blocks`, which reads all;
+  at once if its time is not that of the record, as then somebody may have put another file there.
 """
 
 import errno
@@ -17,21 +18,22 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Self
 
 from histfs import rsync
-from histfs.errors import DamagedError, NotADirectoryEntryError, NotFoundError, storage_errors
+from histfs.errors import DamagedError, NotADirectoryEntryError, NotFoundError, StorageError, storage_errors
 from histfs.store import plan
 from histfs.store.compression import read_decompressed
 from histfs.store.entry import Entry, Kind
 from histfs.store.layout import find_increments
-from histfs.store.tree import BLOCK_SIZE, NotRegularError
+from histfs.store.tree import BLOCK_SIZE, NotRegularError, file_blocks
 
 if TYPE_CHECKING:
     from histfs.store.repository import Repository
 
 _ATTEMPTS = 5
 _KEPT_IN_MEMORY = 1 << 20
+_OTHER_CONTENT = "its content is not what was backed up (SHA1 differs)"
 _ADVICE = "`histfs verify` lists what is damaged; versions at other sessions may be intact"
 
 
@@ -97,7 +99,7 @@ class Content:
                 digest.update(block)
             yield block
         if digest is not None and digest.hexdigest().encode() != self._expected_sha1:
-            raise DamagedError("its content is not what was backed up (SHA1 differs)", path=self._place, advice=_ADVICE)
+            raise DamagedError(_OTHER_CONTENT, path=self._place, advice=_ADVICE)
 
 
 def open_content(repository: "Repository", entry: Entry, sha1: bytes | None, session_time: int) -> Content:
@@ -146,20 +148,20 @@ class _Opening:
         state = self._repository.state()
         mirror = self._open_mirror()
         chain = self._chain()
-        newest = state.mirror_time
+        finished = state.mirror_time
         first = chain.newest_time
-        is_uncertain = first is not None and newest is not None and first >= newest
+        is_uncertain = first is not None and finished is not None and first >= finished
         if is_uncertain and mirror is not None and self._is_still(mirror, first):
             chain = plan.Chain(None, tuple(diff for diff in chain.diffs if diff.time != first))
-        diffs = [self._open(diff.path) for diff in chain.diffs]
         base = mirror if chain.snapshot is None else self._open(chain.snapshot.path)
+        newest = self._open(chain.diffs[0].path) if chain.diffs else None
         if chain.snapshot is None:
             self._check_mirror_is_current(mirror)
         if base is None:
             raise DamagedError("its file in the mirror is missing")
-        if chain.snapshot is None and not diffs:
+        if chain.snapshot is None and newest is None:
             return self._mirror_itself(base)
-        return self._reconstruct(base, diffs, base_is_snapshot=chain.snapshot is not None)
+        return self._reconstruct(base, newest, chain)
 
     def _open_mirror(self) -> int | None:
         try:
@@ -173,14 +175,15 @@ class _Opening:
         self._stack.callback(os.close, fd)
         return fd
 
-    def _open(self, path: bytes) -> int:
+    def _open(self, path: bytes, stack: ExitStack | None = None) -> int:
+        """A descriptor of an increment, closed by `stack` (None: with all others)."""
         try:
             fd = self._tree.open_file(path)
         except FileNotFoundError:
             raise _Changed from None
         except NotRegularError as exc:
             raise DamagedError("its increment is not a regular file") from exc
-        self._stack.callback(os.close, fd)
+        (stack or self._stack).callback(os.close, fd)
         return fd
 
     def _chain(self) -> plan.Chain:
@@ -205,7 +208,7 @@ class _Opening:
     def _is_still(self, mirror: int, session_time: int | None) -> bool:
         """Whether the mirror file holds the version that the newest finished session recorded."""
         try:
-            node = self._repository.reference(session_time or 0).find(self._entry.path)
+            node = self._repository.recorded(session_time or 0, self._entry.path)
         except (NotFoundError, NotADirectoryEntryError):
             return False
         status = os.fstat(mirror)
@@ -228,47 +231,68 @@ class _Opening:
             raise _Changed
 
     def _mirror_itself(self, fd: int) -> Content:
+        """The mirror file; its content is looked at now if its time makes it doubtful, else by who reads all of it."""
         status = os.fstat(fd)
         if status.st_size != self._entry.size_bytes:
             raise DamagedError(f"its file in the mirror has {status.st_size} bytes instead of {self._entry.size_bytes}")
-        return self._content(os.dup(fd), status.st_mtime_ns, expected_sha1=self._sha1)
+        is_checked = status.st_mtime_ns // 10**9 != self._entry.mtime_s
+        if is_checked and self._sha1 is not None and sha1_of(fd) != self._sha1:
+            raise DamagedError(_OTHER_CONTENT)
+        return self._content(os.dup(fd), status.st_mtime_ns, expected_sha1=None if is_checked else self._sha1)
 
-    def _reconstruct(self, base: int, diffs: list[int], *, base_is_snapshot: bool) -> Content:
-        status = os.fstat(diffs[-1] if diffs else base)
-        basis: int | bytes = base
-        if base_is_snapshot:
-            basis = self._spool(read_decompressed(base), is_wanted_version=not diffs)
-        for number, diff in enumerate(diffs, 1):
-            is_last = number == len(diffs)
-            limit = self._entry.size_bytes if is_last else _free_for_temporary_files()
-            try:
-                blocks = rsync.patch(basis, read_decompressed(diff), max_size=limit)
-                basis = self._spool(blocks, is_wanted_version=is_last)
-            except rsync.RsyncError as exc:
-                raise DamagedError(f"an increment of it is damaged ({exc})") from exc
-        owned = os.dup(basis) if isinstance(basis, int) else basis
-        return self._content(owned, status.st_mtime_ns, expected_sha1=None)
+    def _reconstruct(self, base: int, newest: int | None, chain: plan.Chain) -> Content:
+        """Make each version from the next newer one. A chain may be long: the one at hand and one diff are open.
 
-    def _spool(self, blocks: Iterable[bytes], *, is_wanted_version: bool) -> int | bytes:
+        `newest` is the diff that is applied first, as it may belong to the session that runs; older ones do not change.
+        """
+        status = os.fstat(base)
+        version: _Spool | None = None  # None: `base` itself
+        if chain.snapshot is not None:
+            # By its name: what is kept as it is may be gzip itself.
+            blocks = read_decompressed(base) if chain.snapshot.is_compressed else file_blocks(base)
+            version = self._spool(blocks, is_wanted_version=not chain.diffs)
+        for left, diff in zip(range(len(chain.diffs))[::-1], chain.diffs, strict=True):
+            with ExitStack() as link:
+                fd = self._open(diff.path, link) if newest is None else newest
+                newest = None
+                status = os.fstat(fd)
+                older = self._patched(base if version is None else version.source, fd, is_wanted_version=not left)
+            if version is not None:
+                version.close()
+            version = older
+        assert version is not None
+        source = version.source
+        return self._content(os.dup(source) if isinstance(source, int) else source, status.st_mtime_ns)
+
+    def _patched(self, basis: int | bytes, diff: int, *, is_wanted_version: bool) -> "_Spool":
+        limit = self._entry.size_bytes if is_wanted_version else None
+        try:
+            return self._spool(rsync.patch(basis, read_decompressed(diff), limit), is_wanted_version=is_wanted_version)
+        except rsync.RsyncError as exc:
+            raise DamagedError(f"an increment of it is damaged ({exc})") from exc
+
+    def _spool(self, blocks: Iterable[bytes], *, is_wanted_version: bool) -> "_Spool":
         """Keep `blocks` in memory or in a temporary file; if they are the version that was asked for, check them."""
-        limit = self._entry.size_bytes if is_wanted_version else _free_for_temporary_files()
         digest = hashlib.sha1(usedforsecurity=False)
         spool = _Spool(self._stack)
+        room = max(_KEPT_IN_MEMORY, _free_for_temporary_files())
         for block in blocks:
             digest.update(block)
+            if is_wanted_version and spool.size_bytes + len(block) > self._entry.size_bytes:
+                raise DamagedError(f"its increments lead to more than its {self._entry.size_bytes} bytes")
+            if spool.size_bytes + len(block) > room:
+                raise StorageError("there is not enough room for temporary files", path=self._entry.path, at=self._time)
             spool.write(block)
-            if spool.size_bytes > limit:
-                raise DamagedError(f"its increments lead to more than the {limit} bytes there can be")
         if is_wanted_version:
             if spool.size_bytes != self._entry.size_bytes:
                 raise DamagedError(
                     f"its increments lead to {spool.size_bytes} bytes instead of {self._entry.size_bytes}"
                 )
             if self._sha1 is not None and digest.hexdigest().encode() != self._sha1:
-                raise DamagedError("its content is not what was backed up (SHA1 differs)")
-        return spool.finish()
+                raise DamagedError(_OTHER_CONTENT)
+        return spool
 
-    def _content(self, source: int | bytes, mtime_ns: int, *, expected_sha1: bytes | None) -> Content:
+    def _content(self, source: int | bytes, mtime_ns: int, *, expected_sha1: bytes | None = None) -> Content:
         return Content(
             source,
             size_bytes=self._entry.size_bytes,
@@ -279,30 +303,36 @@ class _Opening:
 
 
 class _Spool:
-    """Bytes on their way to the next link of a chain: in memory while they are few, then in an unlinked file."""
+    """A version on its way to the next link of a chain: in memory while it is small, then in an unlinked file."""
 
     def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
+        self._stack = stack  # closes it in any case
         self._parts: list[bytes] = []
-        self._fd: int | None = None
+        self._file: IO[bytes] | None = None
         self.size_bytes = 0
 
     def write(self, block: bytes) -> None:
         self.size_bytes += len(block)
-        if self._fd is None and self.size_bytes <= _KEPT_IN_MEMORY:
+        if self._file is None and self.size_bytes <= _KEPT_IN_MEMORY:
             self._parts.append(block)
             return
-        if self._fd is None:
-            file = self._stack.enter_context(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115 - the stack closes it
-            self._fd = file.fileno()
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - `close` closes it
+            self._stack.callback(self.close)
             block = b"".join([*self._parts, block])
             self._parts.clear()
-        written = os.write(self._fd, block)
+        written = os.write(self._file.fileno(), block)
         while written < len(block):
-            written += os.write(self._fd, memoryview(block)[written:])
+            written += os.write(self._file.fileno(), memoryview(block)[written:])
 
-    def finish(self) -> int | bytes:
-        return b"".join(self._parts) if self._fd is None else self._fd
+    @property
+    def source(self) -> int | bytes:
+        return b"".join(self._parts) if self._file is None else self._file.fileno()
+
+    def close(self) -> None:
+        self._parts.clear()
+        if self._file is not None:
+            self._file.close()
 
 
 def _free_for_temporary_files() -> int:

@@ -82,7 +82,7 @@ def find_increments(tree: Tree, layout: Layout, entry: Entry) -> list[Increment]
         if unquoted.startswith(prefix):
             parsed = parse_increment_name(unquoted)
             if parsed is not None and parsed.base == base and parsed.type != b"data":
-                found.append(Increment(parsed.time, parsed.type, join(directory, name)))
+                found.append(Increment(parsed.time, parsed.type, join(directory, name), parsed.compressed))
     return sorted(found)
 
 

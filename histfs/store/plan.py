@@ -16,6 +16,7 @@ class Increment(NamedTuple):
     time: int
     type: bytes
     path: bytes  # on disk, relative to the repository
+    is_compressed: bool = False  # as its name says
 
 
 class Chain(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Self
 
 from histfs.errors import NotARepositoryError, NotFoundError, printable_time, storage_errors
 from histfs.store.layout import DATA, Layout, State, read_layout, read_state
-from histfs.store.listing import Listing
+from histfs.store.listing import Node
 from histfs.store.snapshot import Snapshot
 from histfs.store.tree import Tree
 
@@ -105,13 +105,16 @@ class Repository:
             )
         return Snapshot(self, session_time)
 
-    def reference(self, session_time: int) -> Listing:
-        """The listing of the newest finished session, to compare the mirror with; kept until another is asked for."""
-        with self._reference_lock:
+    def recorded(self, session_time: int, path: bytes) -> Node:
+        """What the session of `session_time` recorded for `path`; NotFoundError, NotADirectoryEntryError, DamagedError.
+
+        For readers that compare the mirror with the newest finished session: one listing is kept for them all.
+        """
+        with self._reference_lock:  # all the time, as another one closes what is replaced
             if self._reference is None or self._reference.time != session_time:
                 self._drop_reference()
                 self._reference = self.snapshot(session_time)
-            return self._reference.listing()
+            return self._reference.listing().find(path)
 
     def _drop_reference(self) -> None:
         if self._reference is not None:

@@ -35,7 +35,6 @@ TREES = [
 ]
 
 
-@pytest.mark.xfail(strict=True, reason="an increment that is not compressed is unpacked")
 @pytest.mark.parametrize("writer", ["histfs", "200", "201"])
 def test_each_version_comes_back(scratch: Path, rdiff_backup: Oracle, writer: str) -> None:
     source, repository = scratch / "source", scratch / "repository"

@@ -88,19 +88,12 @@ def test_links_to_directories(repository: Path, tmp_path: Path) -> None:
     witness.check(repository, tmp_path, both(b"d/inner", b"d/deeper/x"))
 
 
-NOT_NOTICED = pytest.mark.xfail(
-    strict=True, reason="the mount takes a newer mirror file of the same size for the version"
-)
-
-
-@NOT_NOTICED
 def test_a_missing_increment(repository: Path, tmp_path: Path) -> None:
     """The mirror's file has the size of the version, but it is another one."""
     increment_path(repository, b"changed", "diff.gz").unlink()
     witness.check(repository, tmp_path, {FIRST: {b"changed"}})
 
 
-@NOT_NOTICED
 def test_a_link_in_the_place_of_the_increments(repository: Path, tmp_path: Path) -> None:
     (repository / INCREMENTS).rename(tmp_path / "elsewhere")
     (repository / INCREMENTS).symlink_to(tmp_path / "elsewhere")
