@@ -267,7 +267,7 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         if inode == ROOT_INODE:
             handle = next(self._root_handles)
-            self._root_lists[handle] = list(await self._refresh())
+            self._root_lists[handle] = [b".", b"..", *await self._refresh()]
             return handle
         session_time, row = place_of(inode)
         async with self._snapshot(session_time) as view:
@@ -285,12 +285,13 @@ class Operations(pyfuse3.Operations):
 
     def _root_children(self, names: list[bytes], offset: int) -> Iterator[Child]:
         times, root = self._history.names(), self._history.root()
-        for position, name in enumerate([b".", b"..", *names][offset:], start=offset + 1):
-            if position <= 2:
-                yield Child(name, root, position)
+        for position in range(offset, len(names)):
+            name = names[position]
+            if name in (b".", b".."):
+                yield Child(name, root, position + 1)
             elif name in times:  # else it has gone since the directory was opened
                 top = self._history.top(times[name]) or self._history.unread_top(times[name])
-                yield Child(name, top, position)
+                yield Child(name, top, position + 1)
 
     def _fill(self, token: ReaddirToken, children: Iterator[Child], entry_valid_s: float) -> None:
         for child in children:

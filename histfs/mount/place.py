@@ -41,6 +41,7 @@ class Mounted(NamedTuple):
     point: bytes  # where
     type: str
     source: bytes
+    owner: int | None  # the user who mounted it, for FUSE
 
 
 def parse_mount_table(text: bytes) -> list[Mounted]:
@@ -51,8 +52,17 @@ def parse_mount_table(text: bytes) -> list[Mounted]:
 def _parse_line(line: bytes) -> Mounted:
     before, _, after = line.partition(b" - ")
     mount_id, _, device, root, point = before.split(b" ")[:5]
-    kind, source = after.split(b" ")[:2]
-    return Mounted(int(mount_id), device, _unescape(root), _unescape(point), kind.decode(), _unescape(source))
+    kind, source, options = after.split(b" ")[:3]
+    owner = re.search(rb"(?:^|,)user_id=(\d+)", options)
+    return Mounted(
+        int(mount_id),
+        device,
+        _unescape(root),
+        _unescape(point),
+        kind.decode(),
+        _unescape(source),
+        int(owner[1]) if owner else None,
+    )
 
 
 def _unescape(field: bytes) -> bytes:
@@ -231,6 +241,8 @@ def unmount(mountpoint: Path, *, lazy: bool) -> None:
         raise UsageError("nothing is mounted there", path=mountpoint)
     if found.type != FILE_SYSTEM:
         raise UsageError(f"is a mount of the type {found.type}, not of histfs", path=mountpoint, advice="use umount")
+    if os.geteuid() not in (0, found.owner):
+        raise MountError("was mounted by another user, who alone can unmount it", path=mountpoint, advice="or root can")
     _detach(point, lazy=lazy)
     deadline = time.monotonic() + _GONE_AFTER_S
     while (still := mounted_at(point)) is not None and still.mount_id == found.mount_id:

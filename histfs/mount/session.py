@@ -123,8 +123,11 @@ def _stop_signals() -> Iterator[trio.Event]:
     def on_signal(number: int, _frame: FrameType | None) -> None:
         for each in STOP_SIGNALS:
             signal.signal(each, signal.SIG_IGN)
+        token.run_sync_soon(told, number)
+
+    def told(number: int) -> None:
         log.info("%s: unmounting", signal.Signals(number).name)
-        token.run_sync_soon(stop.set)
+        stop.set()
 
     before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
     try:

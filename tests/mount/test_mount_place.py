@@ -29,8 +29,8 @@ def table(tmp_path, monkeypatch):
 
 def test_the_table_is_understood():
     mounts = parse_mount_table(TABLE)
-    assert mounts[0] == Mounted(22, b"8:1", b"/", b"/", "ext4", b"/dev/sda1")
-    assert mounts[3] == Mounted(32, b"0:40", b"/", b"/mnt/with space\\n", "fuse.histfs", b"histfs:/a b")
+    assert mounts[0] == Mounted(22, b"8:1", b"/", b"/", "ext4", b"/dev/sda1", None)
+    assert mounts[3] == Mounted(32, b"0:40", b"/", b"/mnt/with space\\n", "fuse.histfs", b"histfs:/a b", 0)
 
 
 def test_the_table_of_this_machine_is_understood():
@@ -102,6 +102,12 @@ def test_what_may_not_overlap(table, mountpoint, repository, temporary, log, sai
 
 def test_what_does_not_overlap(table):
     place.check_overlap(Path("/m"), Path("/r"), Path("/tmp"), Path("/l/log"))
+
+
+def test_only_the_owner_unmounts(table, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(MountError, match="another user"):
+        place.unmount(Path("/mnt/with space\\n"), lazy=False)
 
 
 # Whether this user may mount
