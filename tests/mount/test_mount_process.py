@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import histories
 from tests.mount import system_calls
-from tests.trees import Dir, File, Link, Symlink, build, compare
+from tests.trees import Dir, File, Link, Symlink, build, compare, difference, read
 
 FIRST, SECOND, THIRD = 1_714_557_600, 1_714_644_000, 1_714_730_400
 FIRST_NAME, SECOND_NAME, THIRD_NAME = "@2024-05-01T10:00", "@2024-05-02T10:00", "@2024-05-03T10:00"
@@ -290,6 +291,33 @@ def test_a_new_session_appears_without_a_remount(mount, mountpoint, repository, 
         assert os.pread(held.fileno(), 20_000, 0) == b"new\n" * 3_000
     assert (mountpoint / SECOND_NAME / "f").read_bytes() == b"new\n" * 3_000
     assert (mountpoint / FIRST_NAME / "f").read_bytes() == b"old\n" * 3_000
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_every_snapshot_of_a_growing_history_is_what_was_backed_up(fuse, mountpoint, tmp_path, seed):
+    """One mount, which lives through all sessions while others read."""
+    repository, states, readers = tmp_path / "repository", [], []
+    for state in histories.random_history(tmp_path / "source", seed, 8, histories.ANYTHING):
+        done = histfs("--current-time", str(state.time), "backup", tmp_path / "source", repository)
+        assert (done.returncode, done.stderr) == (0, "")
+        if not states:
+            assert histfs("mount", "--utc", repository, mountpoint).returncode == 0
+        states.append(state)
+        readers.append(
+            subprocess.Popen(["sh", "-c", 'cat "$0"/*/* 2>/dev/null', mountpoint], stdout=subprocess.DEVNULL)
+        )
+        _check_snapshots(mountpoint, states[-2:])
+    _check_snapshots(mountpoint, states)
+    for reader in readers:
+        reader.kill()
+        reader.wait()
+
+
+def _check_snapshots(mountpoint, states):
+    by_time = {int(os.stat(mountpoint / name).st_mtime): mountpoint / name for name in os.listdir(mountpoint)}
+    for state in states:
+        top = state.manifest[b""]._replace(mtime=state.time)
+        assert difference({**state.manifest, b"": top}, read(by_time[state.time])) == []
 
 
 def test_damage_is_an_error_for_the_file_and_a_line_in_the_log(mount, mountpoint, repository, tmp_path):
