@@ -11,6 +11,7 @@ a new modification time in whole seconds, and no two files ever get the same one
 A program that writes sessions may have limits of its own; `Limits` says what a history must not contain.
 """
 
+import gzip
 import os
 import random
 import stat
@@ -188,17 +189,14 @@ class Changes:
         names = ODD_NAMES + self._limits.long_names * LONG_NAMES + self._limits.long_raw_names * LONG_RAW_NAMES
         if self._limits.increment_directories or not directory:
             names += INCREMENT_NAMES
-        name = (
-            self._random.choice(names)
-            if self._random.random() < 0.4
-            else b"%c%d"
-            % (
-                self._random.choice(b"abcde"),
-                self._random.randrange(30),
-            )
-        )
+        name = self._random.choice(names) if self._random.random() < 0.4 else self._plain_name()
         path = os.path.join(parent, name)
         return None if os.path.lexists(self._full(path)) else path
+
+    def _plain_name(self) -> bytes:
+        # Increments of some names are not compressed (docs/format.md 6.3), and those of a plain `x.gz` are gzip then.
+        suffix = self._random.choice((b"", b"", b"", b".gz", b".jpg"))
+        return b"%c%d%s" % (self._random.choice(b"abcde"), self._random.randrange(30), suffix)
 
     # Attributes
 
@@ -305,6 +303,8 @@ class Changes:
             return self._random.randbytes(self._random.randrange(100_000, 400_000))
         if shape < 0.38:
             return self._random.randbytes(50_000) + bytes(150_000) + self._random.randbytes(70_000)
+        if shape < 0.46:
+            return gzip.compress(self._random.randbytes(self._random.randrange(3_000)), mtime=0)
         lines = [
             b"%d %d\n" % (number, self._random.randrange(1_000)) for number in range(self._random.randrange(1, 900))
         ]
