@@ -29,34 +29,14 @@ _MAX_PATHS = 90
 _MAX_DEPTH = 12
 _RECENT_S = 86_400
 
+# fmt: off
 ODD_NAMES = (
-    b"new\nline",
-    b"back\\slash",
-    b"\xff\xfe\x80",
-    b"caf\xc3\xa9",
-    b"-rf",
-    b" ",
-    b"  two  blanks ",
-    b"x;065y",
-    b"~",
-    b"a'b\"c",
-    b"\x01\x1b[31m\x7f",
-    b"tab\there\r",
-    b"rdiff-backup.tmp.0",
-    b"d.txt",
-    b"d ",
-    b"con",
-    b"trailing.",
-    b"%41",
-    b"UPPER",
-    b"upper",
-    b"@2024-01-01T10:00",
-    b"picture.jpg",
-    b"archive.tar.gz",
-    b".hidden",
-    b"...",
+    b"new\nline", b"back\\slash", b"\xff\xfe\x80", b"caf\xc3\xa9", b"-rf", b" ", b"  two  blanks ", b"x;065y", b"~",
+    b"a'b\"c", b"\x01\x1b[31m\x7f", b"tab\there\r", b"rdiff-backup.tmp.0", b"d.txt", b"d ", b"con", b"trailing.",
+    b"%41", b"UPPER", b"upper", b"@2024-01-01T10:00", b"picture.jpg", b"archive.tar.gz", b".hidden", b"...",
     b"File x\n  Type reg",
 )
+# fmt: on
 LONG_NAMES = (b"L" * 255, b"M" * 206, b"N" * 205)  # 205 is the longest that an increment takes (docs/format.md 3.4)
 LONG_RAW_NAMES = (b"\xf0\x9f\x92\xbe" * 51 + b".gz", b"\xff" * 254)
 INCREMENT_NAMES = (
