@@ -43,6 +43,7 @@ INCREMENT_NAMES = (
     b"q.2023-11-14T22:13:20Z.diff.gz",
     b"q.2023-11-14T22:13:20Z.snapshot",
     b"q.2023-11-14T22:13:20Z.missing",
+    b"q.2023-11-14T22:13:20Z.dir",
     b"current_mirror.2023-11-14T22:13:20Z.data",
     b"q",
 )
@@ -56,7 +57,7 @@ class Limits(NamedTuple):
     root: bool = os.geteuid() == 0  # what only root can do: owners, devices, files that nobody may read
     increment_directories: bool = True  # directories named like increments (docs/format.md trap 20)
     long_names: bool = True
-    long_raw_names: bool = True  # of more than 205 bytes, not ASCII: rdiff-backup 2.2.7 does not end when they are gone
+    long_raw_names: bool = True  # of more than 205 bytes, not ASCII: the oracle cannot judge them
     directory_to_link: bool = True  # a directory that becomes a further link (docs/format.md trap 16)
     symlink_owners: bool = True  # owners of symbolic links that change (docs/format.md trap 8)
 

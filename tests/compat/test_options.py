@@ -10,7 +10,7 @@ from tests import histories
 from tests.compat import agreement
 from tests.oracle import Oracle
 
-# rdiff-backup links no files whose quoted names are too long for the file system.
+# Quoted, long names become too long for the file system, which the oracle cannot link.
 QUOTED = histories.RDIFF_BACKUP_WRITES._replace(long_names=False)
 SESSIONS = 8
 GENERAL = ("--use-compatible-timestamps", "--null-separator", "--fsync")
