@@ -303,14 +303,12 @@ def test_every_snapshot_of_a_growing_history_is_what_was_backed_up(fuse, mountpo
         if not states:
             assert histfs("mount", "--utc", repository, mountpoint).returncode == 0
         states.append(state)
-        readers.append(
-            subprocess.Popen(["sh", "-c", 'cat "$0"/*/* 2>/dev/null', mountpoint], stdout=subprocess.DEVNULL)
-        )
+        command = ["find", mountpoint, "-type", "f", "-exec", "cat", "{}", "+"]
+        readers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         _check_snapshots(mountpoint, states[-2:])
     _check_snapshots(mountpoint, states)
     for reader in readers:
-        reader.kill()
-        reader.wait()
+        reader.wait(60)
 
 
 def _check_snapshots(mountpoint, states):
