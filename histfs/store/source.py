@@ -29,6 +29,12 @@ KINDS = {
 }
 
 
+# A record with a longer path could not be read again: escaped it may have twice the length, and must fit
+# metadata.MAX_RECORD_BYTES. Whoever may make directories in a source must not be able to stop its backups.
+LONGEST_PATH = 256 * 1024
+_SHOWN = 1000  # bytes of such a path in a message
+
+
 class Found(NamedTuple):
     """A name in the source, as lstat(2) saw it."""
 
@@ -118,6 +124,8 @@ class Source:
             return Unreadable(path, source_error(exc, path, "the directory cannot be listed"))
 
     def _look(self, path: bytes) -> Found | Unreadable:
+        if len(path) > LONGEST_PATH:
+            return Unreadable(path, SourceError("its path is too long to be recorded", path=path[:_SHOWN]))
         try:
             status = self._tree.stat(path)
             target = self._tree.readlink(path) if stat.S_ISLNK(status.st_mode) else b""
