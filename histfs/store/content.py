@@ -6,9 +6,9 @@ No lock is taken, and nothing is believed that a running session or a regress ma
   through its descriptor.
 - an increment of the newest finished session belongs to a session that runs or died. It counts only if the mirror
   does not still hold the version of that session.
-- what was put together is checked against size and SHA1 of the record before a byte of it is given out. A mirror
-  file that is the version itself is checked for its size at once, and for its SHA1 by `blocks`, which reads all;
-  at once if its time is not that of the record, as then somebody may have put another file there.
+- what was put together is checked against size and SHA1 of the record before a byte of it is given out. So is a
+  mirror file that is the version itself, if it is small, or its time is not that of the record, as then somebody may
+  have put another file there. Of a large one the size is checked at once, and the SHA1 by `blocks`, which reads all.
 """
 
 import errno
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from histfs.store.repository import Repository
 
 _ATTEMPTS = 5
-_KEPT_IN_MEMORY = 1 << 20
+_ON_THE_WAY_IN_MEMORY = 1 << 20  # a version that only leads to the wanted one
+_OPEN_IN_MEMORY = 64 << 10  # the wanted one: thousands may be open at the same time
+_CHECKED_AT_ONCE = 1 << 20  # a mirror file up to this size is read and checked when it is opened
 _OTHER_CONTENT = "its content is not what was backed up (SHA1 differs)"
 _ADVICE = "`histfs verify` lists what is damaged; versions at other sessions may be intact"
 
@@ -231,11 +233,11 @@ class _Opening:
             raise _Changed
 
     def _mirror_itself(self, fd: int) -> Content:
-        """The mirror file; its content is looked at now if its time makes it doubtful, else by who reads all of it."""
+        """The mirror file. A small one, or one whose time is doubtful, is checked now, else by who reads all of it."""
         status = os.fstat(fd)
         if status.st_size != self._entry.size_bytes:
             raise DamagedError(f"its file in the mirror has {status.st_size} bytes instead of {self._entry.size_bytes}")
-        is_checked = status.st_mtime_ns // 10**9 != self._entry.mtime_s
+        is_checked = status.st_size <= _CHECKED_AT_ONCE or status.st_mtime_ns // 10**9 != self._entry.mtime_s
         if is_checked and self._sha1 is not None and sha1_of(fd) != self._sha1:
             raise DamagedError(_OTHER_CONTENT)
         return self._content(os.dup(fd), status.st_mtime_ns, expected_sha1=None if is_checked else self._sha1)
@@ -274,8 +276,8 @@ class _Opening:
     def _spool(self, blocks: Iterable[bytes], *, is_wanted_version: bool) -> "_Spool":
         """Keep `blocks` in memory or in a temporary file; if they are the version that was asked for, check them."""
         digest = hashlib.sha1(usedforsecurity=False)
-        spool = _Spool(self._stack)
-        room = max(_KEPT_IN_MEMORY, _free_for_temporary_files())
+        spool = _Spool(self._stack, _OPEN_IN_MEMORY if is_wanted_version else _ON_THE_WAY_IN_MEMORY)
+        room = max(_ON_THE_WAY_IN_MEMORY, _free_for_temporary_files())
         for block in blocks:
             digest.update(block)
             if is_wanted_version and spool.size_bytes + len(block) > self._entry.size_bytes:
@@ -305,15 +307,16 @@ class _Opening:
 class _Spool:
     """A version on its way to the next link of a chain: in memory while it is small, then in an unlinked file."""
 
-    def __init__(self, stack: ExitStack) -> None:
+    def __init__(self, stack: ExitStack, in_memory_bytes: int) -> None:
         self._stack = stack  # closes it in any case
+        self._in_memory_bytes = in_memory_bytes
         self._parts: list[bytes] = []
         self._file: IO[bytes] | None = None
         self.size_bytes = 0
 
     def write(self, block: bytes) -> None:
         self.size_bytes += len(block)
-        if self._file is None and self.size_bytes <= _KEPT_IN_MEMORY:
+        if self._file is None and self.size_bytes <= self._in_memory_bytes:
             self._parts.append(block)
             return
         if self._file is None:

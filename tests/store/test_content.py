@@ -132,7 +132,7 @@ def test_only_files_have_content(edited: Sessions) -> None:
 def part(request: pytest.FixtureRequest, edited: Sessions, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple]:
     """An open version and what it must be."""
     if request.param == "temporary file":
-        monkeypatch.setattr(content_module, "_KEPT_IN_MEMORY", 100)
+        monkeypatch.setattr(content_module, "_OPEN_IN_MEMORY", 100)
     time = edited.now if request.param == "mirror" else FIRST
     expected = TEXT[300:] + b"end 3" if request.param == "mirror" else TEXT
     with edited.open() as repository:
@@ -191,7 +191,8 @@ def test_a_long_chain_needs_few_descriptors_and_little_room(
     sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that changes every day for years: each version in a temporary file, two of them at a time."""
-    monkeypatch.setattr(content_module, "_KEPT_IN_MEMORY", 100)
+    monkeypatch.setattr(content_module, "_OPEN_IN_MEMORY", 100)
+    monkeypatch.setattr(content_module, "_ON_THE_WAY_IN_MEMORY", 100)
     build(sessions.source, Dir({"f": File(TEXT)}))
     sessions.backup()
     for number in range(1, 40):
@@ -228,7 +229,7 @@ def _descriptors() -> list[str]:
 def test_temporary_files_are_private_and_gone(
     edited: Sessions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(content_module, "_KEPT_IN_MEMORY", 100)
+    monkeypatch.setattr(content_module, "_OPEN_IN_MEMORY", 100)
     monkeypatch.setattr(tempfile, "tempdir", os.fspath(tmp_path))
     (tmp_path / "repository").exists()
     names = os.listdir(tmp_path)
@@ -252,7 +253,8 @@ def test_without_room_for_temporary_files_small_versions_can_be_read(
 def test_without_room_for_temporary_files_nothing_is_called_damaged(
     edited: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(content_module, "_KEPT_IN_MEMORY", 100)
+    monkeypatch.setattr(content_module, "_OPEN_IN_MEMORY", 100)
+    monkeypatch.setattr(content_module, "_ON_THE_WAY_IN_MEMORY", 100)
     monkeypatch.setattr(content_module, "_free_for_temporary_files", lambda: 0)
     with pytest.raises(StorageError) as caught:
         edited.content(b"f", FIRST)
