@@ -37,7 +37,7 @@ STORE_LAYERS = [
     OPERATIONS,
     {"increments", "long_names", "mirror", "records", "recovery"},
     {"repository", "snapshot", "listing", "content", "catalog"},
-    {"batch", "compression", "files", "layout", "lock", "source", "tree"},
+    {"batch", "compression", "files", "layout", "lock", "source", "special", "tree"},
     {"plan", "selection", "when", "format"},
     {"entry"},
 ]

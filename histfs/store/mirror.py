@@ -22,6 +22,7 @@ from histfs.store.increments import IncrementWriter, mtime_ns
 from histfs.store.layout import Layout
 from histfs.store.long_names import LongNames
 from histfs.store.source import Found, Source
+from histfs.store.special import make_special, mirror_mode
 from histfs.store.tree import NotRegularError
 
 TEMPORARY = b"rdiff-backup.tmp."  # as other programs call what they will rename (docs/format.md 1)
@@ -415,26 +416,3 @@ def _same_time(source: os.stat_result, mirror: os.stat_result | None) -> bool:
         return False
     fraction = mirror.st_mtime_ns % 10**9
     return not fraction or fraction == source.st_mtime_ns % 10**9
-
-
-def make_special(tree: WritableTree, path: bytes, entry: Entry, attributes: Attributes, *, is_root: bool) -> None:
-    """Make a symbolic link, fifo, socket or device in the mirror; an empty file where an ordinary user cannot (4.5)."""
-    kind = entry.kind
-    if kind is Kind.SYMLINK:
-        tree.make_symlink(path, entry.target)
-    else:
-        try:
-            tree.make_special(path, entry)
-        except PermissionError:
-            if is_root:
-                raise
-            os.close(tree.create_file(path))
-            kind = Kind.REGULAR
-    tree.set_attributes(path, kind, attributes)
-
-
-def mirror_mode(entry: Entry, *, is_root: bool) -> int:
-    """The mode of an entry in the mirror: an ordinary user must be able to read and change it again."""
-    if is_root:
-        return entry.mode
-    return entry.mode | (0o700 if entry.kind is Kind.DIRECTORY else 0o600)

@@ -26,10 +26,11 @@ from histfs.store.increments import mtime_ns
 from histfs.store.layout import DATA, INCREMENTS, LOCK, LONG_NAMES, State, read_state
 from histfs.store.listing import Listing, Node
 from histfs.store.lock import living_writer
-from histfs.store.mirror import TEMPORARY, make_special, mirror_mode
+from histfs.store.mirror import TEMPORARY
 from histfs.store.repository import Repository
 from histfs.store.snapshot import Snapshot
 from histfs.store.source import KINDS
+from histfs.store.special import make_special, mirror_mode
 
 
 def recover(tree: WritableTree, path: Path, *, report: Callable[[HistfsError], None], force: bool = False) -> bool:
