@@ -59,12 +59,15 @@ _OPTIONAL = frozenset({"size", "sha1", "target", "device", "links", "nlink"})
 Manifest = dict[bytes, Attributes]  # by path: relative, b"" is the root
 
 
-def read(root: Path | bytes) -> Manifest:
-    """The manifest of the tree at `root`. An OSError is not caught: a tree that cannot be read is a failed test."""
+def read(root: Path | bytes, *, leaving_out: bytes = b"") -> Manifest:
+    """The manifest of the tree at `root`, without what is at and below the name `leaving_out` in it.
+
+    An OSError is not caught: a tree that cannot be read is a failed test.
+    """
     top = os.fsencode(root)
     manifest: Manifest = {}
     groups: dict[tuple[int, int], list[bytes]] = {}
-    for path in _walk(top, b""):
+    for path in _walk(top, b"", leaving_out):
         full = os.path.join(top, path) if path else top
         info = os.lstat(full)
         manifest[path] = _attributes(full, info)
@@ -76,14 +79,16 @@ def read(root: Path | bytes) -> Manifest:
     return manifest
 
 
-def _walk(top: bytes, directory: bytes) -> Iterator[bytes]:
+def _walk(top: bytes, directory: bytes, leaving_out: bytes) -> Iterator[bytes]:
     yield directory
     with os.scandir(os.path.join(top, directory)) as found:
         entries = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in found)
     for name, is_directory in entries:
         path = os.path.join(directory, name)
+        if path == leaving_out:
+            continue
         if is_directory:
-            yield from _walk(top, path)
+            yield from _walk(top, path, leaving_out)
         else:
             yield path
 
@@ -137,6 +142,7 @@ def difference(
     root: bool = True,
     owners: bool = True,
     symlink_owners: bool = True,
+    links: bool = True,
     nlink: bool = True,
     special_mtimes: bool = False,
 ) -> list[str]:
@@ -144,8 +150,9 @@ def difference(
 
     A False leaves something out of the comparison: `root_mtime` (a mounted snapshot may carry its session's
     time), `root` everything about the root, `owners` (another user than root cannot set them), `symlink_owners`
-    (an owner that changes is not recorded by every writer), `nlink`. `special_mtimes` are those of symbolic
-    links and devices, which the format does not keep (docs/format.md 4.1).
+    (an owner that changes is not recorded by every writer), `links` with their number, or `nlink`, that number,
+    alone. `special_mtimes` are those of symbolic links and devices, which the format does not keep
+    (docs/format.md 4.1).
     """
     lines = []
     for path in sorted(expected.keys() | actual.keys()):
@@ -155,7 +162,7 @@ def difference(
         if old is None or new is None:
             lines.append(f"{path!r}: {'unexpected: ' + str(new) if old is None else 'missing: ' + str(old)}")
             continue
-        ignored = _ignored(path, old, root_mtime, owners, symlink_owners, nlink, special_mtimes)
+        ignored = _ignored(path, old, root_mtime, owners, symlink_owners, links, nlink, special_mtimes)
         fields = [
             name for name in Attributes._fields if name not in ignored and getattr(old, name) != getattr(new, name)
         ]
@@ -173,6 +180,7 @@ def _ignored(
     root_mtime: bool,
     owners: bool,
     symlink_owners: bool,
+    links: bool,
     nlink: bool,
     special_mtimes: bool,
 ) -> set[str]:
@@ -184,6 +192,8 @@ def _ignored(
         ignored.add("mtime")
     if not owners or (is_symlink and not symlink_owners):
         ignored |= {"uid", "gid"}
+    if not links:
+        ignored |= {"links", "nlink"}
     if not nlink:
         ignored.add("nlink")
     return ignored

@@ -49,6 +49,7 @@ def check_all(repository: Path, states: Sequence[State], rdiff_backup: Oracle, s
     """Every witness about every session; the mount last, as the test is skipped where nothing can be mounted."""
     check_histfs(repository, states, scratch)
     check_rdiff_backup(repository, states, rdiff_backup, scratch)
+    check_mirror(repository, states[-1])
     check_mount(repository, states, scratch)
 
 
@@ -78,6 +79,16 @@ def check_part(repository: Repository, state: State, scratch: Path) -> None:
         part = comparison.below(state.manifest, chosen) if chosen else state.manifest
         lines = difference(part, comparison.read(target), owners=OWNERS)
         assert not lines, "\n".join([f"histfs restore of {chosen!r} at {state.time}", *lines])
+
+
+def check_mirror(repository: Path, newest: State, *, links: bool = True) -> None:
+    """The repository itself is a plain copy of the newest state, for everybody to use.
+
+    Where a session was undone, `links` need not be links any more (docs/format.md trap 5).
+    """
+    mirror = comparison.read(repository, leaving_out=b"rdiff-backup-data")
+    lines = difference(newest.manifest, mirror, owners=OWNERS, links=links)
+    assert not lines, "\n".join(["mirror:", *lines])
 
 
 @contextmanager

@@ -107,6 +107,7 @@ def check_next_session_of_histfs(workshop: Workshop, killed: Killed, rdiff_backu
     states = [*killed.states, workshop.next._replace(time=now)]
     agreement.check_histfs(killed.repository, states, scratch)
     agreement.check_rdiff_backup_restores(killed.repository, states, rdiff_backup, scratch)
+    agreement.check_mirror(killed.repository, states[-1], links=False)
 
 
 def sample(seed: int, points: Sequence[killing.Point], count: int) -> list[killing.Point]:
@@ -170,6 +171,7 @@ def check_regress_of_rdiff_backup(killed: Killed, rdiff_backup: Oracle, scratch:
     assert run.code == (2 if killed.is_unfinished else 0), run.output
     agreement.check_rdiff_backup_restores(killed.repository, killed.states, rdiff_backup, scratch)
     agreement.check_histfs(killed.repository, killed.states, scratch)
+    agreement.check_mirror(killed.repository, killed.states[-1], links=False)
 
 
 @pytest.mark.parametrize("seed", range(3))
