@@ -216,7 +216,7 @@ class Changes:
         full = self._full(path)
         if os.path.islink(full) and not self._limits.symlink_owners:
             return
-        owner = self._random.choice((0, 1, 1234, 65_534, 4_000_000_000)), self._random.choice((0, 5, 4321))
+        owner = self._random.choice((0, 1, 1234, 1235, 65_534, 4_000_000_000)), self._random.choice((0, 5, 4321))
         mode = stat.S_IMODE(os.lstat(full).st_mode)
         os.chown(full, *owner, follow_symlinks=False)
         if not os.path.islink(full):

@@ -141,9 +141,9 @@ def test_killed_sessions_of_rdiff_backup(scratch: Path, rdiff_backup: Oracle, se
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(50))
+@pytest.mark.parametrize("seed", range(20))
 def test_many_killed_sessions_of_rdiff_backup(scratch: Path, rdiff_backup: Oracle, seed: int) -> None:
-    kill_rdiff_backup(scratch, rdiff_backup, 1_000 + seed, 20)
+    kill_rdiff_backup(scratch, rdiff_backup, 1_000 + seed, 12)
 
 
 # Sessions of histfs
@@ -180,9 +180,9 @@ def test_killed_sessions_of_histfs(scratch: Path, rdiff_backup: Oracle, seed: in
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(50))
+@pytest.mark.parametrize("seed", range(20))
 def test_many_killed_sessions_of_histfs(scratch: Path, rdiff_backup: Oracle, seed: int) -> None:
-    kill_histfs(scratch, rdiff_backup, 2_000 + seed, 20)
+    kill_histfs(scratch, rdiff_backup, 2_000 + seed, 12)
 
 
 def test_a_killed_recovery_is_finished_by_the_next(scratch: Path, rdiff_backup: Oracle) -> None:

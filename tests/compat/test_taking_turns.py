@@ -33,4 +33,4 @@ def test_every_session_is_what_the_source_was(scratch: Path, rdiff_backup: Oracl
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(100))
 def test_many_histories(scratch: Path, rdiff_backup: Oracle, seed: int) -> None:
-    write_and_check(scratch, rdiff_backup, 21_000 + seed, 30)
+    write_and_check(scratch, rdiff_backup, 21_000 + seed, 24)
