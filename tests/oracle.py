@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 TIMEOUT_S = 120.0
 VERSION = "2.2.7"
@@ -118,9 +118,6 @@ class Oracle:
     def remove_older_than(self, repository: Path, *, at: int) -> Run:
         return self.run(["--force", "remove", "increments", f"--older-than={at}", str(repository)])
 
-    def list_files(self, repository: Path, *, at: int) -> Run:
-        return self.run(["list", "files", f"--at={at}", str(repository)])
-
     def increments(self, repository: Path) -> list[int]:
         """The times of the sessions that `list increments` shows, ascending."""
         output = self.run(["--parsable-output", "list", "increments", str(repository)]).check()
@@ -135,15 +132,25 @@ class Oracle:
         """Call rdiff-backup; a call that takes longer than `timeout` seconds is killed."""
         if self._server is None:
             self._server = _start_server()
-        assert self._server.stdin
-        assert self._server.stdout
         request = {"arguments": list(arguments), "zone": zone, "timeout": timeout}
-        self._server.stdin.write(json.dumps(request).encode() + b"\n")
-        self._server.stdin.flush()
-        reply = self._server.stdout.readline()
-        assert reply, f"the server of rdiff-backup ended with {self._server.wait()}"
-        answer = json.loads(reply)
+        try:
+            answer = _ask(self._server, request)
+        except BaseException:  # a late answer must not be taken for that of the next call
+            self._server.kill()
+            self.__exit__()
+            raise
         return Run(answer["code"], base64.b64decode(answer["output"]).decode(errors="backslashreplace"))
+
+
+def _ask(server: subprocess.Popen[bytes], request: dict[str, Any]) -> dict[str, Any]:
+    assert server.stdin
+    assert server.stdout
+    server.stdin.write(json.dumps(request).encode() + b"\n")
+    server.stdin.flush()
+    reply = server.stdout.readline()
+    assert reply, f"the server of rdiff-backup ended with {server.wait()}"
+    answer: dict[str, Any] = json.loads(reply)
+    return answer
 
 
 _SCRIPT = """\
