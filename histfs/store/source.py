@@ -29,9 +29,9 @@ KINDS = {
 }
 
 
-# A record with a longer path could not be read again: escaped it may have twice the length, and must fit
-# metadata.MAX_RECORD_BYTES. Whoever may make directories in a source must not be able to stop its backups.
-LONGEST_PATH = 256 * 1024
+# Eight times what open(2) takes. Whoever may make directories in a source must not be able to stop its backups, by a
+# record that does not fit metadata.MAX_RECORD_BYTES, or by so many levels that a list becomes gigabytes of paths.
+LONGEST_PATH = 32 * 1024
 _SHOWN = 1000  # bytes of such a path in a message
 
 

@@ -134,8 +134,8 @@ class Tree:
     @contextmanager
     def _at(self, path: bytes) -> Iterator[tuple[int, bytes]]:
         """The descriptor of the directory that holds `path`, and the name in it."""
-        parent, slash, name = path.rpartition(b"/")
-        if name in (b"", b".", b"..") or b"\0" in name or (slash and not parent):
+        parent, _, name = path.rpartition(b"/")
+        if name in (b"", b".", b"..") or b"\0" in name or path.startswith(b"/"):
             raise OSError(errno.EINVAL, "is not a path inside of the tree", path)
         opened: int | None = None
         try:
@@ -154,14 +154,34 @@ class Tree:
                 os.close(opened)
 
     def _kept(self, path: bytes) -> int:
+        """The kept descriptor of the directory `path`.
+
+        Those on the way there are kept too, as a deep tree is left upwards, step by step. But one call replaces only
+        half of what can be kept: the caller may still use what the last call gave.
+        """
         fd = self._directories.get(path)
         if fd is not None:
             self._directories.move_to_end(path)
             return fd
-        parent, _, name = path.rpartition(b"/")
-        kept = self._directories.get(parent)
-        fd = self._walk(self._root_fd, path) if kept is None else self._walk(kept, name)
-        self._directories[path] = fd
+        steps = [path]
+        while (above := steps[-1].rpartition(b"/")[0]) and above not in self._directories:
+            steps.append(above)
+        kept = steps[: max(1, self._capacity // 2)]
+        start = self._directories.get(above, self._root_fd)
+        if len(kept) == len(steps):
+            fd = self._keep(start, kept.pop())
+        else:
+            passed = self._walk(start, steps[len(kept)][len(above) + 1 if above else 0 :])
+            try:
+                fd = self._keep(passed, kept.pop())
+            finally:
+                os.close(passed)
+        while kept:
+            fd = self._keep(fd, kept.pop())
+        return fd
+
+    def _keep(self, parent: int, path: bytes) -> int:
+        self._directories[path] = fd = self._walk(parent, path.rpartition(b"/")[2])
         if len(self._directories) > self._capacity:
             os.close(self._directories.popitem(last=False)[1])
         return fd

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 import signal
 import socket
 from collections.abc import Iterator
@@ -9,16 +10,34 @@ from pathlib import Path
 
 import pytest
 
+from histfs.store.files import WritableTree
 from histfs.store.tree import BLOCK_SIZE, NotRegularError, Tree, file_blocks
 from tests.store.places import make_deep, open_descriptors
 
-_OUTSIDE = (b"..", b".", b"../x", b"a/../b", b"a/./b", b"a//b", b"/etc/passwd", b"a/", b"a\0b", b"a\0/b", b"/", b"a/..")
+_OUTSIDE = (
+    b"a/b//c/d/e/f/g",
+    b"a//b/c/d/e",
+    b"a/b/c/d/../e/f/g",
+    b"/a/b/c/d/e/f",
+    b"..",
+    b".",
+    b"../x",
+    b"a/../b",
+    b"a/./b",
+    b"a//b",
+    b"/etc/passwd",
+    b"a/",
+    b"a\0b",
+    b"a\0/b",
+    b"/",
+    b"a/..",
+)
 
 
 @pytest.fixture(params=[0, 2], ids=["keeps none", "keeps two"])
 def tree(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Tree]:
     root = tmp_path / "root"
-    (root / "a/b").mkdir(parents=True)
+    (root / "a/b/c/d/e/f/g").mkdir(parents=True)
     (root / "a/b/file").write_bytes(b"inside")
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/file").write_bytes(b"secret")
@@ -28,7 +47,7 @@ def tree(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Tree]:
 
 def test_reads_below_its_root(tree: Tree) -> None:
     assert tree.read_small_file(b"a/b/file") == b"inside"
-    assert tree.names(b"a") == [b"b"]
+    assert tree.names(b"a/b/c") == [b"d"]
     assert tree.names(b"") == [b"a"]
     assert tree.stat(b"a/b/file").st_size == 6
     assert tree.exists(b"a/b")
@@ -164,6 +183,38 @@ def test_kept_descriptors_are_bounded_and_can_be_forgotten(tmp_path: Path) -> No
     assert tree.exists(b"d9/e/file")
     tree.close()
     tree.close()
+    assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("capacity", [2, 3, 4, 7, 64])
+def test_a_descriptor_in_use_is_not_closed(deep: Path, capacity: int) -> None:
+    """Two paths at a time, as a rename needs them, wherever they lie."""
+    make_deep(deep, 40, b"d")
+    make_deep(deep, 40, b"e")
+    for top in (deep / "d", deep / "e"):
+        for depth in range(40):
+            (top / ("/".join([top.name] * depth)) / "file").write_text(f"{top.name}{depth}")
+    chance = random.Random(capacity)
+    before = open_descriptors()
+    with WritableTree.open(deep, cached_directories=capacity) as tree:
+        for _ in range(300):
+            paths = [b"/".join([chance.choice((b"d", b"e"))] * chance.randrange(1, 41)) + b"/file" for _ in range(2)]
+            with tree._at(paths[0]) as (first, _), tree._at(paths[1]) as (second, _):
+                for fd, path in zip((first, second), paths, strict=True):
+                    with open(os.open("file", os.O_RDONLY, dir_fd=fd)) as file:
+                        assert file.read() == f"{path[:1].decode()}{path.count(b'/') - 1}"
+            assert len(open_descriptors() - before) <= capacity + 1
+    assert open_descriptors() == before
+
+
+def test_a_missing_step_leaves_nothing_open(deep: Path) -> None:
+    path = make_deep(deep, 30, b"d")
+    before = open_descriptors()
+    with Tree.open(deep, cached_directories=4) as tree:
+        for _ in range(2):
+            assert not tree.exists(path + b"/no/such/file")
+            assert not tree.exists(b"no/such/file/as/this/one/here")
+        assert len(open_descriptors() - before) <= 5
     assert open_descriptors() == before
 
 
