@@ -35,11 +35,15 @@ class Attributes(NamedTuple):
 
 
 class WritableTree(Tree):
-    """A tree that may be changed. As an ordinary user, owners that cannot be set are left as they are."""
+    """A tree that may be changed.
+
+    Owners that cannot be set are left as they are, and `owners_were_refused`: that is how it is for an ordinary user,
+    and for root on some network file systems and in some containers.
+    """
 
     def __init__(self, root_fd: int, *, cached_directories: int = 128) -> None:
         super().__init__(root_fd, cached_directories=cached_directories)
-        self._is_root = os.geteuid() == 0
+        self.owners_were_refused = False
         self._libc = ctypes.CDLL(None, use_errno=True)
 
     @classmethod
@@ -244,9 +248,10 @@ class WritableTree(Tree):
                 self._chown_empty_path(fd, attributes.uid, attributes.gid)
             else:
                 os.chown(f"/proc/self/fd/{fd}", attributes.uid, attributes.gid)
-        except PermissionError:
-            if self._is_root:
+        except OSError as exc:
+            if exc.errno not in (errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP):
                 raise
+            self.owners_were_refused = True
             return False
         return True
 

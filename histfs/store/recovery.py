@@ -276,7 +276,7 @@ class _Regress:
         if status is not None and self._is_same_special(entry, path, status):
             return
         temporary = join(path.rpartition(b"/")[0], next(self._temporary))
-        make_special(self._tree, temporary, entry, self._attributes(entry, None), is_root=self._is_root)
+        make_special(self._tree, temporary, entry, self._attributes(entry, None))
         if status is not None and stat.S_ISDIR(status.st_mode):
             self._tree.remove_tree(path)
         self._batch.replace(temporary, path)
@@ -284,7 +284,7 @@ class _Regress:
     def _is_same_special(self, entry: Entry, path: bytes, status: os.stat_result) -> bool:
         kind = KINDS.get(stat.S_IFMT(status.st_mode))
         if kind is Kind.REGULAR and not self._is_root:
-            return status.st_size == 0  # stands for what an ordinary user cannot make
+            return status.st_size == 0  # stands for what cannot be made; as root it is tried again
         if kind is not entry.kind:
             return False
         if kind is Kind.SYMLINK:

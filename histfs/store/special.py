@@ -3,25 +3,29 @@
 The list of files has the truth; an ordinary user's mirror can only come near it.
 """
 
+import errno
 import os
 
 from histfs.store.entry import Entry, Kind
 from histfs.store.files import Attributes, WritableTree
 
+# By this user, in this container, or on this file system.
+_CANNOT_BE_MADE = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
-def make_special(tree: WritableTree, path: bytes, entry: Entry, attributes: Attributes, *, is_root: bool) -> None:
-    """Make a symbolic link, fifo, socket or device in the mirror; an empty file where an ordinary user cannot (4.5)."""
+
+def make_special(tree: WritableTree, path: bytes, entry: Entry, attributes: Attributes) -> None:
+    """Make a symbolic link, fifo, socket or device in the mirror; an empty file stands for what cannot be made."""
     kind = entry.kind
-    if kind is Kind.SYMLINK:
-        tree.make_symlink(path, entry.target)
-    else:
-        try:
+    try:
+        if kind is Kind.SYMLINK:
+            tree.make_symlink(path, entry.target)
+        else:
             tree.make_special(path, entry)
-        except PermissionError:
-            if is_root:
-                raise
-            os.close(tree.create_file(path))
-            kind = Kind.REGULAR
+    except OSError as exc:
+        if exc.errno not in _CANNOT_BE_MADE:
+            raise
+        os.close(tree.create_file(path))
+        kind = Kind.REGULAR
     tree.set_attributes(path, kind, attributes)
 
 
