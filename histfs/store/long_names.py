@@ -1,10 +1,13 @@
 """The numbers that stand for names too long for the mirror or for increments (docs/format.md 3.4)."""
 
+import re
+
 from histfs.store.entry import join
 from histfs.store.files import WritableTree
 from histfs.store.layout import LONG_NAMES
 
 _NEXT_FREE = join(LONG_NAMES, b"next_free")
+_NUMBER = re.compile(rb"[0-9]{1,18}")  # a record holds one digit more
 
 
 class LongNames:
@@ -26,12 +29,15 @@ class LongNames:
 
     def _first_free(self) -> int:
         """What the counter says, or more: a power cut may have lost the counter and kept a file of a number."""
-        used = [int(name.partition(b".")[0]) for name in self._tree.names(LONG_NAMES) if name[:1].isdigit()]
+        names = [name.partition(b".")[0] for name in self._tree.names(LONG_NAMES)]
+        free = [int(name) + 1 for name in names if _NUMBER.fullmatch(name)]
         try:
-            counter = int(self._tree.read_small_file(_NEXT_FREE, limit=100))
-        except (FileNotFoundError, ValueError):
-            counter = 1
-        return max([counter, *(number + 1 for number in used)])
+            counter = self._tree.read_small_file(_NEXT_FREE, limit=100).strip()
+        except FileNotFoundError:
+            counter = b""
+        if _NUMBER.fullmatch(counter):
+            free.append(int(counter))
+        return max([1, *free])
 
     def _store(self, number: int) -> None:
         temporary = _NEXT_FREE + b".new"
