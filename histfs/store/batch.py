@@ -32,11 +32,11 @@ class Batch:
     def replace(self, temporary: bytes, path: bytes) -> None:
         """Put off: `temporary` takes the place of `path`."""
         self._sources[path] = temporary
-        self._changes.append(lambda: self._tree.rename(temporary, path))
+        self._changes.append(lambda: self._put(temporary, path))
 
     def unlink(self, path: bytes) -> None:
         """Put off: `path` goes (it may be gone already)."""
-        self._changes.append(lambda: self._tree.unlink(path, missing_ok=True))
+        self._changes.append(lambda: self._remove(path))
 
     def remove_directory(self, path: bytes) -> None:
         """Put off: the directory `path` goes, with whatever is left in it."""
@@ -63,3 +63,18 @@ class Batch:
         self._changes.clear()
         self._sources.clear()
         self._bytes = 0
+
+    # In the place of a file there may be a directory, which is damage that the session has told of.
+
+    def _put(self, temporary: bytes, path: bytes) -> None:
+        try:
+            self._tree.rename(temporary, path)
+        except IsADirectoryError:
+            self._tree.remove_tree(path)
+            self._tree.rename(temporary, path)
+
+    def _remove(self, path: bytes) -> None:
+        try:
+            self._tree.unlink(path, missing_ok=True)
+        except IsADirectoryError:
+            self._tree.remove_tree(path)

@@ -12,6 +12,7 @@ from histfs.store.compression import compress
 from histfs.store.entry import Entry, Kind
 from histfs.store.files import Attributes, WritableTree, write_blocks
 from histfs.store.layout import Layout
+from histfs.store.special import make_special
 from histfs.store.tree import file_blocks
 
 # Content that is compressed already; the list is part of the format's defaults (docs/format.md 6.3).
@@ -69,7 +70,7 @@ class IncrementWriter:
     def _write_snapshot(self, old: Entry) -> int:
         mirror_path = self._layout.mirror_path(old)
         status = self._tree.stat(mirror_path)
-        if stat.S_ISREG(status.st_mode):  # also where an empty file stands for a special one (docs/format.md 4.5)
+        if old.kind is Kind.REGULAR or stat.S_ISREG(status.st_mode):  # an empty one stands for a special one (4.5)
             fd = self._tree.open_file(mirror_path)
             try:
                 return self._create(old, b"snapshot", file_blocks(fd), status)
@@ -77,11 +78,7 @@ class IncrementWriter:
                 os.close(fd)
         path = self._layout.increment_path(old, self._time, b"snapshot")
         self._tree.make_directories(path.rpartition(b"/")[0])
-        if old.kind is Kind.SYMLINK:
-            self._tree.make_symlink(path, old.target)
-        else:
-            self._tree.make_special(path, old)
-        self._tree.set_attributes(path, old.kind, Attributes(old.mode & 0o777, old.uid, old.gid, None))
+        make_special(self._tree, path, old, Attributes(old.mode & 0o777, old.uid, old.gid, None))
         return 0
 
     def _create(self, entry: Entry, type_: bytes, blocks: Iterator[bytes], status: os.stat_result | None) -> int:

@@ -4,6 +4,7 @@ The functions are pure but for `read_layout` and `read_state`, which list and re
 Paths returned here are on-disk paths relative to the repository's root, quoted where it quotes.
 """
 
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ SPECIAL_ESCAPES = DATA + b"/special_escapes"
 # The name of an increment adds at most this much to the name of the file (docs/format.md 3.4).
 LONGEST_SUFFIX = 50
 NAME_MAX = 255
+_LIKE_AN_INCREMENT = re.compile(rb"\.(?:snapshot|diff|dir|missing|data)(?:\.gz)?(?:/|\Z)")
 
 
 class Layout(NamedTuple):
@@ -63,6 +65,15 @@ class Layout(NamedTuple):
 
     def increment_name_is_too_long(self, name: bytes) -> bool:
         return len(self.quoting.quote(name)) + LONGEST_SUFFIX > NAME_MAX
+
+    def increments_would_collide(self, directory: bytes) -> bool:
+        """Whether increments of what lies in `directory` need a directory that could be taken for an increment.
+
+        One may even exist of that name; other programs stumble over the directory alone (docs/format.md, trap 20).
+        """
+        if _LIKE_AN_INCREMENT.search(directory) is None:
+            return False
+        return any(parse_increment_name(name) is not None for name in directory.split(b"/"))
 
     def mirror_name_is_too_long(self, name: bytes) -> bool:
         return len(self.quoting.quote(name)) > NAME_MAX

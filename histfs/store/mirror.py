@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
-from histfs.errors import DamagedError, HistfsError, SourceError
+from histfs.errors import DamagedError, HistfsError, SourceError, StorageError
 from histfs.store import plan
 from histfs.store.batch import Batch
 from histfs.store.entry import Entry, Kind, is_below, join
@@ -23,9 +23,11 @@ from histfs.store.layout import Layout
 from histfs.store.long_names import LongNames
 from histfs.store.source import Found, Source
 from histfs.store.special import make_special, mirror_mode
-from histfs.store.tree import NotRegularError
 
 TEMPORARY = b"rdiff-backup.tmp."  # as other programs call what they will rename (docs/format.md 1)
+
+# Of times on file systems: NTFS 100 ns, some network file systems 1 us or 1 ms, exFAT 10 ms, others whole seconds.
+_STEPS_NS = (1, 100, 1_000, 1_000_000, 10_000_000, 1_000_000_000)
 
 _Key = tuple[int, int]
 
@@ -43,6 +45,7 @@ class _Group(NamedTuple):
 
     mirror_path: bytes
     sha1: bytes
+    attributes: tuple[int, ...]  # what all its links showed
 
 
 class _Directory(NamedTuple):
@@ -97,7 +100,7 @@ class MirrorUpdate:
             return self._directory(old, new, found.status)
         if new.kind is Kind.REGULAR:
             return self._regular(old, found._replace(entry=new))
-        return self._special(old, new)
+        return self._special(old, new, found.status)
 
     def remove(self, old: Entry) -> Update:
         """The path does not exist in the source any more."""
@@ -198,22 +201,39 @@ class MirrorUpdate:
         try:
             self._tree.make_directory(path)
         except FileExistsError:
-            if not self._is_directory(path):
-                self._tree.unlink(path)
-                self._tree.make_directory(path)
+            self._remove_stranger(path)
+            self._tree.make_directory(path)
+
+    def _remove_stranger(self, path: bytes) -> None:
+        """Remove what has the place of something new: a person put it there, or a session that died; no list knows it.
+
+        Unless it has another name, and the file system takes the two for one.
+        """
+        parent, _, name = path.rpartition(b"/")
+        if name not in self._tree.names(parent):
+            raise StorageError(
+                "the file system of the repository takes two names for one",
+                path=path,
+                advice="use one that tells upper from lower case and leaves the bytes of names as they are",
+            )
+        self._tree.remove_tree(path)
 
     # Regular files
 
     def _regular(self, old: Entry | None, found: Found) -> Update:
         key = found.entry.link_group.key if found.entry.link_group is not None else None
         group = self._groups.get(key) if key is not None else None
+        if group is not None and group.attributes != _of_all_links(found):
+            # It changed since its first link was looked at: what is here now is a file of its own.
+            found, key, group = found._replace(entry=found.entry._replace(link_group=None)), None, None
         if group is not None:
             update = self._further_link(old, found, group)
             if update is not None:
                 return update
         update = self._file(old, found, key)
         if key is not None and update.record is not None and update.record.sha1 is not None:
-            self._groups[key] = _Group(self._layout.mirror_path(update.record), update.record.sha1)
+            path = self._layout.mirror_path(update.record)
+            self._groups[key] = _Group(path, update.record.sha1, _of_all_links(found))
         return update
 
     def _file(self, old: Entry | None, found: Found, key: _Key | None) -> Update:
@@ -279,9 +299,9 @@ class MirrorUpdate:
             return status
         self._report(
             DamagedError(
-                "is missing or damaged in the mirror; the file of the source is stored anew",
+                "is missing or damaged in the mirror: its last version is lost, unless the source still has it",
                 path=old.path,
-                advice="`histfs verify` tells which old versions of it are lost",
+                advice="`histfs verify` tells which older versions are",
             )
         )
         return None
@@ -320,30 +340,28 @@ class MirrorUpdate:
     def _create(self, path: bytes) -> int:
         try:
             return self._tree.create_file(path)
-        except FileExistsError:  # foreign to the mirror, or left by a session that died: no list knows it
-            self._tree.remove_tree(path)
+        except FileExistsError:
+            self._remove_stranger(path)
             return self._tree.create_file(path)
 
     # Everything else
 
-    def _special(self, old: Entry | None, new: Entry) -> Update:
+    def _special(self, old: Entry | None, new: Entry, status: os.stat_result) -> Update:
         """A symbolic link, fifo, socket or device."""
         change = plan.change(old, new)
         if change is plan.Change.NONE:
             return Update(new, False)
         path = self._new_name(old, new)
+        attributes = self._attributes(new, status)
         try:
-            self._make_special(path, new)
+            make_special(self._tree, path, new, attributes)
         except FileExistsError:
-            self._tree.remove_tree(path)
-            self._make_special(path, new)
+            self._remove_stranger(path)
+            make_special(self._tree, path, new, attributes)
         if change is plan.Change.ATTRIBUTES:
             self._replace(old, new, path)
             return Update(new, True)
         return Update(new, True, self._preserve_and_replace(old, new, path))
-
-    def _make_special(self, path: bytes, new: Entry) -> None:
-        make_special(self._tree, path, new, self._attributes(new, None), is_root=self._is_root)
 
     # Preserving and replacing
 
@@ -351,12 +369,14 @@ class MirrorUpdate:
         self._touch()
         if self._increments is None:
             return None
+        if old is not None and old.kind is Kind.REGULAR and self._intact_mirror_file(old) is None:
+            return None
         try:
             size = self._increments.write(old, new, new_content)
-        except (FileNotFoundError, NotADirectoryError, NotRegularError):
-            if old is None:
-                raise
-            self._report(DamagedError("is missing in the mirror: its last version is lost", path=old.path))
+        except (FileNotFoundError, NotADirectoryError) as exc:
+            if old is None or exc.filename != self._layout.mirror_path(old):
+                raise  # then it is the increment that cannot be written
+            self._report(DamagedError("is missing in the mirror", path=old.path))
             return None
         self._batch.add_bytes(size)
         return size
@@ -390,7 +410,7 @@ class MirrorUpdate:
         parent = self._directories[-1].new if self._directories else None
         if self._layout.mirror_name_is_too_long(new.name) or (parent and parent.alternate_mirror is not None):
             return new._replace(alternate_mirror=self._long_names.next_number())
-        if self._layout.increment_name_is_too_long(new.name):
+        if self._layout.increment_name_is_too_long(new.name) or self._layout.increments_would_collide(new.parent):
             return new._replace(alternate_increment=self._long_names.next_number())
         return new
 
@@ -410,9 +430,16 @@ class MirrorUpdate:
         return old.sha1
 
 
+def _of_all_links(found: Found) -> tuple[int, ...]:
+    return *found.entry.shared_attributes, found.status.st_mtime_ns
+
+
 def _same_time(source: os.stat_result, mirror: os.stat_result | None) -> bool:
-    """Whether the fractions of a second agree; a mirror file without one was written in whole seconds."""
+    """Whether the fractions of a second agree, in the steps in which the mirror's file system counts.
+
+    A fraction of 0 was written in whole seconds, by this program or another.
+    """
     if mirror is None:
         return False
-    fraction = mirror.st_mtime_ns % 10**9
-    return not fraction or fraction == source.st_mtime_ns % 10**9
+    found, wanted = mirror.st_mtime_ns % 10**9, source.st_mtime_ns % 10**9
+    return any(found == wanted - wanted % step for step in _STEPS_NS)

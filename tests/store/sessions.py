@@ -10,10 +10,16 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from histfs.errors import HistfsError
+from histfs.store import backup as backup_module
 from histfs.store.backup import BackupOutcome, backup
 from histfs.store.entry import Entry, Kind
+from histfs.store.files import WritableTree
+from histfs.store.layout import CHARS_TO_QUOTE
 from histfs.store.listing import Node
 from histfs.store.repository import Repository
 from histfs.store.snapshot import Snapshot
@@ -161,3 +167,16 @@ def _attributes(snapshot: Snapshot, node: Node, links: tuple[bytes, ...]) -> Att
     if entry.kind.is_device:
         return found._replace(device=entry.device_number)
     return found
+
+
+def quote_names(monkeypatch: pytest.MonkeyPatch, chars: bytes) -> None:
+    """Have first sessions find a repository that quotes `chars`."""
+    real = backup_module.recover
+
+    def recover(tree: WritableTree, path: Path, **options: Any) -> bool:
+        result = real(tree, path, **options)
+        if not tree.exists(CHARS_TO_QUOTE):
+            tree.write_file(CHARS_TO_QUOTE, [chars])
+        return result
+
+    monkeypatch.setattr(backup_module, "recover", recover)

@@ -17,7 +17,7 @@ from tests.comparison import difference, read
 from tests.store import rich
 from tests.store.killing import Killed
 from tests.store.places import is_root
-from tests.store.sessions import DAY, FIRST, Sessions, stamp
+from tests.store.sessions import DAY, FIRST, Sessions, quote_names, stamp
 from tests.trees import MTIME, Dir, File, Link, Symlink, build
 
 TEXT = b"".join(b"line %d\n" % number for number in range(300))
@@ -330,7 +330,7 @@ def test_long_names_of_a_dead_session_are_removed(
     sessions: Sessions, stop: Callable[[Sessions, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those whose files are kept under numbers: only the mirror refers to them, and its list does not."""
-    quoted(monkeypatch, b"A-Z")
+    quote_names(monkeypatch, b"A-Z")
     build(sessions.source, Dir({"K" * 100: File(b"kept"), "D" * 100: Dir({"in": File(b"in")})}))
     sessions.backup()
     (sessions.source / ("N" * 100)).write_bytes(bytes(1000))
@@ -344,19 +344,6 @@ def test_long_names_of_a_dead_session_are_removed(
     sessions.assert_all_readable()
     sessions.backup()
     sessions.assert_all_readable()
-
-
-def quoted(monkeypatch: pytest.MonkeyPatch, chars: bytes) -> None:
-    """Have first sessions find a repository that quotes `chars`."""
-    real = backup_module.recover
-
-    def recover(tree, path, **options):
-        result = real(tree, path, **options)
-        if not tree.exists(b"rdiff-backup-data/chars_to_quote"):
-            tree.write_file(b"rdiff-backup-data/chars_to_quote", [chars])
-        return result
-
-    monkeypatch.setattr(backup_module, "recover", recover)
 
 
 # --- attributes -----------------------------------------------------------------------------------------------------
