@@ -26,9 +26,6 @@ from histfs.store.special import make_special, mirror_mode
 
 TEMPORARY = b"rdiff-backup.tmp."  # as other programs call what they will rename (docs/format.md 1)
 
-# Of times on file systems: NTFS 100 ns, some network file systems 1 us or 1 ms, exFAT 10 ms, others whole seconds.
-_STEPS_NS = (1, 100, 1_000, 1_000_000, 10_000_000, 1_000_000_000)
-
 _Key = tuple[int, int]
 
 
@@ -223,7 +220,7 @@ class MirrorUpdate:
     def _regular(self, old: Entry | None, found: Found) -> Update:
         key = found.entry.link_group.key if found.entry.link_group is not None else None
         group = self._groups.get(key) if key is not None else None
-        if group is not None and group.attributes != _of_all_links(found):
+        if group is not None and group.attributes != found.of_all_links:
             # It changed since its first link was looked at: what is here now is a file of its own.
             found, key, group = found._replace(entry=found.entry._replace(link_group=None)), None, None
         if group is not None:
@@ -233,7 +230,7 @@ class MirrorUpdate:
         update = self._file(old, found, key)
         if key is not None and update.record is not None and update.record.sha1 is not None:
             path = self._layout.mirror_path(update.record)
-            self._groups[key] = _Group(path, update.record.sha1, _of_all_links(found))
+            self._groups[key] = _Group(path, update.record.sha1, found.of_all_links)
         return update
 
     def _file(self, old: Entry | None, found: Found, key: _Key | None) -> Update:
@@ -243,8 +240,8 @@ class MirrorUpdate:
         status = self._intact_mirror_file(old)
         stays = status is not None and self._may_stay(status, key, change)
         sha1 = None if old is None else self._digest(old)
-        is_known = stays and sha1 is not None and _same_time(found.status, status)
-        if is_known and change in (plan.Change.NONE, plan.Change.ATTRIBUTES):
+        is_same_file = status is not None and found.has_time_of(status) and not _is_another_file(old, found)
+        if stays and is_same_file and sha1 is not None and change in (plan.Change.NONE, plan.Change.ATTRIBUTES):
             return self._unchanged_content(found, sha1, change)
         temporary, new_sha1 = self._copy(old, found)
         record = new._replace(sha1=new_sha1)
@@ -430,16 +427,8 @@ class MirrorUpdate:
         return old.sha1
 
 
-def _of_all_links(found: Found) -> tuple[int, ...]:
-    return *found.entry.shared_attributes, found.status.st_mtime_ns
-
-
-def _same_time(source: os.stat_result, mirror: os.stat_result | None) -> bool:
-    """Whether the fractions of a second agree, in the steps in which the mirror's file system counts.
-
-    A fraction of 0 was written in whole seconds, by this program or another.
-    """
-    if mirror is None:
-        return False
-    found, wanted = mirror.st_mtime_ns % 10**9, source.st_mtime_ns % 10**9
-    return any(found == wanted - wanted % step for step in _STEPS_NS)
+def _is_another_file(old: Entry | None, found: Found) -> bool:
+    """Whether it may be another file of the same size and time, going by the numbers that tell hard links."""
+    if old is None or old.link_group is None:
+        return found.entry.link_group is not None
+    return old.link_group.key != (found.status.st_ino, found.status.st_dev)

@@ -34,6 +34,9 @@ KINDS = {
 LONGEST_PATH = 32 * 1024
 _SHOWN = 1000  # bytes of such a path in a message
 
+# Of times on file systems: NTFS 100 ns, some network file systems 1 us or 1 ms, exFAT 10 ms, others whole seconds.
+_STEPS_NS = (1, 100, 1_000, 1_000_000, 10_000_000, 1_000_000_000)
+
 
 class Found(NamedTuple):
     """A name in the source, as lstat(2) saw it."""
@@ -44,6 +47,19 @@ class Found(NamedTuple):
     @property
     def path(self) -> bytes:
         return self.entry.path
+
+    @property
+    def of_all_links(self) -> tuple[int, ...]:
+        """What all links of the file show, unless it changes between two looks."""
+        return *self.entry.shared_attributes, self.status.st_mtime_ns
+
+    def has_time_of(self, mirror: os.stat_result) -> bool:
+        """Whether the fractions of a second agree, in the steps in which the mirror's file system counts.
+
+        A fraction of 0 was written in whole seconds, by this program or another.
+        """
+        found, wanted = mirror.st_mtime_ns % 10**9, self.status.st_mtime_ns % 10**9
+        return any(found == wanted - wanted % step for step in _STEPS_NS)
 
 
 class Unreadable(NamedTuple):

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from histfs.store.files import WritableTree
-from tests.store.killing import Killer
-from tests.store.sessions import Sessions
+
+pytest.register_assert_rewrite("tests.store.sessions")
+
+from tests.store.killing import Killer  # noqa: E402 - after the line above
+from tests.store.sessions import Sessions  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
