@@ -78,6 +78,11 @@ class Entry(NamedTuple):
         return self.size_bytes, self.mode, self.uid, self.gid, self.mtime_s
 
     @property
+    def file_key(self) -> tuple[int, ...] | None:
+        """What only the links of one file have in common in one session; None for a file that has no others."""
+        return None if self.link_group is None else (*self.link_group.key, *self.shared_attributes)
+
+    @property
     def parent(self) -> bytes:
         return parent_of(self.path)
 

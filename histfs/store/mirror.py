@@ -83,7 +83,7 @@ class MirrorUpdate:
         self._directories: list[_Directory] = []
         self._marked = 0  # so many of `_directories`, from the root, need their attributes set when they are left
         self._groups: dict[_Key, _Group] = {}
-        self._old_digests: dict[_Key, bytes] = {}
+        self._old_digests: dict[tuple[int, ...] | None, bytes] = {}
         self._claimed: dict[int, _Key] = {}  # inodes of the mirror that belong to a link group of this session
 
     # What can happen to a path
@@ -418,13 +418,11 @@ class MirrorUpdate:
     # Digests of link groups
 
     def _remember_digest(self, old: Entry | None) -> None:
-        if old is not None and old.link_group is not None and old.sha1 is not None:
-            self._old_digests[old.link_group.key] = old.sha1
+        if old is not None and old.file_key is not None and old.sha1 is not None:
+            self._old_digests[old.file_key] = old.sha1
 
     def _digest(self, old: Entry) -> bytes | None:
-        if old.sha1 is None and old.link_group is not None:
-            return self._old_digests.get(old.link_group.key)
-        return old.sha1
+        return old.sha1 or self._old_digests.get(old.file_key)
 
 
 def _is_another_file(old: Entry | None, found: Found) -> bool:

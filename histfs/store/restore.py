@@ -1,14 +1,15 @@
 """The operation `restore`: write what a snapshot holds below a new or empty target.
 
 Everything is written below a descriptor of the target, by names that the list of files gives and whose parents are
-directories of the same list: nothing leads out of the target, whatever a record or another user says. A file has
-its final name only when its content was checked. Directories get their owner, mode and time when they are complete.
+directories of the same list: nothing leads out of the target, whatever a record or another user says. A file whose
+content turns out wrong, or does not come to its end, is removed. Directories get owner, mode and time when complete.
 """
 
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,8 +39,8 @@ def restore(
     cannot be restored is told to `report`, and the rest goes on. Raises UsageError, NotFoundError, StorageError.
     """
     snapshot = repository.snapshot(session_time)
-    check_target(repository, target)
     with storage_errors():
+        check_target(repository, target)
         return _Restore(snapshot, path, report).run(target)
 
 
@@ -65,8 +66,8 @@ class _Restore:
         self._report = report
         self._files = 0
         self._errors = 0
-        self._digests: dict[tuple[int, int], bytes] = {}
-        self._links: dict[tuple[int, int], tuple[bytes, Entry]] = {}  # where a link group was restored first
+        self._digests: dict[tuple[int, ...] | None, bytes] = {}
+        self._links: dict[tuple[int, ...], bytes] = {}  # where the first link of a file is in the target
         self._is_root = os.geteuid() == 0
 
     def run(self, target: Path) -> RestoreOutcome:
@@ -77,34 +78,44 @@ class _Restore:
                 break
         else:
             raise NotFoundError("was not there at this time", path=self._path, at=self._snapshot.time)
-        if entry.kind is not Kind.DIRECTORY:
-            with WritableTree.open(Path(os.path.abspath(target)).parent) as tree:
-                self._restore(tree, entry, os.fsencode(target.name))
-            return RestoreOutcome(self._files, self._errors)
-        with WritableTree.create(target) as tree:
-            directories = [entry]
-            self._files += 1
-            try:
-                for entry in entries:
-                    self._remember_digest(entry)
-                    if not is_below(entry.path, self._path):
-                        break
-                    while not is_below(entry.path, directories[-1].path):
-                        self._leave(tree, directories.pop())
-                    if self._restore(tree, entry, self._relative(entry.path)) and entry.kind is Kind.DIRECTORY:
-                        directories.append(entry)
-            except DamagedError as error:
-                self._failed(error)
-            while directories:
-                self._leave(tree, directories.pop())
+        place = Path(os.path.abspath(target))
+        with WritableTree.open(place.parent) as parent:
+            if entry.kind is Kind.DIRECTORY:
+                with _enter(parent, place) as tree:
+                    self._restore_below(tree, entry, entries)
+                    refused = tree.owners_were_refused
+            else:
+                if os.path.lexists(place):
+                    raise UsageError("exists already", path=target, advice="choose a target that does not exist")
+                self._restore(parent, entry, os.fsencode(place.name))
+                refused = parent.owners_were_refused
+        if refused and self._is_root:
+            self._failed(StorageError("takes no owners: what was restored belongs to whom it gives it", path=target))
         return RestoreOutcome(self._files, self._errors)
+
+    def _restore_below(self, tree: WritableTree, top: Entry, entries: Iterator[Entry]) -> None:
+        directories = [top]
+        self._files += 1
+        try:
+            for entry in entries:
+                self._remember_digest(entry)
+                if not is_below(entry.path, self._path):
+                    break
+                while not is_below(entry.path, directories[-1].path):
+                    self._leave(tree, directories.pop())
+                if self._restore(tree, entry, self._relative(entry.path)) and entry.kind is Kind.DIRECTORY:
+                    directories.append(entry)
+        except DamagedError as error:
+            self._failed(error)
+        while directories:
+            self._leave(tree, directories.pop())
 
     def _relative(self, path: bytes) -> bytes:
         return path[len(self._path) :].lstrip(b"/") if self._path else path
 
     def _remember_digest(self, entry: Entry) -> None:
-        if entry.link_group is not None and entry.sha1 is not None:
-            self._digests.setdefault(entry.link_group.key, entry.sha1)
+        if entry.file_key is not None and entry.sha1 is not None:
+            self._digests.setdefault(entry.file_key, entry.sha1)
 
     def _failed(self, error: HistfsError) -> None:
         self._errors += 1
@@ -131,27 +142,24 @@ class _Restore:
         return True
 
     def _restore_file(self, tree: WritableTree, entry: Entry, path: bytes) -> None:
-        key = entry.link_group.key if entry.link_group is not None else None
-        if key is not None and key in self._links:
-            first, first_entry = self._links[key]
-            if first_entry.shared_attributes == entry.shared_attributes:
-                tree.link(first, path)
-                return
-        sha1 = entry.sha1 or (self._digests.get(key) if key is not None else None)
-        with self._snapshot.open(entry, sha1) as content:
+        key = entry.file_key
+        if key is not None and key in self._links and tree.try_link(self._links[key], path):
+            return
+        with self._snapshot.open(entry, entry.sha1 or self._digests.get(key)) as content:
             fd = tree.create_file(path)
             try:
                 write_blocks(fd, content.blocks(), sparse=True)
                 mtime_ns = content.mtime_ns if content.mtime_ns is not None else entry.mtime_s * 10**9
                 tree.set_file_attributes(fd, Attributes(entry.mode, entry.uid, entry.gid, mtime_ns))
-            except DamagedError as error:
+            except BaseException as exc:
                 tree.unlink(path)
-                error.path, error.at = entry.path, self._snapshot.time
+                if isinstance(exc, HistfsError):
+                    exc.path, exc.at = entry.path, self._snapshot.time
                 raise
             finally:
                 os.close(fd)
         if key is not None:
-            self._links[key] = (path, entry)
+            self._links[key] = path
 
     def _restore_special(self, tree: WritableTree, entry: Entry, path: bytes) -> None:
         if entry.kind is Kind.SYMLINK:
@@ -173,3 +181,15 @@ class _Restore:
     def _leave(self, tree: WritableTree, entry: Entry) -> None:
         attributes = Attributes(entry.mode, entry.uid, entry.gid, entry.mtime_s * 10**9)
         tree.set_attributes(self._relative(entry.path), Kind.DIRECTORY, attributes)
+
+
+@contextmanager
+def _enter(parent: WritableTree, place: Path) -> Iterator[WritableTree]:
+    """The directory `place`, made if it is not there. Looked at by descriptor, as others may write beside it."""
+    name = os.fsencode(place.name)
+    with suppress(FileExistsError):
+        parent.make_directory(name)
+    with WritableTree(parent.open_directory(name)) as tree:
+        if tree.names(b""):
+            raise UsageError("is not empty", path=place, advice="choose a new or an empty directory")
+        yield tree

@@ -25,7 +25,7 @@ def verify(
     was not there, DamagedError if the list of files itself cannot be read.
     """
     snapshot = repository.snapshot(session_time)
-    digests: dict[tuple[int, int], bytes] = {}
+    digests: dict[tuple[int, ...] | None, bytes] = {}
     files = mismatched = without_digest = 0
     is_there = False
 
@@ -35,15 +35,15 @@ def verify(
         report(error)
 
     for entry in snapshot.entries(on_damage=damaged):
-        if entry.link_group is not None and entry.sha1 is not None:
-            digests.setdefault(entry.link_group.key, entry.sha1)
+        if entry.file_key is not None and entry.sha1 is not None:
+            digests.setdefault(entry.file_key, entry.sha1)
         if not is_below(entry.path, path):
             continue
         is_there = True
         if entry.kind is not Kind.REGULAR:
             continue
         files += 1
-        sha1 = entry.sha1 or (digests.get(entry.link_group.key) if entry.link_group is not None else None)
+        sha1 = entry.sha1 or digests.get(entry.file_key)
         if sha1 is None:
             without_digest += 1
         try:
