@@ -130,9 +130,9 @@ def find_repository(path: Path) -> tuple[Path, bytes]:
     """
     absolute = Path(os.path.abspath(path))
     for candidate in (absolute, *absolute.parents):
-        if (candidate / os.fsdecode(DATA)).is_dir():
+        if os.path.isdir(candidate / os.fsdecode(DATA)):  # False also where we may not look: go on upwards
             inside = absolute.relative_to(candidate)
             return candidate, b"" if inside == Path() else os.fsencode(inside)
-    if not absolute.exists():
+    if not os.path.exists(absolute):
         raise NotARepositoryError("there is no such directory, and no repository above it", path=path)
     raise NotARepositoryError("is not a repository, and lies in none", path=path)

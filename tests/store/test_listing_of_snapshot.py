@@ -429,8 +429,10 @@ def test_a_directory_above_that_must_not_be_looked_into(tmp_path: Path) -> None:
     (tmp_path / "closed/in").mkdir(parents=True)
     (tmp_path / "closed").chmod(0)
     try:
-        with pytest.raises((StorageError, NotARepositoryError)):
+        with pytest.raises(NotARepositoryError):
             find_repository(tmp_path / "closed/in")
+        (tmp_path / "rdiff-backup-data").mkdir()
+        assert find_repository(tmp_path / "closed/in") == (tmp_path, b"closed/in")
     finally:
         (tmp_path / "closed").chmod(0o700)
 
