@@ -37,8 +37,8 @@ ODD_NAMES = (
     b"File x\n  Type reg",
 )
 # fmt: on
-LONG_NAMES = (b"L" * 255, b"M" * 206, b"N" * 205)  # 205 is the longest that an increment takes (docs/format.md 3.4)
-LONG_RAW_NAMES = (b"\xf0\x9f\x92\xbe" * 51 + b".gz", b"\xff" * 254)
+LONG_NAMES = (b"\1" * 255, b"N" * 205)  # 205 is the longest that an increment takes (docs/format.md 3.4)
+LATE_LONG_NAMES = (b"L" * 255, b"M" * 206, b"\xf0\x9f\x92\xbe" * 51 + b".gz", b"\xff" * 254)
 INCREMENT_NAMES = (
     b"q.2023-11-14T22:13:20Z.diff.gz",
     b"q.2023-11-14T22:13:20Z.snapshot",
@@ -57,13 +57,13 @@ class Limits(NamedTuple):
     root: bool = os.geteuid() == 0  # what only root can do: owners, devices, files that nobody may read
     increment_directories: bool = True  # directories named like increments (docs/format.md trap 20)
     long_names: bool = True
-    long_raw_names: bool = True  # of more than 205 bytes, not ASCII: the oracle cannot judge them
+    late_long_names: bool = True  # longer ones that do not sort first in their directory: the oracle cannot judge them
     directory_to_link: bool = True  # a directory that becomes a further link (docs/format.md trap 16)
     symlink_owners: bool = True  # owners of symbolic links that change (docs/format.md trap 8)
 
 
 ANYTHING = Limits()
-RDIFF_BACKUP_READS = ANYTHING._replace(increment_directories=False, long_raw_names=False)
+RDIFF_BACKUP_READS = ANYTHING._replace(increment_directories=False, late_long_names=False)
 RDIFF_BACKUP_WRITES = RDIFF_BACKUP_READS._replace(directory_to_link=False, symlink_owners=False)
 
 
@@ -167,7 +167,7 @@ class Changes:
         parent = self._random.choice(directories[-2:] if self._random.random() < 0.3 else directories)
         if parent.count(b"/") >= _MAX_DEPTH:
             parent = b""
-        names = ODD_NAMES + self._limits.long_names * LONG_NAMES + self._limits.long_raw_names * LONG_RAW_NAMES
+        names = ODD_NAMES + self._limits.long_names * LONG_NAMES + self._limits.late_long_names * LATE_LONG_NAMES
         if self._limits.increment_directories or not directory:
             names += INCREMENT_NAMES
         name = self._random.choice(names) if self._random.random() < 0.4 else self._plain_name()
