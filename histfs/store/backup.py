@@ -71,8 +71,7 @@ def backup(
 
 
 def _check_apart(source: Path, repository: Path) -> None:
-    source_path, repository_path = source.resolve(), repository.resolve()
-    if source_path.is_relative_to(repository_path):
+    if Path(os.path.realpath(source)).is_relative_to(os.path.realpath(repository)):
         raise UsageError(
             "the source lies in the repository", path=source, advice="choose a repository outside of the source"
         )

@@ -57,11 +57,8 @@ class WritableTree(Tree):
             path.mkdir(mode=0o700)
         except FileExistsError:
             return cls.open(path)
-        parent = os.open(path.absolute().parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(parent)
-        finally:
-            os.close(parent)
+        with contextlib.suppress(PermissionError):  # a directory that may be written to and not read
+            _sync_host_directory(path.absolute().parent)
         return cls.open(path)
 
     # Durability
@@ -271,6 +268,14 @@ _TYPE_BITS = {
     Kind.CHARACTER_DEVICE: stat.S_IFCHR,
     Kind.BLOCK_DEVICE: stat.S_IFBLK,
 }
+
+
+def _sync_host_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def write_blocks(fd: int, blocks: Iterable[bytes], *, sparse: bool = False) -> int:

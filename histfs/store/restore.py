@@ -47,9 +47,9 @@ def restore(
 def check_target(repository: Repository, target: Path) -> None:
     """Raises UsageError unless `target` is free, its parent exists, and it lies outside of the repository."""
     absolute = Path(os.path.abspath(target))
-    if absolute.resolve().is_relative_to(repository.path.resolve()):
+    if Path(os.path.realpath(target)).is_relative_to(os.path.realpath(repository.path)):
         raise UsageError("lies in the repository itself", path=target, advice="choose a target outside of it")
-    if not absolute.parent.is_dir():
+    if not os.path.isdir(absolute.parent):
         raise UsageError("cannot be made, as the directory it would lie in does not exist", path=target)
     if not os.path.lexists(absolute):
         return

@@ -792,3 +792,25 @@ def test_callers_may_report_what_they_like(sessions: Sessions, monkeypatch: pyte
     assert reports == []
     assert sessions.backup().regressed
     sessions.assert_all_readable()
+
+
+@pytest.mark.parametrize("which", ["source", "repository"])
+def test_links_in_a_circle(sessions: Sessions, which: str) -> None:
+    build(sessions.source, Dir({"a": File(b"a")}))
+    loop = sessions.source.with_name("loop")
+    loop.symlink_to("loop")
+    source, repository = (loop, sessions.repository) if which == "source" else (sessions.source, loop)
+    with pytest.raises((StorageError, UsageError, NotARepositoryError)):
+        backup(source, repository, now=FIRST, report=_fail)
+
+
+@pytest.mark.skipif(is_root(), reason="root may read everything")
+def test_a_repository_in_a_directory_that_cannot_be_listed(sessions: Sessions) -> None:
+    build(sessions.source, Dir({"a": File(b"a")}))
+    place = sessions.source.with_name("place")
+    place.mkdir()
+    place.chmod(0o300)
+    sessions.repository = place / "repository"
+    sessions.backup()
+    sessions.assert_all_readable()
+    place.chmod(0o700)

@@ -539,3 +539,10 @@ def test_modes_of_what_is_restored_are_never_too_open(
         os.umask(old)
     assert 0o600 in seen
     assert stat.S_IMODE(target.stat().st_mode) == 0o755
+
+
+def test_a_target_in_a_circle_of_links(simple: Sessions, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for place in ("loop", "loop/target"):
+        with pytest.raises((UsageError, StorageError)):
+            run(simple, tmp_path / place)
