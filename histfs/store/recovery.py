@@ -160,6 +160,7 @@ class _Regress:
         with closing(Listing.build(snapshot.entries())) as listing:  # a damaged record stops it, see the docstring
             self._keep_full_list(listing)
             self._restore_mirror(snapshot, listing, touched)
+        self._repository.forget()
         self._batch.apply()
         self._tree.sync()
         for directory, name in increments:

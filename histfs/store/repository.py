@@ -67,7 +67,7 @@ class Repository:
         return repository
 
     def close(self) -> None:
-        self._drop_reference()
+        self.forget()
         self.tree.close()
 
     def __enter__(self) -> Self:
@@ -112,11 +112,12 @@ class Repository:
         """
         with self._reference_lock:  # all the time, as another one closes what is replaced
             if self._reference is None or self._reference.time != session_time:
-                self._drop_reference()
+                self.forget()
                 self._reference = self.snapshot(session_time)
             return self._reference.listing().find(path)
 
-    def _drop_reference(self) -> None:
+    def forget(self) -> None:
+        """Close what is kept for readers; it is made again when it is needed."""
         if self._reference is not None:
             self._reference.close()
             self._reference = None
