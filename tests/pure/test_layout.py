@@ -206,3 +206,20 @@ def test_names_that_only_look_similar_say_nothing() -> None:
 def test_quoted_names_are_understood() -> None:
     names = [UPPER.data_path(b"current_mirror", T1, b"data"), UPPER.data_path(b"mirror_metadata", T1, b"snapshot")]
     assert state(*(name.rpartition(b"/")[2] for name in names), layout=UPPER).sessions == (T1,)
+
+
+@pytest.mark.parametrize(
+    ("directory", "collides"),
+    [
+        (b"", False),
+        (b"d", False),
+        (b"q." + DAY1 + b".dir", True),
+        (b"a/q." + DAY1 + b".diff.gz/b/c", True),
+        (b"a/q." + DAY1 + b".dirx/b", False),
+        (b"conf.dir/x.data/y.missing", False),
+        (b"q." + DAY1, False),
+        (b"q." + DAY1 + b".gz", False),
+    ],
+)
+def test_directories_that_could_be_taken_for_increments(directory: bytes, collides: bool) -> None:
+    assert PLAIN.increments_would_collide(directory) == collides

@@ -1,5 +1,6 @@
 """What the tests of the store share."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,10 @@ from tests.store.sessions import Sessions  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def _no_barriers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """syncfs(2) waits for whatever else is being written on this computer; what it is for is tested by its place."""
+    """They wait for whatever else is being written on this computer; what they are for is tested by their place."""
     if "real_sync" not in request.fixturenames:
         monkeypatch.setattr(WritableTree, "sync", lambda _tree: None)
+        monkeypatch.setattr(os, "fsync", lambda _fd: None)
 
 
 @pytest.fixture

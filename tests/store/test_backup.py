@@ -814,3 +814,29 @@ def test_a_repository_in_a_directory_that_cannot_be_listed(sessions: Sessions) -
     sessions.backup()
     sessions.assert_all_readable()
     place.chmod(0o700)
+
+
+@pytest.mark.parametrize("problem", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_empty_files_stand_for_what_cannot_be_made(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch, problem: int
+) -> None:
+    """Devices for an ordinary user, links on some file systems: the list has the truth (docs/format.md 4.5)."""
+
+    def refuse(_tree: WritableTree, path: bytes, _what: object) -> None:
+        raise OSError(problem, os.strerror(problem), path)
+
+    monkeypatch.setattr(WritableTree, "make_special", refuse)
+    monkeypatch.setattr(WritableTree, "make_symlink", refuse)
+    some: dict[str | bytes, Node] = {"f": Fifo(), "l": Symlink("a"), "s": Socket(), "d": Dir({"l": Symlink("b")})}
+    others: dict[str | bytes, Node] = {"f": Fifo(mode=0o600), "l": Symlink("b"), "s": File(b"file"), "d": Symlink("x")}
+    for entries in (some, others, {}, some):
+        shutil.rmtree(sessions.source, ignore_errors=True)
+        build(sessions.source, Dir(entries))
+        sessions.backup()
+        for name in entries:
+            assert isinstance(entries[name], Dir | File) or (sessions.repository / str(name)).stat().st_size == 0
+    sessions.assert_all_readable()
+    (sessions.data / f"current_mirror.{stamp(sessions.now + DAY)}.data").touch()
+    sessions.now += DAY
+    assert sessions.backup().regressed
+    sessions.assert_all_readable()
