@@ -150,6 +150,9 @@ class _Regress:
         self._batch = Batch(tree)
         self._is_root = os.geteuid() == 0
         self._rebuilt: dict[int, bytes] = {}  # the mirror paths of rebuilt files by the row of their inode
+        self._claimed: dict[
+            int, int
+        ] = {}  # of the mirror's files with several links: the row of the inode by its number
         self._numbered: set[bytes] = set()  # the names in LONG_NAMES that belong to the mirror
         self._temporary = (b"%b%d" % (TEMPORARY, number) for number in itertools.count(secrets.randbits(62)))
 
@@ -224,7 +227,8 @@ class _Regress:
         self, snapshot: Snapshot, node: Node, path: bytes, status: os.stat_result | None, is_touched: bool
     ) -> None:
         entry = node.entry
-        if status is not None and self._holds_version(node, path, status, is_touched):
+        is_there = status is not None and self._holds_version(node, path, status, is_touched)
+        if status is not None and is_there and self._claims(node, status):
             wanted = self._attributes(entry, status)
             if not self._has(status, wanted):
                 self._tree.set_attributes(path, Kind.REGULAR, wanted)
@@ -240,6 +244,10 @@ class _Regress:
         if status is not None and stat.S_ISDIR(status.st_mode):
             self._tree.remove_tree(path)
         self._batch.replace(temporary, path)
+
+    def _claims(self, node: Node, status: os.stat_result) -> bool:
+        """Whether the mirror's file may be that of `node`: the session may have linked what was not."""
+        return status.st_nlink == 1 or self._claimed.setdefault(status.st_ino, node.inode_row) == node.inode_row
 
     def _holds_version(self, node: Node, path: bytes, status: os.stat_result, is_touched: bool) -> bool:
         if not stat.S_ISREG(status.st_mode) or status.st_size != node.entry.size_bytes:

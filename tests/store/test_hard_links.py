@@ -4,13 +4,17 @@ import itertools
 import os
 import random
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from histfs.store import backup as backup_module
 from histfs.store.files import WritableTree
+from histfs.store.regress import regress
 from histfs.store.source import Found, Source
+from tests.comparison import difference, read
 from tests.store.sessions import FIRST, Sessions
 from tests.trees import MTIME, Dir, File, Link, build
 
@@ -280,3 +284,31 @@ def test_inode_numbers_of_another_file_system_change_nothing_else(group: Session
     assert inodes == {name: (group.repository / name).stat().st_ino for name in ("b", "c", "d/e")}
     assert group.increments() == {"d.T1.dir"}
     check(group)
+
+
+@pytest.mark.parametrize("back", [True, False], ids=["and the source goes back", "and the source stays"])
+@pytest.mark.parametrize("transition", TRANSITIONS.values(), ids=TRANSITIONS)
+def test_a_transition_that_is_undone(
+    group: Sessions, transition: Callable[[Path], object], back: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mirror is what it was, but for links that may be separate; and the next session makes it whole."""
+    before = tmp_path / "before"
+    subprocess.run(["cp", "-a", group.source, before], check=True)
+    transition(group.source)
+    with monkeypatch.context() as patch:
+        patch.setattr(backup_module._Session, "_commit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            group.backup()
+    regress(group.repository, report=group.reported.append)
+    assert group.reported == []
+    mirror = {path: found for path, found in read(group.repository).items() if b"rdiff-backup-data" not in path}
+    apart = {path: found._replace(links=None) for path, found in mirror.items()}
+    expected = {path: found._replace(links=None) for path, found in group.states[FIRST].items()}
+    assert difference(expected, apart, nlink=False) == []
+    recorded = group.states[FIRST]
+    assert all(set(found.links or ()) <= set(recorded[path].links or ()) for path, found in mirror.items())
+    group.assert_all_readable()
+    if back:
+        group.source = before
+    if not group.source.with_name("outside").exists():
+        check(group)
