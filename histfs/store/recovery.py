@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from histfs.errors import DamagedError, HistfsError, LockedError, UnfinishedError
+from histfs.errors import DamagedError, HistfsError, LockedError, UnfinishedError, printable
 from histfs.store.batch import Batch
 from histfs.store.compression import compress
 from histfs.store.content import sha1_of
@@ -158,7 +158,7 @@ class _Regress:
 
     def run(self) -> None:
         increments = list(self._increments())
-        touched = {self._increment_place(directory, name) for directory, name in increments}
+        touched = {self._increment_place(directory, name): join(directory, name) for directory, name in increments}
         snapshot = self._repository.snapshot(self._good)
         with closing(Listing.build(snapshot.entries())) as listing:  # a damaged record stops it, see the docstring
             self._keep_full_list(listing)
@@ -176,7 +176,7 @@ class _Regress:
 
     # The mirror
 
-    def _restore_mirror(self, snapshot: Snapshot, listing: Listing, touched: set[tuple[bytes, bytes]]) -> None:
+    def _restore_mirror(self, snapshot: Snapshot, listing: Listing, touched: dict[tuple[bytes, bytes], bytes]) -> None:
         directories: list[Entry] = []
         for node in listing.nodes():
             while directories and not is_below(node.entry.path, directories[-1].path):
@@ -189,7 +189,7 @@ class _Regress:
                 self._restore_directory(listing, node, path, status)
                 directories.append(node.entry)
             elif node.entry.kind is Kind.REGULAR:
-                self._restore_file(snapshot, node, path, status, self._layout.increments_of(node.entry) in touched)
+                self._restore_file(snapshot, node, path, status, touched.get(self._layout.increments_of(node.entry)))
             else:
                 self._restore_special(node.entry, path, status)
             self._batch.apply_if_large()
@@ -224,10 +224,11 @@ class _Regress:
         self._batch.set_attributes(path, Kind.DIRECTORY, self._attributes(entry, self._status(path)))
 
     def _restore_file(
-        self, snapshot: Snapshot, node: Node, path: bytes, status: os.stat_result | None, is_touched: bool
+        self, snapshot: Snapshot, node: Node, path: bytes, status: os.stat_result | None, increment: bytes | None
     ) -> None:
+        """`increment`: what the session kept of the version before it replaced the file, if it came that far."""
         entry = node.entry
-        is_there = status is not None and self._holds_version(node, path, status, is_touched)
+        is_there = status is not None and self._holds_version(node, path, status, increment is not None)
         if status is not None and is_there and self._claims(node, status):
             wanted = self._attributes(entry, status)
             if not self._has(status, wanted):
@@ -236,8 +237,11 @@ class _Regress:
         try:
             temporary = self._rebuild(snapshot, node, path)
         except DamagedError as error:
-            if is_touched and not _is_as_recorded(entry, status):
-                error.advice = "the unfinished session cannot be undone without it, and nothing was changed or removed"
+            if increment is not None and not _is_as_recorded(entry, status):
+                error.advice = (
+                    "the unfinished session cannot be undone with it, and all that could help is kept; to give this"
+                    f" version up and go on, move {printable(increment)} out of the repository"
+                )
                 raise
             self._report(error)  # it was damaged before the session, which has not replaced it
             return

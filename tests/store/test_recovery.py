@@ -304,6 +304,18 @@ def test_a_file_that_cannot_be_rebuilt_stops_the_recovery_with_everything_kept(
         assert len(list(sessions.data.glob("current_mirror.*"))) == 2
     assert sessions.content(b"a", FIRST) == TEXT
     assert sessions.content(b"c", FIRST) == b"c"
+    advised = sessions.repository / caught.value.advice.split("move ")[1].split(" out of")[0]
+    assert advised == increment
+    advised.rename(sessions.repository.with_name("given up"))
+    outcome, reported = undo(sessions)
+    assert outcome is not None
+    assert [error.path for error in reported] == [b"b"]
+    assert sessions.content(b"a", FIRST) == TEXT
+    with pytest.raises(DamagedError):
+        sessions.content(b"b", FIRST)
+    sessions.backup(may_report=True)
+    sessions.assert_readable(sessions.now)
+    sessions.assert_mirror_is(sessions.now)
 
 
 # --- leftovers ------------------------------------------------------------------------------------------------------
