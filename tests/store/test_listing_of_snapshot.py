@@ -470,3 +470,20 @@ def test_a_record_as_text_is_the_same_row(three: Sessions) -> None:
 def test_limits_of_the_process_are_as_usual() -> None:
     """The tests of descriptors mean something only if there may be more of them."""
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 256
+
+
+def test_rows_mean_the_same_at_every_load(three: Sessions) -> None:
+    """Also when newer sessions have turned the full list into differences."""
+
+    def rows() -> list[tuple[int, bytes, int, int]]:
+        with three.open() as repository:
+            snapshot = repository.snapshot(FIRST + 2 * DAY)
+            found = [(node.row, node.entry.path, node.nlink, node.inode_row) for node in snapshot.listing().nodes()]
+            snapshot.close()
+            return found
+
+    before = rows()
+    for name in ("0", "zz", "d/0"):
+        (three.source / name).write_bytes(b"new")
+        three.backup()
+    assert rows() == before
