@@ -11,7 +11,6 @@ No lock is taken, and nothing is believed that a running session or a regress ma
   have put another file there. Of a large one the size is checked at once, and the SHA1 by `blocks`, which reads all.
 """
 
-import errno
 import hashlib
 import os
 import stat
@@ -169,10 +168,6 @@ class _Opening:
         try:
             fd = self._tree.open_file(self._mirror_path)
         except (FileNotFoundError, NotADirectoryError, NotRegularError):
-            return None
-        except OSError as exc:
-            if exc.errno != errno.ELOOP:  # a link took the name just now
-                raise
             return None
         self._stack.callback(os.close, fd)
         return fd

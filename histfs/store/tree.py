@@ -20,6 +20,7 @@ from typing import Self
 
 _WALK = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_NOT_TO_BE_OPENED = (errno.ELOOP, errno.ENXIO)  # a symbolic link; a socket, or a device that is not there
 BLOCK_SIZE = 256 * 1024
 
 
@@ -107,7 +108,12 @@ class Tree:
         with self._at(path) as (directory, name):
             if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
                 raise NotRegularError(errno.EINVAL, "is not a regular file", path)
-            fd = os.open(name, _READ, dir_fd=directory)
+            try:
+                fd = os.open(name, _READ, dir_fd=directory)
+            except OSError as exc:
+                if exc.errno not in _NOT_TO_BE_OPENED:
+                    raise
+                raise NotRegularError(errno.EINVAL, "is not a regular file", path) from exc
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 os.close(fd)
                 raise NotRegularError(errno.EINVAL, "is not a regular file", path)

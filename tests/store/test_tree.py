@@ -77,16 +77,20 @@ def test_a_link_is_never_followed(tree: Tree, tmp_path: Path, target: str) -> No
     assert tree.readlink(b"a/link") == os.fsencode(target)
 
 
-def test_a_link_that_takes_the_name_of_a_file_is_not_followed(
-    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what", ["link", "socket"])
+def test_what_takes_the_name_of_a_file_is_not_opened(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """Between the look at the type and the opening."""
     regular = os.stat(tmp_path / "outside/file")
-    (tmp_path / "root/link").symlink_to("../outside/file")
+    if what == "link":
+        (tmp_path / "root/x").symlink_to("../outside/file")
+    else:
+        os.mknod(tmp_path / "root/x", 0o140600)
     monkeypatch.setattr(os, "stat", lambda *_args, **_options: regular)
-    with pytest.raises(OSError) as caught:
-        tree.open_file(b"link")
-    assert caught.value.errno == errno.ELOOP
+    with pytest.raises(NotRegularError) as caught:
+        tree.open_file(b"x")
+    assert caught.value.filename == b"x"
 
 
 def test_a_fifo_does_not_block(tree: Tree, tmp_path: Path) -> None:
