@@ -29,7 +29,7 @@ def regress(repository: Path, *, report: Callable[[HistfsError], None], force: b
         except (FileNotFoundError, NotADirectoryError):
             raise NotARepositoryError("there is no such directory", path=repository) from None
     with tree, storage_errors(advice="run `histfs regress` again when the cause is mended"):
-        if not tree.exists(DATA):
+        if not tree.is_directory(DATA):
             raise NotARepositoryError("is not a repository: it has no directory rdiff-backup-data", path=repository)
         with locked(tree, verb="regress"):
             undone = read_state(tree, read_layout(tree)).unfinished

@@ -51,7 +51,7 @@ class Repository:
 
     @classmethod
     def _opened(cls, tree: Tree, path: Path) -> Self:
-        if not tree.exists(DATA):
+        if not tree.is_directory(DATA):
             raise NotARepositoryError(
                 "is not a repository: it has no directory rdiff-backup-data",
                 path=path,

@@ -84,6 +84,10 @@ class Tree:
             return False
         return True
 
+    def is_directory(self, path: bytes) -> bool:
+        """Whether a directory has this name; a link to one is none."""
+        return self.exists(path) and stat.S_ISDIR(self.stat(path).st_mode)
+
     def names(self, path: bytes) -> list[bytes]:
         """The names in the directory `path`, in no order, without `.` and `..`."""
         fd = self.open_directory(path)
