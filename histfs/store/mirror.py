@@ -177,7 +177,7 @@ class MirrorUpdate:
                 self._batch.unlink(self._layout.mirror_path(old))
                 self._batch.apply()
             self._make_directory(path)
-        elif not self._is_directory(path):
+        elif not self._tree.is_directory(path):
             self._report(DamagedError("is missing in the mirror, and is made again", path=new.path))
             self._make_directory(path)
             self._touch()
@@ -185,12 +185,6 @@ class MirrorUpdate:
         if change is not plan.Change.NONE:
             self._touch()
         return Update(new, change is not plan.Change.NONE, increment_bytes)
-
-    def _is_directory(self, path: bytes) -> bool:
-        try:
-            return stat.S_ISDIR(self._tree.stat(path).st_mode)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
 
     def _make_directory(self, path: bytes) -> None:
         if not path:

@@ -86,7 +86,10 @@ class Tree:
 
     def is_directory(self, path: bytes) -> bool:
         """Whether a directory has this name; a link to one is none."""
-        return self.exists(path) and stat.S_ISDIR(self.stat(path).st_mode)
+        try:
+            return stat.S_ISDIR(self.stat(path).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def names(self, path: bytes) -> list[bytes]:
         """The names in the directory `path`, in no order, without `.` and `..`."""
