@@ -87,6 +87,24 @@ class Entry(NamedTuple):
         return parent_of(self.path)
 
 
+class LinkDigests:
+    """The digests of one session's files, also of those hard links whose first one alone records it.
+
+    Each entry is remembered, in the order of the metadata files, before its own digest is asked for.
+    """
+
+    def __init__(self) -> None:
+        self._by_file: dict[tuple[int, ...] | None, bytes] = {}
+
+    def remember(self, entry: Entry | None) -> None:
+        if entry is not None and entry.file_key is not None and entry.sha1 is not None:
+            self._by_file.setdefault(entry.file_key, entry.sha1)
+
+    def of(self, entry: Entry) -> bytes | None:
+        """The hex digest; None if none was recorded."""
+        return entry.sha1 or self._by_file.get(entry.file_key)
+
+
 def name_of(path: bytes) -> bytes:
     """The last component of `path`; b"" for the root."""
     return path.rpartition(b"/")[2]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from histfs.errors import DamagedError, HistfsError, SourceError, StorageError
 from histfs.store import plan
 from histfs.store.batch import Batch
-from histfs.store.entry import Entry, Kind, is_below, join
+from histfs.store.entry import Entry, Kind, LinkDigests, is_below, join
 from histfs.store.files import Attributes, WritableTree, write_blocks
 from histfs.store.increments import IncrementWriter, mtime_ns
 from histfs.store.layout import Layout
@@ -83,7 +83,7 @@ class MirrorUpdate:
         self._directories: list[_Directory] = []
         self._marked = 0  # so many of `_directories`, from the root, need their attributes set when they are left
         self._groups: dict[_Key, _Group] = {}
-        self._old_digests: dict[tuple[int, ...] | None, bytes] = {}
+        self._old_digests = LinkDigests()
         self._claimed: dict[int, _Key] = {}  # inodes of the mirror that belong to a link group of this session
 
     # What can happen to a path
@@ -91,7 +91,7 @@ class MirrorUpdate:
     def update(self, old: Entry | None, found: Found) -> Update:
         """The path exists in the source now. Raises SourceError if its content cannot be had."""
         self._enter(found.path)
-        self._remember_digest(old)
+        self._old_digests.remember(old)
         new = self._named(old, found.entry)
         if new.kind is Kind.DIRECTORY:
             return self._directory(old, new, found.status)
@@ -102,7 +102,7 @@ class MirrorUpdate:
     def remove(self, old: Entry) -> Update:
         """The path does not exist in the source any more."""
         self._enter(old.path)
-        self._remember_digest(old)
+        self._old_digests.remember(old)
         increment_bytes = self._preserve(old, None)
         if old.kind is Kind.DIRECTORY:
             self._directories.append(_Directory(old.path, old, None, None, None))
@@ -116,10 +116,10 @@ class MirrorUpdate:
         As the numbers that tell hard links are of another time, the path is a file of its own until it can be read.
         """
         self._enter(old.path)
-        self._remember_digest(old)
+        self._old_digests.remember(old)
         if old.kind is Kind.DIRECTORY:
             self._directories.append(_Directory(old.path, old, old, None, None))
-        return Update(old._replace(link_group=None, sha1=self._digest(old)), False)
+        return Update(old._replace(link_group=None, sha1=self._old_digests.of(old)), False)
 
     def mark_root(self) -> None:
         """Write the increment of the root also if nothing changes: tools find sessions by it (docs/format.md 8.3)."""
@@ -233,7 +233,7 @@ class MirrorUpdate:
         change = plan.change(old, new)
         status = self._intact_mirror_file(old)
         stays = status is not None and self._may_stay(status, key, change)
-        sha1 = None if old is None else self._digest(old)
+        sha1 = None if old is None else self._old_digests.of(old)
         is_same_file = status is not None and found.has_time_of(status) and not _is_another_file(old, found)
         if stays and is_same_file and sha1 is not None and change in (plan.Change.NONE, plan.Change.ATTRIBUTES):
             return self._unchanged_content(found, sha1, change)
@@ -272,7 +272,7 @@ class MirrorUpdate:
         if not self._tree.try_link(present, temporary):
             return None
         if old is not None and old.kind is Kind.REGULAR:
-            is_same = (self._digest(old), old.size_bytes) == (group.sha1, new.size_bytes)
+            is_same = (self._old_digests.of(old), old.size_bytes) == (group.sha1, new.size_bytes)
             if is_same or status is None:
                 self._replace(old, new, temporary)
                 return Update(new, True)
@@ -408,15 +408,6 @@ class MirrorUpdate:
     def _attributes(self, entry: Entry, status: os.stat_result | None) -> Attributes:
         mtime = mtime_ns(entry, status) if entry.kind.has_mtime else None
         return Attributes(mirror_mode(entry, is_root=self._is_root), entry.uid, entry.gid, mtime)
-
-    # Digests of link groups
-
-    def _remember_digest(self, old: Entry | None) -> None:
-        if old is not None and old.file_key is not None and old.sha1 is not None:
-            self._old_digests[old.file_key] = old.sha1
-
-    def _digest(self, old: Entry) -> bytes | None:
-        return old.sha1 or self._old_digests.get(old.file_key)
 
 
 def _is_another_file(old: Entry | None, found: Found) -> bool:

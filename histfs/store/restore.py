@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from histfs.errors import DamagedError, HistfsError, NotFoundError, StorageError, UsageError, storage_errors
-from histfs.store.entry import Entry, Kind, is_below
+from histfs.store.entry import Entry, Kind, LinkDigests, is_below
 from histfs.store.files import Attributes, WritableTree, write_blocks
 from histfs.store.repository import Repository
 from histfs.store.snapshot import Snapshot
@@ -66,14 +66,14 @@ class _Restore:
         self._report = report
         self._files = 0
         self._errors = 0
-        self._digests: dict[tuple[int, ...] | None, bytes] = {}
+        self._digests = LinkDigests()
         self._links: dict[tuple[int, ...], bytes] = {}  # where the first link of a file is in the target
         self._is_root = os.geteuid() == 0
 
     def run(self, target: Path) -> RestoreOutcome:
         entries = self._snapshot.entries(on_damage=self._failed)
         for entry in entries:
-            self._remember_digest(entry)
+            self._digests.remember(entry)
             if entry.path == self._path:
                 break
         else:
@@ -98,7 +98,7 @@ class _Restore:
         self._files += 1
         try:
             for entry in entries:
-                self._remember_digest(entry)
+                self._digests.remember(entry)
                 if not is_below(entry.path, self._path):
                     break
                 while not is_below(entry.path, directories[-1].path):
@@ -112,10 +112,6 @@ class _Restore:
 
     def _relative(self, path: bytes) -> bytes:
         return path[len(self._path) :].lstrip(b"/") if self._path else path
-
-    def _remember_digest(self, entry: Entry) -> None:
-        if entry.file_key is not None and entry.sha1 is not None:
-            self._digests.setdefault(entry.file_key, entry.sha1)
 
     def _failed(self, error: HistfsError) -> None:
         self._errors += 1
@@ -145,7 +141,7 @@ class _Restore:
         key = entry.file_key
         if key is not None and key in self._links and tree.try_link(self._links[key], path):
             return
-        with self._snapshot.open(entry, entry.sha1 or self._digests.get(key)) as content:
+        with self._snapshot.open(entry, self._digests.of(entry)) as content:
             fd = tree.create_file(path)
             try:
                 write_blocks(fd, content.blocks(), sparse=True)

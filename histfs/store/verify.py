@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from histfs.errors import DamagedError, HistfsError, NotFoundError, StorageError
-from histfs.store.entry import Kind, is_below
+from histfs.store.entry import Kind, LinkDigests, is_below
 from histfs.store.repository import Repository
 
 
@@ -25,7 +25,7 @@ def verify(
     was not there, DamagedError if the list of files itself cannot be read.
     """
     snapshot = repository.snapshot(session_time)
-    digests: dict[tuple[int, ...] | None, bytes] = {}
+    digests = LinkDigests()
     files = mismatched = without_digest = 0
     is_there = False
 
@@ -35,15 +35,14 @@ def verify(
         report(error)
 
     for entry in snapshot.entries(on_damage=damaged):
-        if entry.file_key is not None and entry.sha1 is not None:
-            digests.setdefault(entry.file_key, entry.sha1)
+        digests.remember(entry)
         if not is_below(entry.path, path):
             continue
         is_there = True
         if entry.kind is not Kind.REGULAR:
             continue
         files += 1
-        sha1 = entry.sha1 or digests.get(entry.file_key)
+        sha1 = digests.of(entry)
         if sha1 is None:
             without_digest += 1
         try:
