@@ -114,6 +114,7 @@ class _Session:
         self._now = now
         self._report = report
         self._state = read_state(tree, self._layout)
+        self._marker = self._layout.data_path(b"current_mirror", now, b"data")
         self._errors = 0
         self._warnings = 0
         self._unreadable: bytes | None = None  # what lies at and below this path is kept as it was
@@ -145,13 +146,15 @@ class _Session:
                 self._tree.write_file(path, [])
 
     def _write_marker(self) -> None:
-        path = self._layout.data_path(b"current_mirror", self._now, b"data")
-        self._tree.write_file(path, [marker_text()], durable=True)
+        self._tree.write_file(self._marker, [marker_text()], durable=True)
         self._tree.sync_directory(DATA)
 
     def _update_mirror(self, previous: int | None, records: SessionRecords) -> None:
         batch = Batch(self._tree, nothing_to_lose=previous is None)
-        increments = None if previous is None else IncrementWriter(self._tree, self._layout, previous)
+        increments = None
+        if previous is not None:
+            since_ns = self._tree.stat(self._marker).st_ctime_ns
+            increments = IncrementWriter(self._tree, self._layout, previous, since_ns)
 
         def report(error: HistfsError) -> None:
             records.add_error(error)

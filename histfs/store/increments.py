@@ -25,12 +25,17 @@ _NOT_COMPRESSED = re.compile(
 
 
 class IncrementWriter:
-    """Writes the increments that preserve the states of the session at `session_time`."""
+    """Writes the increments that preserve the states of the session at `session_time`.
 
-    def __init__(self, tree: WritableTree, layout: Layout, session_time: int) -> None:
+    `since_ns` is the change time of the running session's marker: an increment that is older was left behind when
+    another session was undone, and makes way.
+    """
+
+    def __init__(self, tree: WritableTree, layout: Layout, session_time: int, since_ns: int) -> None:
         self._tree = tree
         self._layout = layout
         self._time = session_time
+        self._since_ns = since_ns
 
     def write(self, old: Entry | None, new: Entry | None, new_content: bytes | None = None) -> int:
         """Preserve `old`, whose place `new` takes; the size of the increment in bytes.
@@ -78,7 +83,12 @@ class IncrementWriter:
                 os.close(fd)
         path = self._layout.increment_path(old, self._time, b"snapshot")
         self._tree.make_directories(path.rpartition(b"/")[0])
-        make_special(self._tree, path, old, Attributes(old.mode & 0o777, old.uid, old.gid, None))
+        attributes = Attributes(old.mode & 0o777, old.uid, old.gid, None)
+        try:
+            make_special(self._tree, path, old, attributes)
+        except FileExistsError:
+            self._make_way(path)
+            make_special(self._tree, path, old, attributes)
         return 0
 
     def _create(self, entry: Entry, type_: bytes, blocks: Iterator[bytes], status: os.stat_result | None) -> int:
@@ -105,7 +115,15 @@ class IncrementWriter:
             return self._tree.create_file(path)
         except FileNotFoundError:
             self._tree.make_directories(path.rpartition(b"/")[0])
-            return self._tree.create_file(path)
+        except FileExistsError:
+            self._make_way(path)
+        return self._tree.create_file(path)
+
+    def _make_way(self, path: bytes) -> None:
+        """Remove what an undone session left at `path`; anything else stays, and stops the session."""
+        status = self._tree.stat(path)
+        if not stat.S_ISDIR(status.st_mode) and status.st_ctime_ns < self._since_ns:
+            self._tree.unlink(path)
 
 
 def block_len(size_bytes: int) -> int:

@@ -16,6 +16,7 @@ from histfs.store.backup import backup
 from histfs.store.entry import Entry
 from histfs.store.files import WritableTree
 from histfs.store.format.stats import SessionStatistics, parse_session_statistics
+from histfs.store.format.times import format_time
 from histfs.store.increments import block_len
 from histfs.store.source import Source, source_error
 from tests.comparison import read
@@ -493,6 +494,24 @@ def test_increments_are_packed_unless_their_content_is(sessions: Sessions) -> No
         "odd\n.gz.T1.diff",
     }
     sessions.assert_all_readable()
+
+
+def test_an_increment_that_an_undone_session_left_makes_way(sessions: Sessions) -> None:
+    build(sessions.source, Dir({"a": File(b"old"), "link": Symlink("old")}))
+    sessions.backup()
+    left = [
+        sessions.data / "increments" / name.format(time=format_time(sessions.now).decode())
+        for name in ("new.{time}.missing", "a.{time}.diff.gz", "link.{time}.snapshot")
+    ]
+    for path in left:
+        path.write_bytes(b"left behind")
+    (sessions.source / "new").write_bytes(b"new")
+    (sessions.source / "a").write_bytes(b"changed")
+    (sessions.source / "link").unlink()
+    sessions.backup()
+    sessions.backup()
+    sessions.assert_all_readable()
+    assert [path.is_file() and path.read_bytes() == b"left behind" for path in left] == [False] * 3
 
 
 def test_an_increment_carries_the_time_of_its_version(sessions: Sessions) -> None:
