@@ -27,8 +27,8 @@ set -- dist/*.whl
 wheel=$1
 
 tar -tzf "$sdist" | sed 's,^[^/]*/,,' >"$scratch/sdist"
-for name in pyproject.toml README.md LICENSE Makefile contrib/setup.sh histfs/_rsync_build.py histfs/_rsync.pyi histfs/py.typed \
-    tests/conftest.py; do
+for name in pyproject.toml README.md LICENSE Makefile contrib/setup.sh histfs/_rsync_build.py histfs/csrc/maps.h histfs/csrc/maps.c \
+    histfs/csrc/parser.c histfs/_rsync.pyi histfs/py.typed tests/conftest.py; do
     grep -qx "$name" "$scratch/sdist" || fail "$name is missing in $sdist"
 done
 ! grep -E '\.(so|pyc)$|__pycache__|^build/|^\.venv' "$scratch/sdist" || fail "built files in $sdist"

@@ -30,6 +30,32 @@ class JobState(Protocol):
     trace: _CDataBase
     stats: Statistics
 
+class MapState(Protocol):
+    """`histfs_map_t *`, made by `ffi.new`."""
+
+    size: int
+    count: int
+    limit: int
+
+class ParserState(Protocol):
+    """`histfs_parser_t *`, made by `ffi.new`."""
+
+    map: MapState
+    keeps_all: int
+    task: int
+    source: int
+    literals_at: int
+    literal_left: int
+    produced: int
+
+class LookupState(Protocol):
+    """`histfs_lookup_t *`, made by `ffi.new`."""
+
+    done: int
+    count: int
+    pieces: _CDataBase
+    error: int
+
 class _Lib:
     RS_DONE: int
     RS_BLOCKED: int
@@ -48,6 +74,15 @@ class _Lib:
     RS_RK_MD4_SIG_MAGIC: int
     RS_RK_BLAKE2_SIG_MAGIC: int
 
+    HISTFS_TOO_MANY_EXTENTS: int
+    HISTFS_WOULD_WAIT: int
+    HISTFS_HOLE: int
+    HISTFS_PIECES: int
+    HISTFS_LONGEST_COMMAND: int
+    HISTFS_LITERALS: int
+    HISTFS_COMMANDS: int
+    HISTFS_FILTER: int
+
     rs_librsync_version: _CDataBase
     def rs_strerror(self, result: int, /) -> _CDataBase: ...
     def rs_trace_set_level(self, level: int, /) -> None: ...
@@ -65,6 +100,25 @@ class _Lib:
     def histfs_job_signature(self, job: JobState, signature: _CDataBase, /) -> int: ...
     def histfs_signature_close(self, signature: _CDataBase, /) -> None: ...
     def histfs_job_close(self, job: JobState | _CDataBase, /) -> None: ...
+    def histfs_map_compose(self, made: MapState, older: MapState, newer: MapState, /) -> int: ...
+    def histfs_map_look_up(self, extents: MapState, lookup: LookupState, offset: int, size: int, /) -> int: ...
+    def histfs_map_gather(
+        self,
+        extents: MapState,
+        lookup: LookupState,
+        fd: int,
+        buffer: _CDataBase,
+        offset: int,
+        size: int,
+        nowait: bool,
+        /,
+    ) -> int: ...
+    def histfs_map_close(self, extents: _CDataBase, /) -> None: ...
+    def histfs_parser_want(self, parser: ParserState, older: MapState, /) -> int: ...
+    def histfs_parser_feed(self, parser: ParserState, data: _CDataBase, size: int, out: _CDataBase, /) -> int: ...
+    def histfs_parser_skip(self, parser: ParserState, size: int, /) -> int: ...
+    def histfs_parser_finish(self, parser: ParserState, extents: MapState | _CDataBase, /) -> int: ...
+    def histfs_parser_close(self, parser: _CDataBase, /) -> None: ...
     def histfs_basis_read(self, handle: _CDataBase, position: int, size: int, target: _CDataBase, /) -> int: ...
 
 ffi: FFI

@@ -8,7 +8,9 @@ The C below does only what Python cannot do safely:
 - it copies the statistics out of the job after each call, so that they can be read at any time, by any thread;
 - it counts who uses a signature. Python's garbage collector runs finalizers in any order, so references from Python
   do not keep alive what C points to: structures that Python can reach outlive their closing, and are empty then.
-Everything else (arguments, buffers, order of calls, errors) is checked by `histfs.rsync`, the only caller.
+And it does, in csrc/, what would be too slow in Python: extent maps.
+Everything else (arguments, buffers, order of calls, errors) is checked by the only callers, `histfs.rsync` and
+`histfs._rsync_maps`.
 
 Declare only what is called, and let the compiler fill in sizes and values ("..."). librsync ships no .pc file:
 `libraries` in pyproject.toml names it, CFLAGS and LDFLAGS serve unusual prefixes.
@@ -19,6 +21,8 @@ from pathlib import Path
 from cffi import FFI
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext as _build_ext
+
+C_SOURCES = Path(__file__).parent / "csrc"
 
 # The constants are here for the test that compares them with the numbers in `_rsync_types`.
 DECLARATIONS = """
@@ -88,6 +92,8 @@ SOURCE = r"""
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/types.h>
+#include <sys/uio.h>
 #include <unistd.h>
 #include <librsync.h>
 
@@ -274,9 +280,16 @@ static void histfs_job_close(histfs_job_t *self)
 }
 """
 
+
+def read_source(name: str) -> str:
+    """A file of csrc/, so that the compiler's messages name its lines."""
+    return f'#line 1 "histfs/csrc/{name}"\n{(C_SOURCES / name).read_text()}'
+
+
 ffibuilder = FFI()
 ffibuilder.cdef(DECLARATIONS)
-ffibuilder.set_source("histfs._rsync", SOURCE)
+ffibuilder.cdef((C_SOURCES / "maps.h").read_text())
+ffibuilder.set_source("histfs._rsync", SOURCE + "".join(map(read_source, ["maps.h", "maps.c", "parser.c"])))
 
 
 class build_ext(_build_ext):  # noqa: N801 (distutils names commands so)

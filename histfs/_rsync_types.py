@@ -58,6 +58,10 @@ class InternalError(RsyncError):
     """librsync met a case that should not exist, or an earlier call of the job was interrupted."""
 
 
+class TooManyExtentsError(RsyncError):
+    """A map would take more extents, and so more memory, than was allowed."""
+
+
 ERRORS: dict[Result, type[RsyncError]] = {
     Result.BAD_MAGIC: BadMagicError,
     Result.CORRUPT: CorruptError,

@@ -1,8 +1,9 @@
-"""librsync for Python: signatures, deltas and patches, as streaming jobs and as calls on whole files.
+"""librsync for Python: signatures, deltas and patches, as streaming jobs and as calls on whole files; and extent maps.
 
     signature = Signature.of(old)                   # what `old` looks like, in memory
     delta_file(signature, new, "changes.delta")     # how `new` differs from it
     patch_file(old, "changes.delta", "new-again")   # `new` again
+    parser.finish().gather(old_fd, buffer, offset)  # a part of `new`, where a DeltaParser was fed the delta
 
 Strategy: a `Job` pushes data through librsync's state machine, which does no I/O of its own. Rules that must hold:
 - Nothing reaches librsync unchecked: it aborts, exits or loops for ever when it is misused (docs/librsync.md).
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, NoReturn, cast
 from histfs._rsync import ffi, lib
 from histfs._rsync_codec import CHUNK, Codec
 from histfs._rsync_files import Basis, Buffer, Source, Target, open_basis, open_target, read_blocks, source_size
+from histfs._rsync_maps import BASIS, HOLE, MAX_EXTENTS, CommandFilter, DeltaParser, ExtentMap
 from histfs._rsync_types import (
     ERRORS,
     MAX_BLOCK_LEN,
@@ -41,6 +43,7 @@ from histfs._rsync_types import (
     Result,
     RsyncError,
     SignatureParameters,
+    TooManyExtentsError,
     TraceLevel,
 )
 
@@ -50,11 +53,17 @@ if TYPE_CHECKING:
     from histfs._rsync import JobState
 
 __all__ = [
+    "BASIS",
+    "HOLE",
     "LIBRSYNC_VERSION",
+    "MAX_EXTENTS",
     "BadMagicError",
     "Basis",
+    "CommandFilter",
     "CorruptError",
     "DeltaJob",
+    "DeltaParser",
+    "ExtentMap",
     "InputEndedError",
     "InternalError",
     "Job",
@@ -70,6 +79,7 @@ __all__ = [
     "SignatureParameters",
     "Source",
     "Target",
+    "TooManyExtentsError",
     "TraceLevel",
     "delta",
     "delta_file",

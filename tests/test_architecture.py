@@ -25,6 +25,7 @@ LAYERS = [
     {"vfs"},
     {"store"},
     {"rsync"},
+    {"_rsync_maps"},
     {"_rsync_codec"},
     {"_rsync_files"},
     {"_rsync_types"},
@@ -50,7 +51,8 @@ IMPURE = re.compile(
 EDGE_ONLY = {"trio", "pyfuse3", "argparse"}  # not for what lies below the mount
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "common", "misc", "constants", "types", "base"}
 MAY_CATCH_EVERYTHING = {"fs", "mount", "cli"}
-PARTS_OF_RSYNC = {"rsync", "_rsync_codec", "_rsync_files", "_rsync_types"}
+PARTS_OF_RSYNC = {"rsync", "_rsync_codec", "_rsync_files", "_rsync_maps", "_rsync_types"}
+MAY_USE_C = {"rsync", "_rsync_maps"}
 MAY_CHANGE_THE_DISK = {"store.files", "store.lock"}  # the lock: its own text, in the lock file
 OWN_EXCEPTIONS = {
     "rsync",
@@ -194,9 +196,8 @@ def only_rsync_uses_the_compiled_module(modules: Modules) -> list[str]:
     return [
         f"{module} imports {name}"
         for module in modules
-        if module != "rsync"
         for name in imports(modules[module])
-        if name.split(".")[:2] == ["histfs", "_rsync"]
+        if (name.split(".")[:2] == ["histfs", "_rsync"] and module not in MAY_USE_C)
         or (name.startswith("histfs._rsync_") and module not in PARTS_OF_RSYNC)
     ]
 
