@@ -345,3 +345,8 @@ def test_a_violation_is_noticed(rule: Rule, planted: dict[str, str]) -> None:
 
 def test_the_package_was_found() -> None:
     assert {"errors", "store", "store.entry"} <= MODULES.keys()
+
+
+@pytest.mark.parametrize("place", ["fs.py", "_rsync_build.py", "store/__init__.py", "../tests", "../contrib"])
+def test_what_everybody_looks_for_is_in_its_place(place: str) -> None:
+    assert (PACKAGE / place).exists()
