@@ -45,7 +45,7 @@ STORE_LAYERS = [
 BUILD_SCRIPT = "_rsync_build"  # not part of the running program
 PURE = {"store.format", "store.entry", "store.plan", "store.selection", "store.when", "remote.protocol"}
 IMPURE = re.compile(
-    "asyncio|cffi|gzip|io|logging|os|pathlib|pyfuse3|random|select|shutil|signal|socket|sqlite3|subprocess|sys|tempfile"
+    "asyncio|cffi|gzip|io|isal|logging|os|pathlib|pyfuse3|random|select|shutil|signal|socket|sqlite3|subprocess|sys|tempfile"
     "|threading|time|trio|zlib"
 )
 EDGE_ONLY = {"trio", "pyfuse3", "argparse"}  # not for what lies below the mount

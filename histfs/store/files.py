@@ -86,9 +86,22 @@ class WritableTree(Tree):
 
     def write_file(self, path: bytes, blocks: Iterable[bytes], *, durable: bool = False) -> int:
         """Create `path` with the bytes of `blocks`; the number of bytes. `durable`: wait until they are on the disk."""
-        fd = self.create_file(path)
+        return self.fill_file(self.create_file(path), path, blocks, durable=durable)
+
+    def fill_file(
+        self,
+        fd: int,
+        path: bytes,
+        blocks: Iterable[bytes],
+        *,
+        attributes: Attributes | None = None,
+        durable: bool = False,
+    ) -> int:
+        """The same for the new file `path`, which is open and is closed in any case."""
         try:
             size = write_blocks(fd, blocks)
+            if attributes is not None:
+                self.set_file_attributes(fd, attributes)
             if durable:
                 os.fsync(fd)
         except OSError as exc:

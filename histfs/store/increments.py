@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 from histfs import rsync
 from histfs.store import plan
-from histfs.store.compression import compress
+from histfs.store.compression import compress_seekable
 from histfs.store.entry import Entry, Kind
-from histfs.store.files import Attributes, WritableTree, write_blocks
+from histfs.store.files import Attributes, WritableTree
 from histfs.store.layout import Layout
 from histfs.store.special import make_special
 from histfs.store.tree import file_blocks
@@ -96,19 +96,13 @@ class IncrementWriter:
         is_content = type_ in (b"diff", b"snapshot")
         compressed = is_content and _NOT_COMPRESSED.fullmatch(entry.path) is None
         path = self._layout.increment_path(entry, self._time, type_, compressed=compressed)
-        fd = self._create_file(path)
-        try:
-            size = write_blocks(fd, compress(blocks) if compressed else blocks)
-            if type_ != b"missing":
-                # Without setuid and setgid: an increment is not a program, and the record keeps these bits.
-                attributes = Attributes(entry.mode & 0o777, entry.uid, entry.gid, mtime_ns(entry, status))
-                self._tree.set_file_attributes(fd, attributes)
-        except OSError as exc:
-            exc.filename = path
-            raise
-        finally:
-            os.close(fd)
-        return size
+        if compressed:
+            blocks = compress_seekable(blocks, commands=type_ == b"diff")
+        # Without setuid and setgid: an increment is not a program, and the record keeps these bits.
+        attributes = Attributes(entry.mode & 0o777, entry.uid, entry.gid, mtime_ns(entry, status))
+        return self._tree.fill_file(
+            self._create_file(path), path, blocks, attributes=None if type_ == b"missing" else attributes
+        )
 
     def _create_file(self, path: bytes) -> int:
         try:
