@@ -3,7 +3,7 @@
 PYTHON = .venv/bin/python3
 ARGS =
 
-.PHONY: help run test test-long check bench dist clean
+.PHONY: help run test test-long check bench bench-quick dist clean
 .DEFAULT_GOAL = help
 
 help:
@@ -11,7 +11,8 @@ help:
 	@echo 'make test        the fast tests (ARGS="tests/test_x.py -k name")'
 	@echo 'make test-long   the tests that take minutes, and deeper searches'
 	@echo 'make check       style, types, layers'
-	@echo 'make bench       speed, side by side with others (ARGS="--help")'
+	@echo 'make bench       speed, side by side with others: hours (ARGS="--help")'
+	@echo 'make bench-quick the same with little data: minutes'
 	@echo 'make dist        sdist and wheel, tried out in an empty environment'
 	@echo 'make clean       remove what was built, and .venv'
 
@@ -36,8 +37,12 @@ check:
 	if command -v shellcheck >/dev/null; then shellcheck contrib/*.sh .ci/run; fi
 
 bench:
-	@sh contrib/setup.sh test
+	@sh contrib/setup.sh bench
 	$(PYTHON) -m bench $(ARGS)
+
+bench-quick:
+	@sh contrib/setup.sh bench
+	$(PYTHON) -m bench --quick $(ARGS)
 
 dist:
 	@sh contrib/setup.sh dev

@@ -1,213 +1,203 @@
-"""python -m bench: run every peer through the same sessions, print the table, write the numbers as JSON.
+"""python -m bench: the speed of histfs beside other programs, on the same data in one run; `make bench`.
 
-All caches are warm, and what earlier steps left to be written is on the disk (sync) before the clock starts. A restored
-tree and a mounted snapshot that are not the source of that session end the run: a wrong result has no speed.
+It prints a table for each scenario, writes all numbers as JSON, draws plots, and fills in the tables of a page. What
+is cold and what is warm is said in each table. Bytes are checked: what came out wrong is told, has no figure, and makes
+the exit code 1. It mounts, fills disks and, as root, empties the kernel's caches; what it made is removed at its end.
 """
 
 import argparse
 import json
-import os
-import platform
-import shutil
-import statistics
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from types import FrameType
 
-from bench import trees
-from bench.peers import PEERS, Peer
+from bench import machine, plots, tables
+from bench.peers import PEERS, Peer, Plain
+from bench.results import Results
+from bench.scenarios import SCENARIOS
+from bench.scenarios.base import QUICK, Scenario, Setting, Sizes
 
-DAY_S = 86400
-MOUNT_TIMEOUT_S = 60
-
-
-class Sample(NamedTuple):
-    """Seconds on the wall, and of processors in the command itself (of a mount: not in the file system)."""
-
-    wall_s: float
-    cpu_s: float
+ORIGINS = (Path("/usr/share"), Path("/usr/include"), Path("/usr/lib"))
+_INTERRUPTED = 130
 
 
-class Run:
-    """One peer, once through all steps. `samples` maps the name of a step to what it took, each time."""
-
-    def __init__(self, peer: Peer, place: Path) -> None:
-        self.peer = peer
-        self.place = place
-        self.samples: dict[str, list[Sample]] = {}
-
-    def time(self, step: str, command: list[str]) -> None:
-        """Run `command` and record it; exits if it fails."""
-        os.sync()
-        with open(self.place / "log", "w+b") as log:
-            started = time.perf_counter()
-            process = subprocess.Popen(command, env=self.peer.environment(), stdout=subprocess.DEVNULL, stderr=log)
-            _, status, usage = os.wait4(process.pid, 0)
-            wall_s = time.perf_counter() - started
-            process.returncode = os.waitstatus_to_exitcode(status)
-            if process.returncode:
-                log.seek(0)
-                sys.exit(f"{self.peer.name}: {' '.join(command)} failed:\n{log.read().decode(errors='replace')}")
-        self.samples.setdefault(step, []).append(Sample(wall_s, usage.ru_utime + usage.ru_stime))
-
-    @contextmanager
-    def mounted(self) -> Iterator[bool]:
-        """The peer's mount, with "mount" recorded as the time until it is there; False if it has none."""
-        try:
-            command = self.peer.mount()
-        except NotImplementedError:
-            yield False
-            return
-        started = time.perf_counter()
-        process = subprocess.Popen(
-            command, env=self.peer.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make bench", description=(__doc__ or "").split("\n\n")[1])
+    parser.add_argument(
+        "scenarios", nargs="*", metavar="SCENARIO", help=f"which: {', '.join(SCENARIOS)} (default: all)"
+    )
+    names = ", ".join(peer.name for peer in PEERS)
+    parser.add_argument("--peers", type=_words, help=f"programs, of: {names} (default: those that suit the scenario)")
+    parser.add_argument("--quick", action="store_true", help="small data: some minutes for all of it")
+    parser.add_argument("--tree", type=Path, nargs="+", default=ORIGINS, help="directories that the tree is taken from")
+    for name, default in Sizes()._asdict().items():
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(
+            option, type=int, metavar="N", help=f"default: {default:,}; quick: {getattr(QUICK, name):,}"
         )
-        while not (os.path.ismount(self.peer.mountpoint) or command == ["true"]):
-            if process.poll() or time.perf_counter() > started + MOUNT_TIMEOUT_S:
-                sys.exit(f"{self.peer.name}: {' '.join(command)} does not mount")
-            time.sleep(0.005)
-        os.listdir(self.peer.mounted_snapshot(0))
-        self.samples.setdefault("mount", []).append(Sample(time.perf_counter() - started, 0))
-        try:
-            yield True
-        finally:
-            subprocess.run(self.peer.unmount(), check=True, env=self.peer.environment())
-            process.wait()
-
-
-def run_sessions(run: Run, shape: trees.Shape, sessions: int) -> None:
-    """Build the source, back it up `sessions` times; the oldest state stays as the directory `oldest`."""
-    peer, source = run.peer, run.place / "source"
-    trees.build(source, shape)
-    trees.copy(source, run.place / "oldest")
-    if command := peer.prepare():
-        run.time("(prepare)", command)
-    now = int(time.time())
-    # The first is followed by one without a change and by one for each day with 1 % of changes.
-    for session in range(sessions + 1):
-        if session > 1:
-            trees.change(source, shape, session)
-        peer.times.append(now - (sessions + 1 - session) * DAY_S)
-        step = ("first session", "session without changes", "session, 1 % changed")[min(session, 2)]
-        run.time(step, peer.backup(source, peer.times[-1]))
-
-
-def run_reading(run: Run) -> None:
-    """Restore the oldest and the newest, then read the oldest in the mount, and check what came out."""
-    peer, place = run.peer, run.place
-    newest = len(peer.times) - 1
-    for step, session, truth in (("restore newest", newest, "source"), ("restore oldest", 0, "oldest")):
-        target = place / "restored"
-        run.time(step, peer.restore(session, target))
-        check_equal(run, peer.restored(target), place / truth)
-        shutil.rmtree(target)
-    with run.mounted() as is_mounted:
-        if is_mounted:
-            oldest = peer.mounted_snapshot(0)
-            run.time("find in oldest", ["find", str(oldest), "-size", "+1000000G"])
-            for step in ("read all of oldest", "read all of oldest again"):
-                run.time(step, ["sh", "-c", 'find "$1" -type f -exec cat {} + | wc -c', "sh", str(oldest)])
-            run.time("diff -rq oldest newest", differ(oldest, peer.mounted_snapshot(newest)))
-            check_equal(run, oldest, place / "oldest")
-
-
-def differ(one: Path, other: Path) -> list[str]:
-    """A command that compares two trees which may differ (exit code 1), but must be readable (2)."""
-    return ["sh", "-c", 'diff -rq "$1" "$2" || [ $? = 1 ]', "sh", str(one), str(other)]
-
-
-def check_equal(run: Run, found: Path, truth: Path) -> None:
-    if subprocess.run(["diff", "-rq", str(found), str(truth)], check=False).returncode:
-        sys.exit(f"{run.peer.name}: {found} is not what was backed up")
-
-
-def size_bytes(root: Path) -> int:
-    """What `root` occupies on disk."""
-    usage = subprocess.run(["du", "-s", "-B1", str(root)], capture_output=True, text=True, check=True)
-    return int(usage.stdout.split()[0])
-
-
-def table(results: dict[str, dict[str, float]]) -> list[str]:
-    """`results` as lines: a row a step, a column a peer, with the ratio to the first peer."""
-    peers = list(results)
-    steps = list(dict.fromkeys(step for steps in results.values() for step in steps if not step.startswith("(")))
-    width = max(map(len, steps), default=0)
-    lines = [" " * width + "".join(f"{name:>22}" for name in peers)]
-    for step in steps:
-        first = results[peers[0]].get(step)
-        cells = ""
-        for name in peers:
-            value = results[name].get(step)
-            cell = "-" if value is None else f"{value:.2f}"
-            ratio = f"({value / first:.2g}x)" if value is not None and first and name != peers[0] else ""
-            cells += f"{cell:>13}{ratio:>9}"
-        lines.append(f"{step:<{width}}{cells}")
-    return lines
-
-
-def about_machine(place: Path) -> dict[str, str | int | None]:
-    file_system = subprocess.run(["stat", "-f", "-c", "%T", str(place)], capture_output=True, text=True, check=True)
-    return {
-        "kernel": platform.release(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        "file system": file_system.stdout.strip(),
-        "date": time.strftime("%F"),
-    }
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="make bench", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--files", type=int, default=5000, help="small files in the tree (default: %(default)s)")
-    parser.add_argument("--large", type=int, default=64, metavar="MIB", help="size of the large file (%(default)s)")
-    parser.add_argument("--sessions", type=int, default=5, help="sessions after the first (default: %(default)s)")
-    parser.add_argument("--repeat", type=int, default=1, help="run all this often, take medians (%(default)s)")
-    parser.add_argument("--peers", default=",".join(peer.name for peer in PEERS), help="which (%(default)s)")
+    parser.add_argument("--limit", type=float, default=1800, metavar="S", help="seconds a step may take (%(default)g)")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=1200,
+        metavar="S",
+        help="seconds of writing after which others stop (%(default)g)",
+    )
     parser.add_argument("--place", type=Path, help="work in this directory (default: below TMPDIR)")
-    parser.add_argument("--json", type=Path, default=Path("build/bench.json"), help="(default: %(default)s)")
-    return parser.parse_args()
+    parser.add_argument(
+        "--keep", action="store_true", help="keep repositories in --place, and use those that are there"
+    )
+    parser.add_argument(
+        "--spare-caches", action="store_true", help="drop cached pages of the repositories alone, also as root"
+    )
+    parser.add_argument("--json", type=Path, default=Path("build/bench.json"), help="add the numbers to (%(default)s)")
+    parser.add_argument("--plots", type=Path, default=Path("build/bench"), help="draw to this directory (%(default)s)")
+    parser.add_argument("--markdown", type=Path, metavar="PAGE", help="fill in the tables of this page")
+    parser.add_argument(
+        "--show", action="store_true", help="run nothing: tables, plots, page from the numbers of --json"
+    )
+    arguments = parser.parse_args(words)
+    if unknown := set(arguments.scenarios) - SCENARIOS.keys():
+        parser.error(f"no such scenario: {', '.join(sorted(unknown))}")
+    if unknown := set(arguments.peers or []) - {peer.name for peer in PEERS}:
+        parser.error(f"no such program: {', '.join(sorted(unknown))}")
+    if arguments.keep and arguments.place is None:
+        parser.error("--keep needs --place")
+    return arguments
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    shape = trees.Shape(arguments.files, arguments.large << 20)
-    versions = {peer.name: peer.version() for peer in PEERS if peer.name in arguments.peers.split(",")}
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
+def sizes_of(arguments: argparse.Namespace) -> Sizes:
+    sizes = QUICK if arguments.quick else Sizes()
+    given = {name: getattr(arguments, name) for name in sizes._fields if getattr(arguments, name) is not None}
+    return sizes._replace(**given)
+
+
+def installed() -> dict[str, str]:
+    """The versions of the programs that are there; says which are not."""
+    versions = {peer.name: peer.version() for peer in PEERS}
     for name in [name for name, version in versions.items() if version is None]:
-        print(f"{name} is not installed: skipped")
-    peers = [peer for peer in PEERS if versions.get(peer.name)]
-    samples: dict[str, dict[str, list[Sample]]] = {peer.name: {} for peer in peers}
-    sizes: dict[str, float] = {}
-    print(f"{shape}; {arguments.sessions} sessions after the first", flush=True)
-    for number in range(arguments.repeat):
-        for peer in peers:
-            print(f"round {number + 1}: {peer.name} ...", flush=True)
-            with tempfile.TemporaryDirectory(prefix="histfs-bench-", dir=arguments.place) as place:
-                run = Run(peer(Path(place)), Path(place))
-                run_sessions(run, shape, arguments.sessions)
-                run_reading(run)
-                sizes[peer.name] = size_bytes(run.peer.repository) / (1 << 20)
-                machine = about_machine(run.place)
-            for step, found in run.samples.items():
-                samples[peer.name].setdefault(step, []).extend(found)
-    results = {
-        name: {
-            **{f"{step}, s": statistics.median(sample.wall_s for sample in found) for step, found in steps.items()},
-            "repository, MiB": sizes[name],
-        }
-        for name, steps in samples.items()
-    }
-    print("", *table(results), sep="\n")
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    result = {"tree": str(shape), "sessions": arguments.sessions, "machine": machine, "versions": versions}
-    arguments.json.write_text(json.dumps({**result, "samples": samples, "sizes_mib": sizes}, indent=1) + "\n")
-    print(f"\nall numbers are in {arguments.json}")
+        print(f"{name} is not installed: left out")
+    return {name: version for name, version in versions.items() if version is not None}
+
+
+def programs_for(scenario: type[Scenario], wanted: Sequence[str] | None, versions: dict[str, str]) -> list[type[Peer]]:
+    """Those that are wanted and there; always the plain copy, which the others are checked against."""
+    return [
+        peer
+        for peer in PEERS
+        if peer is Plain
+        or (peer.name in versions and (scenario.takes_part(peer) if wanted is None else peer.name in wanted))
+    ]
+
+
+def make_scenarios(arguments: argparse.Namespace, place: Path, versions: dict[str, str]) -> list[Scenario]:
+    started = time.monotonic()
+
+    def say(what: str) -> None:
+        print(f"[{time.monotonic() - started:6.0f} s] {what}", flush=True)
+
+    return [
+        scenario(
+            Setting(
+                sizes_of(arguments),
+                place,
+                programs_for(scenario, arguments.peers, versions),
+                [Path(origin) for origin in arguments.tree],
+                arguments.limit,
+                arguments.patience,
+                arguments.keep,
+                arguments.spare_caches,
+                say,
+            )
+        )
+        for name, scenario in SCENARIOS.items()
+        if not arguments.scenarios or name in arguments.scenarios
+    ]
+
+
+def read_results(path: Path) -> dict[str, Results]:
+    if not path.exists():
+        return {}
+    return {name: Results.from_json(found) for name, found in json.loads(path.read_text()).items()}
+
+
+def write_results(path: Path, found: dict[str, Results]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({name: results.to_json() for name, results in found.items()}, indent=1) + "\n")
+
+
+def run_all(arguments: argparse.Namespace, place: Path) -> list[Results]:
+    """Run, print and save one scenario after the other, so that an interruption loses one."""
+    versions = installed()
+    scenarios = make_scenarios(arguments, place, versions)
+    for scenario in scenarios:
+        names = ", ".join(peer.name for peer in scenario.setting.programs)
+        print(f"{scenario.name}: about {max(scenario.estimate_s() / 60, 0.1):.1f} minutes ({names})")
+    for scenario in scenarios:
+        scenario.place.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        scenario.run()
+        results = scenario.results
+        took = {"minutes": round((time.monotonic() - started) / 60, 1), "sizes": scenario.sizes._asdict()}
+        named = {peer.name: versions[peer.name] for peer in scenario.setting.programs if peer.name in versions}
+        results.facts = {"machine": machine.facts(scenario.place), "versions": named, **took}
+        print("", tables.text_table(results), "", sep="\n", flush=True)
+        write_results(arguments.json, {**read_results(arguments.json), results.scenario: results})
+        if not arguments.keep:
+            subprocess.run(["rm", "-rf", str(scenario.place)], check=True)
+    return [scenario.results for scenario in scenarios]
+
+
+def show(arguments: argparse.Namespace, found: Sequence[Results]) -> None:
+    """Plots and page."""
+    if plots.is_available():
+        for results in found:
+            for path in plots.draw(results, arguments.plots):
+                print(f"plot: {path}")
+    else:
+        print("no plots, as matplotlib is not installed (pip install 'histfs[bench]')")
+    if arguments.markdown:
+        arguments.markdown.write_text(tables.fill_page(arguments.markdown.read_text(), found))
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+def main(words: Sequence[str]) -> int:
+    arguments = parse_arguments(words)
+    if arguments.show:
+        known = read_results(arguments.json)
+        found = [results for name, results in known.items() if not arguments.scenarios or name in arguments.scenarios]
+        print("\n\n".join(tables.text_table(results) for results in found))
+    else:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _end)  # so that mounts and directories are removed
+        with ExitStack() as stack:
+            if arguments.keep:
+                place = arguments.place
+            else:
+                place = Path(
+                    stack.enter_context(tempfile.TemporaryDirectory(prefix="histfs-bench-", dir=arguments.place))
+                )
+            found = run_all(arguments, place.resolve())
+        print(f"all numbers are in {arguments.json}")
+    show(arguments, found)
+    return 1 if any(results.trouble for results in found) else 0
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)

@@ -3,19 +3,22 @@
 #
 #   contrib/setup.sh run     what histfs needs
 #   contrib/setup.sh test    and what its tests need
+#   contrib/setup.sh bench   and what the bench compares and draws with, as far as there are packages of it
 #   contrib/setup.sh dev     and linters, types, packaging
 #
 # Does only what is missing; when nothing is, it takes a few hundredths of a second. Installs system packages as root
 # or through sudo; otherwise it says which one command to type and fails.
 set -eu
 
-usage='usage: contrib/setup.sh run|test|dev'
+usage='usage: contrib/setup.sh run|test|bench|dev'
 level=${1:?"$usage"}
 run_packages='python3 python3-venv python3-dev gcc libc6-dev librsync-dev libfuse3-dev fuse3 pkg-config'
 test_packages='rdiff rsync attr acl procps' # procps: rdiff-backup calls ps
+bench_packages='restic borgbackup bup python3-pyfuse3 python3-llfuse python3-fuse' # the last three: their mounts
 case $level in
     run) packages=$run_packages extras='' provides='run' ;;
     test) packages="$run_packages $test_packages" extras='[test]' provides='run test' ;;
+    bench) packages="$run_packages $test_packages" extras='[test,bench]' provides='run test bench' ;;
     dev) packages="$run_packages $test_packages" extras='[test,dev]' provides='run test dev' ;;
     *) echo "$usage" >&2 && exit 2 ;;
 esac
@@ -34,10 +37,10 @@ fail() {
 
 # --- system packages ---------------------------------------------------------------------------------------------
 
-missing_packages() {
-    # shellcheck disable=SC2086  # a list of words
-    installed=" $(dpkg-query -W -f '${db:Status-Status}=${Package} ' $packages 2>/dev/null || :)"
-    for package in $packages; do
+missing_packages() { # $1: a list of words
+    # shellcheck disable=SC2086
+    installed=" $(dpkg-query -W -f '${db:Status-Status}=${Package} ' $1 2>/dev/null || :)"
+    for package in $1; do
         case $installed in
             *" installed=$package "*) ;;
             *) printf ' %s' "$package" ;;
@@ -74,9 +77,20 @@ install_packages() {
         fail "could not install them with: $command"
 }
 
+# One by one: the bench goes on without those that are not there.
+install_what_can_be() {
+    as_root true || { [ -z "$1" ] || say "not root: the bench goes on without$1" && return; }
+    [ -z "$1" ] || apt update >/dev/null 2>&1 || :
+    for package in $1; do
+        say "system package: $package"
+        apt install -y --no-install-recommends "$package" >/dev/null 2>&1 || say "the bench goes on without $package"
+    done
+}
+
 if command -v dpkg-query >/dev/null && command -v apt-get >/dev/null; then
-    missing=$(missing_packages)
+    missing=$(missing_packages "$packages")
     [ -z "$missing" ] || install_packages "$missing"
+    [ "$level" != bench ] || install_what_can_be "$(missing_packages "$bench_packages")"
 fi
 
 # --- .venv -------------------------------------------------------------------------------------------------------

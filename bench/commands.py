@@ -1,0 +1,122 @@
+"""Running commands and timing them, with caches as they are wanted.
+
+Every command has a limit: one that takes longer is ended, and the table says so. Commands get process groups of their
+own, so that Ctrl-C ends the bench, which then ends them, in order.
+"""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+_DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+_TOOLS = ("find", "tar", "cat", "diff", "cp", "sh", "env", "setpriv", "fusermount3")
+
+
+class TroubleError(Exception):
+    """What keeps one program from a figure; the others go on."""
+
+
+class CommandError(TroubleError):
+    """A command ended with an error. Its text has the last lines that the command said."""
+
+
+class TooSlowError(TroubleError):
+    """A command was ended because it took longer than its limit."""
+
+
+def timed(
+    command: Sequence[object],
+    *,
+    limit_s: float,
+    environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+    codes: Iterable[int] = (0,),
+) -> float:
+    """Run `command`; how many seconds it took. Its output goes nowhere.
+
+    CommandError if its exit code is not in `codes`, TooSlowError.
+    """
+    words = [str(word) for word in command]
+    with tempfile.TemporaryFile() as said:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            words, env=environment, cwd=directory, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
+        )
+        try:
+            has_ended = _has_ended(process, limit_s)
+            took_s = time.perf_counter() - started
+            if not has_ended:
+                raise TooSlowError(f"more than {limit_s:g} s: {_short(words)}")
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        if process.returncode not in set(codes):
+            said.seek(0)
+            lines = said.read().decode(errors="replace").strip().splitlines()[-3:]
+            raise CommandError(f"exit code {process.returncode}: {_short(words)}: {' / '.join(lines)}")
+    return took_s
+
+
+def _has_ended(process: subprocess.Popen[bytes], limit_s: float) -> bool:
+    """Wait for its end, for so long at most; Popen.wait with a limit would look at it every 50 ms."""
+    descriptor = os.pidfd_open(process.pid)
+    try:
+        return bool(select.select([descriptor], [], [], limit_s)[0])
+    finally:
+        os.close(descriptor)
+
+
+def _short(words: list[str]) -> str:
+    text = " ".join(words)
+    return text if len(text) < 200 else f"{text[:197]}..."
+
+
+def output_of(command: Sequence[object], *, limit_s: float, environment: Mapping[str, str] | None = None) -> bytes:
+    """What `command` writes. CommandError, TooSlowError."""
+    words = [str(word) for word in command]
+    try:
+        return subprocess.run(words, env=environment, capture_output=True, check=True, timeout=limit_s).stdout
+    except subprocess.TimeoutExpired:
+        raise TooSlowError(f"more than {limit_s:g} s: {_short(words)}") from None
+    except subprocess.CalledProcessError as exc:
+        said = exc.stderr.decode(errors="replace").strip()
+        raise CommandError(f"exit code {exc.returncode}: {_short(words)}: {said[-300:]}") from None
+
+
+def program_beside_python(name: str) -> list[str]:
+    """How to start a script of this environment: its first line may name an interpreter with a blank in its path."""
+    return [sys.executable, str(Path(sys.executable).with_name(name))]
+
+
+def drop_all_caches() -> bool:
+    """Empty all caches of the kernel, also of names and inodes; False if we may not.
+
+    The tools of the bench are read once again, so that their start is not part of what is measured.
+    """
+    os.sync()
+    try:
+        _DROP_CACHES.write_text("3")
+    except OSError:
+        return False
+    for tool in _TOOLS:
+        subprocess.run([tool, "--version"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    return True
+
+
+def forget_pages(place: Path) -> None:
+    """Drop the cached pages of all files below `place`; what nobody else keeps goes."""
+    for directory, _, names in os.walk(place):
+        for name in names:
+            try:
+                descriptor = os.open(os.path.join(directory, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            except OSError:
+                continue
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)

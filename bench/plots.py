@@ -1,0 +1,90 @@
+"""Results as pictures (SVG), with matplotlib; without it there are none. A picture for each scenario that has a say."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLORS = {
+    "histfs": "#d62728",
+    "histfs on rdiff-backup's": "#ff9896",
+    "rdiff-backup": "#9467bd",
+    "restic": "#1f77b4",
+    "borg": "#2ca02c",
+    "bup": "#8c564b",
+    "plain copy": "#7f7f7f",
+}
+_BARS_A_ROW = 4
+
+
+def is_available() -> bool:
+    try:
+        import matplotlib  # noqa: F401  (whether it is there is the question)
+    except ImportError:
+        return False
+    return True
+
+
+def draw(results: Results, folder: Path) -> list[Path]:
+    """Write the pictures of a scenario to `folder`; where they are."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "histfs"  # the same figures make the same file
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for suffix, figure in (("bars", _bars(results)), ("curves", _curves(results))):
+        if figure is not None:
+            path = folder / f"{results.scenario}-{suffix}.svg"
+            figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
+            drawn.append(path)
+    return drawn
+
+
+def _bars(results: Results) -> "Figure | None":
+    """A small chart a measure: a bar a program, on a logarithmic scale."""
+    from matplotlib.figure import Figure
+
+    rows = [(measure, figures) for measure, figures in results.rows() if len(figures) > 1 and measure.unit]
+    if not rows:
+        return None
+    height = -(-len(rows) // _BARS_A_ROW)
+    figure = Figure(figsize=(3.2 * _BARS_A_ROW, 2.4 * height), layout="constrained")
+    for number, (measure, figures) in enumerate(rows, 1):
+        axes = figure.add_subplot(height, _BARS_A_ROW, number)
+        names = [name for name in results.programs() if name in figures]
+        axes.barh(names, [figures[name] for name in names], color=[_COLORS.get(name, "black") for name in names])
+        axes.set_xscale("log")
+        axes.invert_yaxis()
+        better = "less is better" if measure.unit in ("s", "MiB") else "more is better"
+        axes.set_title(f"{measure.name}\n{measure.unit}, {better}", fontsize=8)
+        axes.tick_params(labelsize=7)
+    return figure
+
+
+def _curves(results: Results) -> "Figure | None":
+    """The distribution of times, on a logarithmic scale."""
+    from matplotlib.figure import Figure
+
+    if not results.curves:
+        return None
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    for number, (title, curves) in enumerate(results.curves.items(), 1):
+        axes = figure.add_subplot(1, len(results.curves), number)
+        for name, percentiles in _in_order(results, curves):
+            axes.plot(percentiles, range(1, len(percentiles) + 1), label=name, color=_COLORS.get(name, "black"))
+        axes.set_xscale("log")
+        axes.set_xlabel("seconds")
+        axes.set_ylabel("% of reads that take no longer")
+        axes.set_title(title)
+        axes.legend(fontsize=8)
+        axes.grid(visible=True, alpha=0.3)
+    return figure
+
+
+def _in_order(results: Results, curves: Mapping[str, list[float]]) -> Iterator[tuple[str, list[float]]]:
+    return ((name, curves[name]) for name in results.programs() if name in curves)

@@ -1,0 +1,246 @@
+"""What all scenarios share: a place, programs, the way from a history to repositories, and trouble that stays local.
+
+A scenario writes its history with all programs session by session, then reads what each wrote, and checks the bytes.
+With `keep` the repositories stay, and are taken again if program, data and number of sessions are the same.
+"""
+
+import json
+import shutil
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+from bench import commands, mounts
+from bench.commands import TroubleError
+from bench.peers import Histfs, Peer, Plain
+from bench.results import Measure, Results
+from bench.trees import History
+
+FIRST = Measure("first session", "s", "the backup command, into an empty repository")
+NEXT = Measure("a session with 1 % changed", "s", "the backup command; median of all of them")
+WRITTEN = Measure("sessions", "", "how many the repository has; fewer than the others where the time for writing ended")
+USABLE = Measure(
+    "mount: usable",
+    "s",
+    "from the start of the program until the mount point is listed; programs cached, repository not",
+)
+LISTED = Measure("mount: oldest snapshot listed", "s", "the same, until the top directory of the oldest snapshot is")
+MEMORY = Measure("mount: memory at most", "MiB", "VmHWM of the program that mounts, after all of this")
+
+
+class Sizes(NamedTuple):
+    """How much data; the defaults are the full run."""
+
+    tree_files: int = 50_000
+    tree_sessions: int = 20
+    image_mib: int = 1024
+    image_sessions: int = 100
+    log_sessions: int = 1000
+    million_records: int = 1_000_000
+    million_sessions: int = 10
+    sessions_files: int = 5000
+    sessions_large_mib: int = 64
+    sessions_changed: int = 5
+    random_reads: int = 1000
+    repeats: int = 3
+
+
+QUICK = Sizes(1500, 3, 48, 8, 50, 50_000, 5, 500, 8, 3, 500, 2)
+
+
+class Setting(NamedTuple):
+    """What a run is told. `origins` are directories of real files; `patience_s` ends the writing of all but histfs."""
+
+    sizes: Sizes
+    place: Path
+    programs: list[type[Peer]]
+    origins: list[Path]
+    limit_s: float
+    patience_s: float
+    keep: bool
+    spare_caches: bool
+    say: Callable[[str], None]
+
+
+class Scenario(ABC):
+    """One question, with its own data. `names` of measures are rows of its table."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    measures: ClassVar[tuple[Measure, ...]]
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.sizes = setting.sizes
+        self.say = setting.say
+        self.limit_s = setting.limit_s
+        self.place = setting.place / self.name
+        self.results = Results(self.name, self.title, "", self.measures)
+
+    @abstractmethod
+    def estimate_s(self) -> float:
+        """About how long it takes, on two cores."""
+
+    @abstractmethod
+    def run(self) -> None:
+        """Fill `results`."""
+
+    @classmethod
+    def takes_part(cls, program: type[Peer]) -> bool:
+        """Whether a program takes part if nobody says which."""
+        return True
+
+    # Writing
+
+    def peers(self, source: Path) -> list[Peer]:
+        return [program(self.place, source) for program in self.setting.programs]
+
+    def write(self, history: History, sessions: int, peers: list[Peer]) -> list[Peer]:
+        """Back up the history with all of `peers`, and one that keeps the truth; those that did so without trouble."""
+        self.results.data = f"{history}; {sessions:,} sessions after the first"
+        kept = [peer for peer in peers if self._take_kept(peer, history, sessions)]
+        writers = {peer: _Writing(peer) for peer in peers if peer not in kept}
+        if not writers:
+            return peers
+        shutil.rmtree(history.root, ignore_errors=True)
+        for peer in writers:
+            peer.forget()
+        for session in range(sessions + 1):
+            history.advance(session)
+            for peer, writing in writers.items():
+                if writing.goes_on and peer.wants(session, sessions):
+                    self._write_session(writing, session)
+            self.say(f"{self.name}: session {session:,} of {sessions:,} is written") if _is_worth_telling(
+                session
+            ) else None
+        for peer, writing in writers.items():
+            if not writing.failed:
+                self._keep(peer, writing, history, sessions)
+        return [peer for peer in peers if peer in kept or not writers[peer].failed]
+
+    def _write_session(self, writing: "_Writing", session: int) -> None:
+        peer = writing.peer
+        try:
+            if session == 0 and (command := peer.prepare()):
+                commands.timed(command, environment=peer.environment(), limit_s=self.limit_s)
+            command = peer.backup(session)
+            took_s = commands.timed(command, environment=peer.environment(), limit_s=self.limit_s)
+        except TroubleError as exc:
+            self.results.add_trouble(peer.name, f"session {session}: {exc}")
+            writing.failed, writing.goes_on = True, False
+            return
+        writing.took_s.append(took_s)
+        if sum(writing.took_s) > self.setting.patience_s and not isinstance(peer, Histfs | Plain):
+            writing.goes_on = False
+
+    def _keep(self, peer: Peer, writing: "_Writing", history: History, sessions: int) -> None:
+        record = {"key": self._key(peer, history, sessions), "took_s": writing.took_s}
+        _record(peer).write_text(json.dumps(record))
+        self.add_writing(peer, writing.took_s)
+
+    def _take_kept(self, peer: Peer, history: History, sessions: int) -> bool:
+        try:
+            record = json.loads(_record(peer).read_text())
+        except OSError:
+            return False
+        if record["key"] != self._key(peer, history, sessions):
+            return False
+        self.add_writing(peer, record["took_s"])
+        return True
+
+    def _key(self, peer: Peer, history: History, sessions: int) -> list[str]:
+        return [str(peer.version()), str(history), str(sessions), str(self.setting.patience_s)]
+
+    def add_writing(self, peer: Peer, took_s: list[float]) -> None:
+        """The rows about writing, of those measures that the scenario has."""
+        if not isinstance(peer, Plain) and took_s:
+            found = {FIRST: took_s[:1], NEXT: took_s[1:], WRITTEN: [float(len(took_s))]}
+            for measure, figures in found.items():
+                if measure in self.measures and figures:
+                    self.results.add(measure.name, peer.name, *figures)
+
+    # Reading
+
+    def read_each(self, peers: list[Peer], read: Callable[[Peer], None]) -> None:
+        """`read` each; trouble of one is told, and then it is the next one's turn."""
+        self.results.columns = [peer.name for peer in peers]
+        for peer in peers:
+            self.say(f"{self.name}: reading {peer.name}")
+            with self.trouble_of(peer):
+                read(peer)
+
+    @contextmanager
+    def trouble_of(self, peer: Peer) -> Iterator[None]:
+        try:
+            yield
+        except TroubleError as exc:
+            self.results.add_trouble(peer.name, str(exc))
+            self.say(f"{self.name}: {peer.name}: {exc}")
+
+    @contextmanager
+    def cold_mount(self, peer: Peer) -> Iterator[mounts.Mount]:
+        """Caches dropped, then mounted; its peak of memory is recorded at the end."""
+        self.drop_caches(peer)
+        with mounts.mounted(peer, limit_s=self.limit_s) as mount:
+            yield mount
+            self._note_memory(peer, mount.peak_memory_mib())
+
+    def drop_caches(self, peer: Peer) -> None:
+        """Everything, or what can be of the repository; the table says so then."""
+        if self.setting.spare_caches or not commands.drop_all_caches():
+            commands.forget_pages(peer.repository)
+            self.results.notes = ["'caches dropped': only cached contents of the repository, not names and inodes"]
+
+    def _note_memory(self, peer: Peer, mib: float) -> None:
+        if MEMORY in self.measures:
+            known = self.results.samples.setdefault(MEMORY.name, {})
+            known[peer.name] = [max([mib, *known.get(peer.name, [])])]
+
+    def measure_mounting(self, peer: Peer) -> None:
+        """USABLE and LISTED, with cached programs: so once before, uncounted."""
+        for repeat in range(self.sizes.repeats + 1):
+            commands.forget_pages(peer.repository)
+            with mounts.mounted(peer, limit_s=self.limit_s) as mount:
+                peer.mounted_snapshot(0).stat()
+                next(peer.mounted_snapshot(0).iterdir(), None)
+                listed_s = time.perf_counter() - mount.started
+                if repeat:
+                    self.results.add(USABLE.name, peer.name, mount.usable_s)
+                    self.results.add(LISTED.name, peer.name, listed_s)
+
+    def timed(self, *command: object, codes: tuple[int, ...] = (0,)) -> float:
+        return commands.timed(command, limit_s=self.limit_s, codes=codes)
+
+    def measure_restore(self, measure: Measure, peer: Peer, session: int, check: Callable[[Path], None]) -> None:
+        """Restore to a new place, `check` it there, and remove it."""
+        target = self.place / "restored"
+        shutil.rmtree(target, ignore_errors=True)
+        command, environment = peer.restore(session, target), peer.environment()
+        self.drop_caches(peer)
+        try:
+            took_s = commands.timed(command, environment=environment, limit_s=self.limit_s)
+            check(peer.restored(target))
+        finally:
+            shutil.rmtree(target, ignore_errors=True)
+        self.results.add(measure.name, peer.name, took_s)
+
+
+class _Writing:
+    """How far one program has come."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.took_s: list[float] = []
+        self.goes_on = True
+        self.failed = False
+
+
+def _record(peer: Peer) -> Path:
+    return peer.repository.with_name(f"{peer.repository.name}.json")
+
+
+def _is_worth_telling(session: int) -> bool:
+    return session < 3 or session % 10 == 0
