@@ -24,7 +24,7 @@ from histfs.store.format import seekable
 from histfs.store.tree import BLOCK_SIZE, file_blocks
 
 LEVEL = 6
-GZIP = 31  # zlib(3) deflateInit2: the largest window, with a gzip header
+GZIP, _RAW = 31, -15  # zlib(3) deflateInit2: the largest window, with a gzip header and without any
 
 _MAGIC = b"\x1f\x8b"
 _DEFLATE = b"\x08"
@@ -90,15 +90,17 @@ def _skip_header(stream: "_Stream") -> None:
 
 
 def _inflate_body(stream: "_Stream") -> Iterator[bytes]:
-    inflater = igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_DEFLATE)
+    inflater = isal_zlib.decompressobj(_RAW)
+    data = b""
     while not inflater.eof:
-        data = stream.some(_FEED_BYTES) if inflater.needs_input else b""
+        data = data or stream.some(_FEED_BYTES)
         try:
             block = inflater.decompress(data, BLOCK_SIZE)
         except _IsalError as exc:
             raise DamagedError(f"the compressed file is damaged ({exc})") from exc
         if block:
             yield block
+        data = inflater.unconsumed_tail
     stream.put_back(len(inflater.unused_data))
 
 

@@ -5,7 +5,7 @@ import zlib
 from contextlib import ExitStack
 
 from histfs.errors import HistfsError, SourceError, printable
-from histfs.store.compression import LEVEL
+from histfs.store.compression import GZIP, LEVEL
 from histfs.store.entry import Entry, Kind
 from histfs.store.files import WritableTree, write_blocks
 from histfs.store.format.metadata import format_record
@@ -33,7 +33,7 @@ class CompressedFile:
         self._empty_path = layout.data_path(base, session_time, type_)
         self._pending: list[bytes] = []
         self._pending_bytes = 0
-        self._member = zlib.compressobj(LEVEL, zlib.DEFLATED, 31)
+        self._member = zlib.compressobj(LEVEL, zlib.DEFLATED, GZIP)
         self._fd: int | None = None
 
     def write(self, data: bytes) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from isal import isal_zlib
 
 from histfs.errors import DamagedError
 from histfs.store.compression import compress, read_decompressed
@@ -114,9 +115,134 @@ def test_a_bomb_comes_in_small_blocks(read, tmp_path: Path) -> None:
     assert peak < 4 * BLOCK_SIZE
 
 
+def test_a_header_without_an_end_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "file.gz"
+    path.write_bytes(b"\x1f\x8b\x08\x08" + b"name" * (4 << 20))
+    fd = os.open(path, os.O_RDONLY)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DamagedError, match="truncated"):
+            list(read_decompressed(fd))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        os.close(fd)
+    assert peak < 4 * BLOCK_SIZE
+
+
 @given(st.lists(st.binary(max_size=100), max_size=5))
 def test_what_is_compressed_is_read_again_by_everybody(blocks: list[bytes]) -> None:
     assert gzip.decompress(b"".join(compress(blocks))) == b"".join(blocks)
+
+
+# --- compared with zlib ----------------------------------------------------------------------------------------------
+
+bodies = st.one_of(
+    st.binary(max_size=50),
+    st.builds(
+        lambda seed, size: random.Random(seed).randbytes(size), st.integers(0, 9), st.sampled_from([300, 70_000])
+    ),
+    st.builds(
+        lambda line, count: line * count, st.sampled_from([b"\0", b"abc ", b"some text\n"]), st.integers(0, 20_000)
+    ),
+)
+
+
+@st.composite
+def members(draw) -> tuple[bytes, bytes]:
+    """A gzip member and its content, with whatever a header may have, deflated in every way."""
+    body = draw(bodies)
+    deflater = zlib.compressobj(draw(st.sampled_from([0, 1, 6])), zlib.DEFLATED, -15, 9, draw(st.integers(0, 4)))
+    flags = draw(st.sampled_from([0, 0, 2, 4, 8, 16, 31]))
+    header = b"\x1f\x8b\x08" + bytes([flags]) + b"\0\0\0\0\2\xff"
+    if flags & 4:
+        extra = draw(st.sampled_from([b"", b"HF\1\0x", bytes(300), bytes(65_535)]))
+        header += len(extra).to_bytes(2, "little") + extra
+    if flags & 8:
+        header += b"name" * draw(st.sampled_from([0, 1, 200])) + b"\0"
+    if flags & 16:
+        header += b"comment\0"
+    if flags & 2:
+        header += zlib.crc32(header).to_bytes(4, "little")[:2]
+    sums = zlib.crc32(body).to_bytes(4, "little") + len(body).to_bytes(4, "little")
+    return header + deflater.compress(body) + deflater.flush() + sums + bytes(draw(st.integers(0, 3))), body
+
+
+@st.composite
+def cut_up(draw, data: bytes) -> list[bytes]:
+    size = draw(st.sampled_from([1, 7, 100] if len(data) < 5000 else [4096, 10_000, BLOCK_SIZE]))
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+def with_zlib(data: bytes) -> bytes | None:
+    """What zlib makes of it; None if it refuses."""
+    out = b""
+    while data:
+        member = zlib.decompressobj(31)
+        try:
+            out += member.decompress(data)
+        except zlib.error:
+            return None
+        if not member.eof:
+            return None
+        data = member.unused_data.lstrip(b"\0")
+    return out
+
+
+def with_isal(blocks: list[bytes]) -> bytes | None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("histfs.store.compression.file_blocks", lambda _fd: iter(blocks))
+        try:
+            read = list(read_decompressed(-1))
+        except DamagedError:
+            return None
+    assert all(0 < len(block) <= BLOCK_SIZE for block in read)
+    return b"".join(read)
+
+
+@given(st.data(), st.lists(members(), min_size=1, max_size=3))
+def test_good_streams_wherever_they_are_cut(data: st.DataObject, members: list[tuple[bytes, bytes]]) -> None:
+    stream, body = (b"".join(parts) for parts in zip(*members, strict=True))
+    assert with_zlib(stream) == body
+    assert with_isal(data.draw(cut_up(stream))) == body
+
+
+@given(st.data(), st.lists(members(), min_size=1, max_size=3))
+def test_mutated_streams(data: st.DataObject, members: list[tuple[bytes, bytes]]) -> None:
+    """The same bytes as from zlib, or an error; zlib alone refuses odd trees of codes that lead to the same bytes."""
+    stream, body = (bytearray().join(parts) for parts in zip(*members, strict=True))
+    near = st.one_of(st.integers(2, min(40, len(stream) - 1)), st.integers(2, len(stream) - 1))
+    for place in data.draw(st.lists(st.one_of(near, near.map(lambda n: len(stream) - n)), max_size=3)):
+        stream[max(place, 2)] ^= 1 << data.draw(st.integers(0, 7))
+    if data.draw(st.booleans()):
+        del stream[data.draw(near) :]
+    expected = with_zlib(bytes(stream))
+    assert with_isal(data.draw(cut_up(bytes(stream)))) in ([expected] if expected is not None else [None, body])
+
+
+@given(bodies, st.binary(max_size=30), st.integers(1, 1000), st.integers(1, 300))
+def test_isal_inflates_as_zlib_does(body: bytes, rest: bytes, cut: int, limit: int) -> None:
+    """What the reader relies on: `unconsumed_tail` under a limit, and `unused_data` that begins exactly at the end."""
+    deflater = zlib.compressobj(6, zlib.DEFLATED, -15)
+    stream = deflater.compress(body) + deflater.flush() + rest
+    ours, theirs = isal_zlib.decompressobj(-15), zlib.decompressobj(-15)
+    limit = max(limit, len(body) // 100)
+    for inflater in (ours, theirs):
+        out, position, pending = [], 0, b""
+        while not inflater.eof:
+            pending = pending or stream[position : position + cut]
+            position += cut if not inflater.unconsumed_tail else 0
+            out.append(inflater.decompress(pending, limit))
+            pending = inflater.unconsumed_tail
+        assert b"".join(out) == body
+        assert max(map(len, out)) <= limit
+        assert inflater.unused_data + stream[position:] == rest
+
+
+def test_isal_has_errors_of_its_own() -> None:
+    assert not issubclass(isal_zlib.error, zlib.error)
+    with pytest.raises(isal_zlib.error):
+        isal_zlib.decompressobj(-15).decompress(b"\xff" * 10)
 
 
 # --- files of a session ---------------------------------------------------------------------------------------------
