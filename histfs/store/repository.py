@@ -29,6 +29,7 @@ class Repository:
         self._reference: Snapshot | None = None
         self._state: State | None = None
         self._state_is_of: tuple[int, int] | None = None
+        self.trusts_catalog = True
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -115,6 +116,10 @@ class Repository:
                 self.forget()
                 self._reference = self.snapshot(session_time)
             return self._reference.listing().find(path)
+
+    def distrust_catalog(self) -> None:
+        """The catalog in the repository turned out to be damaged: it is not read any more."""
+        self.trusts_catalog = False
 
     def forget(self) -> None:
         """Close what is kept for readers; it is made again when it is needed."""

@@ -1,0 +1,337 @@
+"""Where the catalog is, and who writes it.
+
+- In the repository, in a directory of its own that nobody else touches (docs/format.md 8.5). Only a session of histfs,
+  which holds the lock, writes there, after it has finished. Readers open it read-only.
+- In the reader's cache, if the repository has none that is up to date. It is brought up to date there, under a lock, in
+  WAL mode, so that other mounts go on reading. A new one is made aside, under a new name.
+- In an unlinked temporary file, if there is no place for a cache.
+
+A database of the repository is as untrusted as everything in it: its directory is entered by descriptor, it must be a
+regular file, with exactly the tables it should have, and nothing beside it that SQLite would read by itself.
+"""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import re
+import sqlite3
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from hashlib import blake2b
+from pathlib import Path
+
+from histfs.errors import DamagedError, HistfsError, storage_errors
+from histfs.store.catalog.indexing import Indexer, OutdatedError, Progress
+from histfs.store.catalog.lists import Lists, ListsChangedError
+from histfs.store.catalog.reading import Catalog
+from histfs.store.catalog.schema import is_busy, is_catalog, read_known
+from histfs.store.files import WritableTree
+from histfs.store.layout import DATA
+from histfs.store.repository import Repository
+from histfs.store.tree import Tree
+
+log = logging.getLogger(__name__)
+
+OWN = DATA + b"/histfs"
+NAME = b"catalog.sqlite"
+_NEW = b"new.sqlite"
+_LOCK = b"lock"
+_BESIDE = (b"-journal", b"-wal", b"-shm")
+
+_ATTEMPTS = 5
+_READER_CACHE_KIB = 8 * 1024
+_WRITER_CACHE_KIB = 32 * 1024
+_READER_WAITS_S = 1.0
+_WRITER_WAITS_S = 3.0
+_LOCK_WAITS_S = 60.0
+_LOOKS_EVERY_S = 0.02
+_HEADER = re.compile(rb"SQLite format 3\0..[\x01\x02][\x01\x02]", re.DOTALL)
+_HEADER_WITHOUT_LOG = re.compile(rb"SQLite format 3\0..\x01\x01", re.DOTALL)  # it has no write-ahead log
+_GENERATION = re.compile(rb"([0-9]{1,15})\.sqlite")
+_SETTINGS = f"""
+pragma trusted_schema = off;
+pragma cell_size_check = on;
+pragma mmap_size = 0;
+pragma cache_size = -{_READER_CACHE_KIB};
+pragma synchronous = full;
+"""
+
+
+def open_catalog(
+    repository: Repository, *, cache: Path | None = None, progress: Callable[[int], None] = lambda _records: None
+) -> Catalog:
+    """The catalog of `repository`, up to date. Nothing is written into the repository.
+
+    `cache`: the directory for catalogs of repositories that have none of their own, made if it is missing; None: it is
+    made in a temporary file. `progress` is told the number of records read so far, if many have to be.
+    Raises StorageError, DamagedError.
+    """
+    for _ in range(_ATTEMPTS - 1):
+        with contextlib.suppress(ListsChangedError):
+            return _open_once(repository, cache, progress)
+    return _open_once(repository, cache, progress)
+
+
+def _open_once(repository: Repository, cache: Path | None, progress: Progress) -> Catalog:
+    lists = Lists(repository, repository.state())
+    identity = lists.identity()
+    with ExitStack() as stack:
+        own = _open_own(repository)
+        if own is not None:
+            stack.callback(own.close)
+            if read_known(own).identity == identity:
+                stack.pop_all()
+                return Catalog(own, repository, repository.distrust_catalog)
+        if cache is not None:
+            try:
+                return _open_cached(repository, lists, cache, own, progress)
+            except (OSError, sqlite3.OperationalError) as exc:
+                log.warning("no catalog can be kept in %s: %s", cache, exc)
+        return _open_temporary(repository, lists, own, progress)
+
+
+# In the repository
+
+
+def _open_own(repository: Repository) -> sqlite3.Connection | None:
+    """The catalog in the repository to be read; None if there is none that can be used."""
+    if not repository.trusts_catalog:
+        return None
+    try:
+        place = Tree(repository.tree.open_directory(OWN))
+    except OSError:
+        return None
+    with place:
+        try:
+            _wait_for_writer(place)
+            return _connect(place, NAME, "ro", _HEADER_WITHOUT_LOG)
+        except (OSError, sqlite3.Error) as exc:
+            log.info("the catalog in the repository is not used: %s", exc)
+            return None
+
+
+def _wait_for_writer(place: Tree) -> None:
+    """Wait until nothing lies beside the database. Raises FileExistsError if it stays there."""
+    until = time.monotonic() + _READER_WAITS_S
+    while beside := [name for name in place.names(b"") if name.startswith(NAME) and name != NAME]:
+        if time.monotonic() > until:
+            raise FileExistsError(errno.EEXIST, "was left behind by a writer", beside[0])
+        time.sleep(_LOOKS_EVERY_S)
+
+
+def update_catalog(tree: WritableTree, repository: Repository) -> None:
+    """Bring the catalog in the repository up to date, whose lock is held. What goes wrong is logged, not raised."""
+    try:
+        with storage_errors():
+            _update(tree, repository)
+    except (HistfsError, sqlite3.Error) as exc:
+        log.warning("the catalog of the repository was not brought up to date, which costs only time: %s", exc)
+
+
+def _update(tree: WritableTree, repository: Repository) -> None:
+    tree.make_directories(OWN)
+    with WritableTree(tree.open_directory(OWN)) as place:
+        lists = Lists(repository, repository.state())
+        for name in place.names(b""):
+            if name != NAME and not (name == NAME + b"-journal" and stat.S_ISREG(place.stat(name).st_mode)):
+                place.remove_tree(name)
+        if place.exists(NAME) and _was_caught_up(place, NAME, lists, _HEADER_WITHOUT_LOG):
+            return
+        _build(place, lists, lambda _records: None)
+        # The old one first: its journal must never be found beside the new one.
+        place.remove_tree(NAME)
+        place.remove_tree(NAME + b"-journal")
+        place.rename(_NEW, NAME)
+        place.sync_directory(b"")
+
+
+def _was_caught_up(
+    place: WritableTree, name: bytes, lists: Lists, header: re.Pattern[bytes], progress: Progress = lambda _: None
+) -> bool:
+    """Whether the database could be brought up to date; False if it has to be made anew."""
+    try:
+        with closing(_connect(place, name, "rw", header)) as database:
+            if read_known(database).identity != lists.identity():
+                Indexer(database, lists, progress).catch_up()
+            return True
+    except (OutdatedError, DamagedError, OSError, sqlite3.DatabaseError) as exc:
+        if isinstance(exc, sqlite3.DatabaseError) and is_busy(exc):
+            raise
+        log.info("the catalog is made anew: %s", exc)
+        return False
+
+
+def _build(place: WritableTree, lists: Lists, progress: Progress) -> None:
+    """A new catalog under the name _NEW, durable."""
+    place.remove_tree(_NEW)
+    os.close(place.create_file(_NEW))  # with our mode, in nobody's place
+    try:
+        database = sqlite3.connect(_url(place, _NEW, "rw"), uri=True, isolation_level=None)
+        with closing(database):
+            _index(database, lists, progress)
+    except BaseException:
+        place.remove_tree(_NEW)
+        raise
+
+
+def _index(database: sqlite3.Connection, lists: Lists, progress: Progress) -> None:
+    # There is nothing to roll back to. What `synchronous` adds is one fsync at the end of each transaction.
+    database.executescript(
+        f"pragma journal_mode = off; pragma synchronous = full; pragma locking_mode = exclusive;"
+        f"pragma cache_size = -{_WRITER_CACHE_KIB}; pragma temp.cache_size = -{_READER_CACHE_KIB};"
+    )
+    Indexer(database, lists, progress).build()
+
+
+# In the cache
+
+
+def _open_cached(
+    repository: Repository, lists: Lists, cache: Path, own: sqlite3.Connection | None, progress: Progress
+) -> Catalog:
+    with _cache_directory(cache / _identity(repository)) as place, _locked(place):
+        name = _newest_generation(place)
+        if name is None and own is not None:
+            name = _copied(place, own)
+        if name is None or not _was_caught_up(place, name, lists, _HEADER, progress):
+            _build(place, lists, progress)
+            name = _put_in_place(place)
+        database = _connect(place, name, "rw", _HEADER)
+        database.execute("pragma journal_mode = wal")
+        database.execute("pragma query_only = on")
+        path = cache / _identity(repository) / os.fsdecode(name)
+        return Catalog(database, repository, lambda: path.unlink(missing_ok=True))
+
+
+def _identity(repository: Repository) -> str:
+    """A name for the repository: where it is, and which directory that is there."""
+    root = repository.tree.root_fd
+    path = os.readlink(f"/proc/self/fd/{root}")
+    text = b"%b %d" % (os.fsencode(path), repository.tree.stat(DATA).st_ino)
+    return blake2b(text, digest_size=10).hexdigest()
+
+
+def _cache_directory(path: Path) -> WritableTree:
+    for above in reversed((path, *path.parents)):
+        if not above.is_dir():
+            WritableTree.create(above).close()
+    return WritableTree.open(path)
+
+
+@contextmanager
+def _locked(place: WritableTree) -> Iterator[None]:
+    """One at a time brings it up to date. Raises BlockingIOError if another one takes too long."""
+    fd = place.open_lock_file(_LOCK)
+    until = time.monotonic() + _LOCK_WAITS_S
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(_LOOKS_EVERY_S)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _generations(place: Tree) -> list[int]:
+    found = (_GENERATION.fullmatch(name) for name in place.names(b""))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def _newest_generation(place: Tree) -> bytes | None:
+    generations = _generations(place)
+    return b"%d.sqlite" % generations[-1] if generations else None
+
+
+def _put_in_place(place: WritableTree) -> bytes:
+    """Give the new database a name that none had before: what lies beside an old one never meets it."""
+    old = _generations(place)
+    name = b"%d.sqlite" % (old[-1] + 1 if old else 1)
+    place.rename(_NEW, name)
+    for generation in old:
+        for end in (b"", *_BESIDE):
+            place.unlink(b"%d.sqlite%b" % (generation, end), missing_ok=True)
+    return name
+
+
+def _copied(place: WritableTree, own: sqlite3.Connection) -> bytes | None:
+    """A copy of the catalog in the repository: it is out of date, but perhaps not by much."""
+    place.remove_tree(_NEW)
+    os.close(place.create_file(_NEW))
+    try:
+        with closing(sqlite3.connect(_url(place, _NEW, "rw"), uri=True)) as copy:
+            own.backup(copy)
+    except sqlite3.DatabaseError:
+        return None
+    return _put_in_place(place)
+
+
+# In no place
+
+
+def _open_temporary(
+    repository: Repository, lists: Lists, own: sqlite3.Connection | None, progress: Progress
+) -> Catalog:
+    database = _temporary()
+    try:
+        if own is None or not _was_copied(database, own, lists, progress):
+            database.close()
+            database = _temporary()
+            _index(database, lists, progress)
+    except BaseException:
+        database.close()
+        raise
+    return Catalog(database, repository, lambda: None)
+
+
+def _temporary() -> sqlite3.Connection:
+    return sqlite3.connect("", isolation_level=None, check_same_thread=False)
+
+
+def _was_copied(database: sqlite3.Connection, own: sqlite3.Connection, lists: Lists, progress: Progress) -> bool:
+    try:
+        own.backup(database)
+        Indexer(database, lists, progress).catch_up()
+    except (OutdatedError, DamagedError, sqlite3.DatabaseError):
+        return False
+    return True
+
+
+# Databases
+
+
+def _connect(place: Tree, name: bytes, mode: str, header: re.Pattern[bytes]) -> sqlite3.Connection:
+    """Open a database that must be a catalog. Raises sqlite3.DatabaseError, OSError."""
+    fd = place.open_file(name)
+    try:
+        if not header.match(os.pread(fd, 20, 0)):
+            raise sqlite3.DatabaseError("it is no database")
+    finally:
+        os.close(fd)
+    waits_s = _READER_WAITS_S if mode == "ro" else _WRITER_WAITS_S
+    database = sqlite3.connect(
+        _url(place, name, mode), uri=True, isolation_level=None, check_same_thread=False, timeout=waits_s
+    )
+    try:
+        database.executescript(_SETTINGS)
+        if mode == "ro":
+            database.execute("pragma query_only = on")
+        if not is_catalog(database):
+            raise sqlite3.DatabaseError("it is no catalog of this version")
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _url(place: Tree, name: bytes, mode: str) -> str:
+    """`place` need not stay open: SQLite turns this into the whole path."""
+    return f"file:/proc/self/fd/{place.root_fd}/{os.fsdecode(name)}?mode={mode}"

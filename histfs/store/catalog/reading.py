@@ -1,0 +1,329 @@
+"""Reading the catalog: what was where, when. Answers come from single queries; little is held in memory.
+
+Every value is made what it must be by the query itself (`& -1` is a whole number, whatever a damaged page holds), so
+that wrong bytes in the file cannot be more than wrong attributes. What SQLite finds damaged raises DamagedError, and
+from then on the catalog is not current: `open_catalog` makes it anew.
+"""
+
+import sqlite3
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Self, TypeVar
+
+from histfs.errors import DamagedError, NotFoundError, StorageError
+from histfs.store.catalog.lists import Lists
+from histfs.store.catalog.schema import LIVE, ROOT, is_busy, read_known
+from histfs.store.entry import Entry, Kind, LinkGroup, join, sort_key
+from histfs.store.format.columns import IS_DIRECTORY, TYPE_BITS, TYPE_MASK, signed, unsigned
+from histfs.store.layout import State
+from histfs.store.repository import Repository
+
+_KINDS = {bits: kind for kind, bits in TYPE_BITS.items()}
+_MOST_KEPT = 4096
+_HALF = (1 << 32) - 1
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+class Version(NamedTuple):
+    """A path at the sessions from `first` to `last` (LIVE: the newest session has it).
+
+    `number` is the same in every catalog of every copy of the repository. Versions of one path with the same record,
+    which went and came back, have the same number; all others have different ones.
+    """
+
+    number: int
+    parent: int  # the id of the directory it is in
+    name: bytes
+    first: int
+    last: int
+    mode: int  # st_mode, with the type
+    uid: int
+    gid: int
+    mtime_s: int
+    size_bytes: int
+    device_number: int | None  # major << 32 | minor
+    target: bytes | None
+    sha1: bytes | None  # hex digits, as recorded: for the first member of a link group only
+    directory: int  # the id of the directory that it is, else 0
+    link: tuple[int, int, int] | None  # inode, device and number of links in the source
+    alternate_mirror: int | None
+    alternate_increment: int | None
+
+    @property
+    def kind(self) -> Kind:
+        """Raises DamagedError if the catalog has none that there is."""
+        try:
+            return _KINDS[self.mode & TYPE_MASK]
+        except KeyError:
+            raise DamagedError("has no type in the catalog", path=self.name) from None
+
+    @property
+    def is_directory(self) -> bool:
+        return self.mode & TYPE_MASK == IS_DIRECTORY
+
+
+# The fields of Version in their order, the three parts of `link` in the place of the last three.
+_VERSION = """
+    ifnull(v.number & -1, 0), ifnull(v.parent & -1, 0), ifnull(cast(v.name as blob), x''),
+    ifnull(max(v.first & -1, :oldest), 0), ifnull(v.last & -1, 0),
+    ifnull(v.mode & -1, 0), ifnull(v.uid & -1, 0), ifnull(v.gid & -1, 0),
+    ifnull(v.mtime_s & -1, 0), ifnull(v.size_bytes & -1, 0), v.device_number & -1, cast(v.target as blob),
+    cast(nullif(lower(hex(v.sha1)), '') as blob), ifnull(v.directory & -1, 0),
+    v.link_inode & -1, v.link_device & -1, v.link_count & -1, v.alternate_mirror & -1, v.alternate_increment & -1
+"""
+_AT = "v.first <= :time and v.last >= :time"
+
+
+class _Kept(OrderedDict[_K, _V]):
+    """The last answers to what is asked again and again."""
+
+    def keep(self, key: _K, value: _V) -> _V:
+        self[key] = value
+        if len(self) > _MOST_KEPT:
+            self.popitem(last=False)
+        return value
+
+
+class Catalog:
+    """Thread-safe; a context manager. Made by `open_catalog`. Reading raises DamagedError, StorageError."""
+
+    def __init__(self, database: sqlite3.Connection, repository: Repository, discard: Callable[[], None]) -> None:
+        """`discard` is called when the database turned out to be damaged."""
+        self._database = database
+        self._repository = repository
+        self._discard = discard
+        self._lock = threading.Lock()
+        self._is_damaged = False
+        self._groups: _Kept[tuple[int, ...], tuple[Version, int, bytes | None]] = _Kept()
+        self._paths: _Kept[int, bytes] = _Kept()
+        self._reachable: _Kept[tuple[int, int], bool] = _Kept()
+        self._read_identity()
+
+    def close(self) -> None:
+        with self._lock:
+            self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Which sessions
+
+    @property
+    def sessions(self) -> tuple[int, ...]:
+        """The sessions of the repository as of the last look, oldest first; some of them may not be readable."""
+        return self._known.sessions
+
+    def is_current(self, state: State) -> bool:
+        """Whether the catalog is that of a repository whose data directory says `state`. Raises StorageError."""
+        if self._is_damaged:
+            return False
+        self._read_identity()
+        newest_list = self._known.identity.newest_list
+        return self.sessions == state.sessions and newest_list == Lists(self._repository, state).newest_list()
+
+    def _read_identity(self) -> None:
+        with self._reading():
+            self._known = read_known(self._database)
+        readable = self._known.readable
+        self._oldest, self._newest = (readable[0], readable[-1]) if readable else (0, 0)
+
+    # Versions
+
+    def root(self, time: int) -> Version:
+        """The root of the tree at a session. NotFoundError if there is none, DamagedError if it cannot be read."""
+        if time not in self.sessions:
+            raise NotFoundError("there is no such session in the catalog", at=time)
+        if time in self._known.problems:
+            problem, path = self._known.problems[time]
+            raise DamagedError(problem, path=path, at=time)
+        found = self.child(0, b"", time)
+        if found is None:
+            raise DamagedError("the list of files has no root", at=time)
+        if not found.is_directory:
+            raise DamagedError("the root of the tree is not a directory", at=time)
+        return found
+
+    def child(self, directory: int, name: bytes, time: int) -> Version | None:
+        """What `name` in the directory with the id `directory` was at `time`."""
+        where = f"v.parent = :directory and v.name = :name and {_AT}"
+        return self._first(where, {"directory": directory, "name": name, "time": time})
+
+    def children(self, directory: int, time: int, after: bytes | None = None, limit: int = 1000) -> list[Version]:
+        """Up to `limit` of what was in a directory at `time`, by name, those that come after the name `after`."""
+        where = f"v.parent = :directory and v.name > :after and {_AT} order by v.name limit :limit"
+        return self._versions(where, {"directory": directory, "after": after or b"", "time": time, "limit": limit})
+
+    def version(self, number: int) -> Version | None:
+        """The newest version with this number."""
+        return self._first("v.number = :number order by v.last desc limit 1", {"number": number})
+
+    def versions(self, directory: int, name: bytes) -> list[Version]:
+        """All that `name` in a directory ever was, oldest first."""
+        where = "v.parent = :directory and v.name = :name order by v.first"
+        return self._versions(where, {"directory": directory, "name": name})
+
+    def deleted(self, directory: int, time: int, after: bytes | None = None, limit: int = 1000) -> list[Version]:
+        """The last version of each name that was in a directory before `time` and is not there then, as `children`."""
+        where = """v.parent = :directory and v.name > :after and v.last < :time and not exists (
+            select 1 from version w
+            where w.parent = v.parent and w.name = v.name and w.first > v.first and w.first <= :time
+        ) order by v.name limit :limit"""
+        return self._versions(where, {"directory": directory, "after": after or b"", "time": time, "limit": limit})
+
+    def links(self, version: Version, time: int) -> tuple[Version, int]:
+        """The first member of the link group of `version` at `time`, by path, and how many it has in the tree then.
+
+        (version, 1) for what is in no group.
+        """
+        if version.link is None:
+            return version, 1
+        first, count, _ = self._group(version, time)
+        return first, count
+
+    def _group(self, version: Version, time: int) -> tuple[Version, int, bytes | None]:
+        """The first member of the link group of `version` at `time`, how many there are, and their digest."""
+        assert version.link is not None
+        inode, device, _ = version.link
+        key = inode, device, time, *_shared(version)
+        group = self._groups.get(key)
+        if group is None:
+            where = f"v.link_inode = :inode and v.link_device = :device and {_AT}"
+            found = self._versions(where, {"inode": signed(inode), "device": signed(device), "time": time})
+            members = [
+                (sort_key(self._path_of(other)), other)
+                for other in found
+                if _shared(other) == _shared(version) and self._is_reachable(other.parent, time)
+            ]
+            in_order = [member for _, member in sorted(members)] or [version]
+            digest = next((member.sha1 for member in in_order if member.sha1 is not None), None)
+            group = self._groups.keep(key, (in_order[0], len(in_order), digest))
+        return group
+
+    def entry(self, version: Version) -> Entry:
+        """The version as an entry, without names of users and groups.
+
+        A member of a link group has the digest of its group, at the newest session that has the version.
+        """
+        sha1 = version.sha1
+        if sha1 is None and version.link is not None:
+            sha1 = self._group(version, self.time_of(version))[2]
+        number = version.device_number
+        group = None if version.link is None else LinkGroup(version.link[2], *version.link[:2])
+        return Entry(
+            self._path_of(version),
+            version.kind,
+            version.mode & ~TYPE_MASK,
+            version.uid,
+            version.gid,
+            mtime_s=version.mtime_s,
+            size_bytes=version.size_bytes,
+            sha1=sha1,
+            link_group=group,
+            target=version.target or b"",
+            device_number=(0, 0) if number is None else (number >> 32 & _HALF, number & _HALF),
+            alternate_mirror=version.alternate_mirror,
+            alternate_increment=version.alternate_increment,
+        )
+
+    def time_of(self, version: Version) -> int:
+        """The newest session that has the version: the one with the shortest way to its content."""
+        return self._newest if version.last == LIVE else version.last
+
+    # Directories
+
+    def directory(self, tag: int) -> int | None:
+        """The id of the directory with this tag."""
+        row = self._row("select id & -1 from directory where tag = ?", tag)
+        return None if row is None else int(row[0])
+
+    def tag(self, directory: int) -> int:
+        """NotFoundError if there is no such directory."""
+        return int(self._directory(directory)[0])
+
+    def parent(self, directory: int) -> int:
+        """The id of the directory above; 0 for the root. NotFoundError."""
+        return int(self._directory(directory)[1])
+
+    def path(self, directory: int) -> bytes:
+        """NotFoundError, DamagedError."""
+        wanted, names = directory, []
+        while directory != ROOT and (known := self._paths.get(directory)) is None:
+            _, parent, name = self._directory(directory)
+            if parent >= directory:
+                raise DamagedError("the catalog has a directory that lies in itself")
+            names.append(name)
+            directory = parent
+        above = b"" if directory == ROOT else known
+        return self._paths.keep(wanted, b"/".join((above, *reversed(names)) if above else reversed(names)))
+
+    def _directory(self, directory: int) -> tuple[int, int, bytes]:
+        query = "select ifnull(tag & -1, 0), parent & -1, cast(name as blob) from directory where id = ?"
+        row = self._row(query, directory)
+        if row is None:
+            raise NotFoundError(f"the catalog has no directory number {directory}")
+        tag, parent, name = row
+        return tag, parent, name
+
+    def _path_of(self, version: Version) -> bytes:
+        return join(self.path(version.parent), version.name) if version.parent else b""
+
+    def _is_reachable(self, directory: int, time: int) -> bool:
+        """Whether a directory and all above it were directories at `time`: in a sound list they always are."""
+        wanted = directory
+        while directory and (known := self._reachable.get((directory, time))) is None:
+            _, parent, name = self._directory(directory)
+            found = self.child(parent, name, time)
+            if found is None or found.directory != directory or parent >= directory:
+                return self._reachable.keep((wanted, time), False)
+            directory = parent
+        return self._reachable.keep((wanted, time), known if directory and known is not None else True)
+
+    # Queries
+
+    def _first(self, where: str, values: dict[str, object]) -> Version | None:
+        return next(iter(self._versions(where, values)), None)
+
+    def _versions(self, where: str, values: dict[str, object]) -> list[Version]:
+        query = f"select {_VERSION} from version v where {where}"
+        with self._reading():
+            rows = self._database.execute(query, {**values, "oldest": self._oldest}).fetchall()
+        return [Version._make((*row[:14], None if row[14] is None else _link(*row[14:17]), *row[17:])) for row in rows]
+
+    def _row(self, query: str, *values: object) -> tuple[Any, ...] | None:
+        with self._reading():
+            row: tuple[Any, ...] | None = self._database.execute(query, values).fetchone()
+            return row
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                yield
+            except sqlite3.ProgrammingError:
+                raise  # it was closed: a mistake of the caller's
+            except sqlite3.DatabaseError as exc:
+                if is_busy(exc):
+                    raise StorageError("the catalog is being written to", path=self._repository.path) from exc
+                if not self._is_damaged:
+                    self._is_damaged = True
+                    self._discard()
+                raise DamagedError(
+                    f"the catalog cannot be read ({exc})",
+                    path=self._repository.path,
+                    advice="it is made anew when it is opened again",
+                ) from exc
+
+
+def _link(inode: int, device: int | None, count: int | None) -> tuple[int, int, int]:
+    return unsigned(inode), unsigned(device or 0), unsigned(count or 0)
+
+
+def _shared(version: Version) -> tuple[int, ...]:
+    """See Entry.shared_attributes."""
+    return version.size_bytes, version.mode, version.uid, version.gid, version.mtime_s

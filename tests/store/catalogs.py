@@ -1,0 +1,84 @@
+"""What tests of the catalog share: the tree that it shows, the one that a snapshot lists, and its rows to compare."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from histfs.errors import DamagedError
+from histfs.store.catalog import Catalog, Version, open_catalog
+from histfs.store.entry import Entry
+from histfs.store.repository import Repository
+
+
+def versions_at(catalog: Catalog, time: int) -> Iterator[Version]:
+    """Every version of the tree at a session, parents first, found as a mount finds them."""
+    pending = [catalog.root(time)]
+    while pending:
+        version = pending.pop()
+        yield version
+        if version.is_directory:
+            after = None
+            below = []
+            while page := catalog.children(version.directory, time, after, 3):
+                below += page
+                after = page[-1].name
+            pending += reversed(below)
+
+
+def entries_at(catalog: Catalog, time: int) -> list[Entry]:
+    return [catalog.entry(version) for version in versions_at(catalog, time)]
+
+
+def recorded(repository: Repository, time: int) -> list[Entry]:
+    """What the lists say, in the words of the catalog: without names of owners, with the digest of the group."""
+    snapshot = repository.snapshot(time)
+    try:
+        nodes = list(snapshot.listing().nodes())
+    finally:
+        snapshot.close()
+    return [
+        node.entry._replace(uname=None, gname=None, resource_fork=None, carbon_file=None, sha1=node.sha1)
+        for node in nodes
+    ]
+
+
+def assert_same_trees(catalog: Catalog, repository: Repository) -> None:
+    """Every session's tree is the one that its lists say; what cannot be read cannot be read in both."""
+    assert catalog.sessions == repository.sessions()
+    for time in repository.sessions():
+        try:
+            expected = recorded(repository, time)
+        except DamagedError:
+            expected = None
+        try:
+            found = entries_at(catalog, time)
+        except DamagedError:
+            found = None
+        assert found == expected, (
+            time,
+            [pair for pair in zip(found or [], expected or [], strict=False) if pair[0] != pair[1]][:2],
+        )
+
+
+def rows(catalog: Catalog) -> dict[str, Any]:
+    """All that is in the database, with paths in the place of the ids, which are private to it."""
+    database = catalog._database
+    paths = {number: catalog.path(number) for (number,) in database.execute("select id from directory")}
+    paths[0] = None
+    return {
+        "directories": {paths[number]: tag for number, tag in database.execute("select id, tag from directory")},
+        "versions": sorted(
+            (paths[row[0]] or b"", row[1], *row[2:5], paths[row[5]] if row[5] else b"", *map(repr, row[6:]))
+            for row in database.execute("select * from version")
+        ),
+        "sessions": database.execute("select * from session order by time").fetchall(),
+        "newest": database.execute("select * from state").fetchall(),
+    }
+
+
+def fresh_rows(repository: Path) -> dict[str, Any]:
+    """The rows of a catalog that is made now, from nothing."""
+    with Repository.open(repository) as opened:
+        opened.distrust_catalog()
+        with open_catalog(opened) as catalog:
+            return rows(catalog)
