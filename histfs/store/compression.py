@@ -340,7 +340,8 @@ class Seekable:
         data = os.pread(self._fd, length, offset)
         raw = None
         if data.startswith(_PLAIN_HEADER):
-            raw = _inflated(data[_PLAIN_HEADER_BYTES : -_SUMS.size], raw_length, igzip_lib.DECOMP_DEFLATE)
+            body = memoryview(data)[_PLAIN_HEADER_BYTES : -_SUMS.size]
+            raw = _inflated(body, raw_length, igzip_lib.DECOMP_DEFLATE)
         if raw is None or data[-_SUMS.size :] != _SUMS.pack(isal_zlib.crc32(raw), raw_length):
             raise DamagedError("the compressed file is damaged")
         return raw_offset, raw
@@ -361,7 +362,7 @@ def _decompressed(data: bytes, size: int) -> bytes | None:
     return _inflated(data, size, igzip_lib.DECOMP_ZLIB) if data else None
 
 
-def _inflated(data: bytes, size: int, kind: int) -> bytes | None:
+def _inflated(data: bytes | memoryview, size: int, kind: int) -> bytes | None:
     """All of `data`, a stream of that kind, inflated; None unless it is whole and leads to `size` bytes."""
     inflater = igzip_lib.IgzipDecompressor(kind)
     try:

@@ -180,6 +180,20 @@ def test_the_commands_are_in_the_index(opened) -> None:
     assert seekable.pread(len(raw), 0) == inflate(packed) == gzip.decompress(packed) == raw
 
 
+def test_a_version_is_read_by_the_commands_and_single_members(opened) -> None:
+    old = TEXT[:5000] + RANDOM + TEXT[4000:]
+    seekable = opened(b"".join(compress_seekable([delta(old, TEXT)], commands=True)))
+    extents = rsync.ExtentMap.of_commands(seekable.commands, 1)
+    assert extents.size_bytes == len(old)
+    rng = random.Random(5)
+    for offset in [0, len(old) - 1, *(rng.randrange(len(old)) for _ in range(100))]:
+        parts = [
+            TEXT[start : start + size] if source == rsync.BASIS else seekable.pread(size, start)
+            for source, start, size in extents.resolve(offset, 4096)
+        ]
+        assert b"".join(parts) == old[offset : offset + 4096]
+
+
 def test_many_commands_take_several_members(opened) -> None:
     """And a reader who has nothing of the index at hand, as it is longer than the tail."""
     rng = random.Random(3)
