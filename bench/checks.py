@@ -3,7 +3,7 @@
 import os
 import random
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from bench.commands import TroubleError
@@ -25,17 +25,19 @@ def same_trees(found: Path, truth: Path) -> None:
 
 def differing(one: Path, other: Path) -> list[str]:
     """The names below that differ between two trees, sorted: those of one alone, and files of different contents."""
-    ran = subprocess.run(
-        ["diff", "-rq", "--no-dereference", str(one), str(other)],
-        capture_output=True,
-        timeout=_LIMIT_S,
-        check=False,
-        env={**os.environ, "LC_ALL": "C"},
-    )
+    ran = subprocess.run(diff_command(one, other), capture_output=True, timeout=_LIMIT_S, check=False)
     if ran.returncode > 1:
         raise WrongBytesError(f"cannot be read: {os.fsdecode(ran.stderr[-200:])}")
-    lines = os.fsdecode(ran.stdout).replace(str(one), "ONE").replace(str(other), "OTHER").splitlines()
-    return sorted(lines)
+    return differences(ran.stdout, one, other)
+
+
+def diff_command(one: Path, other: Path) -> list[str]:
+    return ["env", "LC_ALL=C", "diff", "-rq", "--no-dereference", str(one), str(other)]
+
+
+def differences(output: bytes, one: Path, other: Path) -> list[str]:
+    """What `diff_command` wrote, without the places of the trees."""
+    return sorted(os.fsdecode(output).replace(str(one), "ONE").replace(str(other), "OTHER").splitlines())
 
 
 def same_listings(found: Path, truth: Path) -> None:
@@ -71,12 +73,11 @@ def sample(root: Path, count: int) -> list[str]:
     return random.Random("sample").sample(names, min(count, len(names)))
 
 
-def same_pieces(pieces: dict[int, bytes], truth: Path) -> None:
-    """What was read at some offsets of a file."""
-    with truth.open("rb", buffering=0) as stream:
-        for offset, piece in pieces.items():
-            if os.pread(stream.fileno(), len(piece), offset) != piece or not piece:
-                raise WrongBytesError(f"{len(piece)} bytes at {offset} are not those of {truth}")
+def same_pieces(pieces: Mapping[int, bytes], truth: Mapping[int, bytes]) -> None:
+    """What was read at some offsets."""
+    for offset, piece in pieces.items():
+        if piece != truth[offset]:
+            raise WrongBytesError(f"{len(piece)} bytes at {offset} are not those that were backed up")
 
 
 def same_file(found: Path, truth: Path) -> None:

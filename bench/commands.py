@@ -35,19 +35,17 @@ def timed(
     *,
     limit_s: float,
     environment: Mapping[str, str] | None = None,
-    directory: Path | None = None,
     codes: Iterable[int] = (0,),
+    output: Path | None = None,
 ) -> float:
-    """Run `command`; how many seconds it took. Its output goes nowhere.
+    """Run `command`; how many seconds it took. What it writes goes to `output`, or nowhere.
 
     CommandError if its exit code is not in `codes`, TooSlowError.
     """
     words = [str(word) for word in command]
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as said, open(output or os.devnull, "wb") as written:
         started = time.perf_counter()
-        process = subprocess.Popen(
-            words, env=environment, cwd=directory, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
-        )
+        process = subprocess.Popen(words, env=environment, stdout=written, stderr=said, start_new_session=True)
         try:
             has_ended = _has_ended(process, limit_s)
             took_s = time.perf_counter() - started

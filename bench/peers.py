@@ -35,7 +35,7 @@ def find_program(name: str) -> list[str] | None:
 
 
 class Peer:
-    """One program with one repository below `place`, that holds the sessions of `source` (0: the oldest)."""
+    """One program with one repository below `place`, that holds the sessions of `source`, 0 to `newest`."""
 
     name: str
     program: str
@@ -44,6 +44,7 @@ class Peer:
 
     def __init__(self, place: Path, source: Path) -> None:
         self.source = source
+        self.newest = 0
         name = re.sub(r"\W+", "-", self.name)
         self.repository = place / f"repository-{name}"
         self.cache = place / f"cache-{name}"
@@ -153,6 +154,7 @@ class HistfsOnForeign(Histfs):
     def __init__(self, writer: RdiffBackup, place: Path) -> None:
         super().__init__(place, writer.source)
         self.repository = writer.repository
+        self.newest = writer.newest
 
     def forget(self) -> None:
         shutil.rmtree(self.cache, ignore_errors=True)

@@ -1,6 +1,5 @@
 """Results as pictures (SVG), with matplotlib; without it there are none. A picture for each scenario that has a say."""
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ _COLORS = {
     "plain copy": "#7f7f7f",
 }
 _BARS_A_ROW = 4
+_MOST_MARKED = 20
 
 
 def is_available() -> bool:
@@ -67,24 +67,23 @@ def _bars(results: Results) -> "Figure | None":
 
 
 def _curves(results: Results) -> "Figure | None":
-    """The distribution of times, on a logarithmic scale."""
+    """A chart for all curves of a kind: a line a program."""
     from matplotlib.figure import Figure
 
     if not results.curves:
         return None
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    figure = Figure(figsize=(5 * len(results.curves), 4), layout="constrained")
     for number, (title, curves) in enumerate(results.curves.items(), 1):
         axes = figure.add_subplot(1, len(results.curves), number)
-        for name, percentiles in _in_order(results, curves):
-            axes.plot(percentiles, range(1, len(percentiles) + 1), label=name, color=_COLORS.get(name, "black"))
-        axes.set_xscale("log")
-        axes.set_xlabel("seconds")
-        axes.set_ylabel("% of reads that take no longer")
-        axes.set_title(title)
-        axes.legend(fontsize=8)
+        for name in [name for name in results.programs() if name in curves.lines]:
+            points = curves.lines[name]
+            marker = "o" if len(points) < _MOST_MARKED else None
+            axes.plot(*zip(*points, strict=True), label=name, color=_COLORS.get(name, "black"), marker=marker)
+        for axis, set_scale in (("x", axes.set_xscale), ("y", axes.set_yscale)):
+            set_scale("log" if axis in curves.logarithmic else "linear")
+        axes.set_xlabel(curves.x)
+        axes.set_ylabel(curves.y)
+        axes.set_title(title, fontsize=9)
         axes.grid(visible=True, alpha=0.3)
+    axes.legend(fontsize=8)
     return figure
-
-
-def _in_order(results: Results, curves: Mapping[str, list[float]]) -> Iterator[tuple[str, list[float]]]:
-    return ((name, curves[name]) for name in results.programs() if name in curves)

@@ -19,6 +19,16 @@ class Measure(NamedTuple):
 
 
 @dataclass
+class Curves:
+    """A plot: `lines[program]` are points [x, y]; `logarithmic` names the axes that are."""
+
+    x: str
+    y: str
+    logarithmic: str
+    lines: dict[str, list[list[float]]] = field(default_factory=dict)
+
+
+@dataclass
 class Results:
     """One scenario, once run. `samples[measure][program]` are figures in the unit of the measure."""
 
@@ -29,13 +39,14 @@ class Results:
     facts: dict[str, Any] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)
     samples: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    curves: dict[str, Curves] = field(default_factory=dict)
     trouble: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def add(self, measure: str, program: str, *figures: float) -> None:
         assert measure in [known.name for known in self.measures], measure
-        self.samples.setdefault(measure, {}).setdefault(program, []).extend(figures)
+        if figures:
+            self.samples.setdefault(measure, {}).setdefault(program, []).extend(figures)
 
     def add_trouble(self, program: str, what: str) -> None:
         self.trouble.setdefault(program, []).append(what)
@@ -54,11 +65,17 @@ class Results:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "measures": [measure._asdict() for measure in self.measures]}
+        return {
+            **vars(self),
+            "measures": [measure._asdict() for measure in self.measures],
+            "curves": {title: vars(curves) for title, curves in self.curves.items()},
+        }
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> "Results":
-        return cls(**{**found, "measures": tuple(Measure(**measure) for measure in found["measures"])})
+        measures = tuple(Measure(**measure) for measure in found["measures"])
+        curves = {title: Curves(**one) for title, one in found["curves"].items()}
+        return cls(**{**found, "measures": measures, "curves": curves})
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:
@@ -70,6 +87,6 @@ def percentile(samples: Sequence[float], percent: float) -> float:
     return ordered[max(int(rank), 1) - 1]
 
 
-def curve(samples: Sequence[float]) -> list[float]:
-    """The percentiles 1 to 100."""
-    return [percentile(samples, percent) for percent in range(1, 101)]
+def distribution(samples: Sequence[float]) -> list[list[float]]:
+    """Points [percentile, percent] for 1 to 100 percent."""
+    return [[percentile(samples, percent), percent] for percent in range(1, 101)]

@@ -3,12 +3,14 @@
 Sizes and places of changes come from seeded generators. Contents compress about as well as what they stand for.
 """
 
+import hashlib
 import os
 import random
 import shutil
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 MIB = 1 << 20
@@ -27,7 +29,11 @@ class History(ABC):
 
     @abstractmethod
     def __str__(self) -> str:
-        """What it is, in a few words; equal words mean equal bytes."""
+        """What it is, in a few words."""
+
+    def fingerprint(self) -> str:
+        """Equal only if all sessions are."""
+        return str(self)
 
     @abstractmethod
     def build(self) -> None: ...
@@ -94,22 +100,31 @@ class RealTree(History):
     def __str__(self) -> str:
         return f"the first {self.files:,} files of {', '.join(map(str, self.origins))}; 1 % changes a session"
 
+    def fingerprint(self) -> str:
+        """With a digest of names, sizes and times: they differ between machines, and where packages were updated."""
+        digest = hashlib.sha256()
+        for path in self._originals():
+            found = path.lstat()
+            digest.update(b"%b %d %d\n" % (os.fsencode(path), found.st_size, found.st_mtime_ns))
+        return f"{self} {digest.hexdigest()}"
+
     def build(self) -> None:
+        for path in self._originals():
+            target = self.root / path.relative_to("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_symlink():
+                target.symlink_to(path.readlink())
+            else:
+                shutil.copyfile(path, target)
+                found = path.stat()
+                target.chmod(stat.S_IMODE(found.st_mode) & 0o777 | _OWNER_MAY)
+                os.utime(target, ns=(found.st_mtime_ns, found.st_mtime_ns))
+                self._copied.append(target)
+
+    def _originals(self) -> Iterator[Path]:
         """Regular files and symbolic links; what cannot be read is left out."""
-        for origin in self.origins:
-            for path in _sorted_files(origin):
-                if len(self._copied) >= self.files:
-                    return
-                target = self.root / path.relative_to("/")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if path.is_symlink():
-                    target.symlink_to(path.readlink())
-                elif os.access(path, os.R_OK):
-                    shutil.copyfile(path, target)
-                    found = path.stat()
-                    target.chmod(stat.S_IMODE(found.st_mode) & 0o777 | _OWNER_MAY)
-                    os.utime(target, ns=(found.st_mtime_ns, found.st_mtime_ns))
-                    self._copied.append(target)
+        found = (path for origin in self.origins for path in _sorted_files(origin))
+        return islice((path for path in found if path.is_symlink() or os.access(path, os.R_OK)), self.files)
 
     def change(self, session: int) -> None:
         edit_some(self._copied, random.Random(f"session {session}"), session)
@@ -139,20 +154,39 @@ class Image(History):
         return f"an image of {self.mib:,} MiB; 1 % of its 4 KiB blocks written anew before each session"
 
     def build(self) -> None:
-        generator = random.Random("image")
         with self.path.open("wb") as stream:
-            for _ in range(self.mib):
-                stream.write(b"".join(_blocks(generator, MIB // BLOCK)))
+            stream.writelines(block for _, block in self._written(0))
 
     def change(self, session: int) -> None:
-        generator = random.Random(f"image {session}")
-        count = self.mib * MIB // BLOCK
-        places = generator.sample(range(count), max(count // 100, 1))
         with self.path.open("r+b") as stream:
-            for place, block in zip(places, _blocks(generator, len(places)), strict=True):
-                stream.seek(place * BLOCK)
+            for offset, block in self._written(session):
+                stream.seek(offset)
                 stream.write(block)
         set_time(self.path, session)
+
+    def _written(self, session: int) -> Iterator[tuple[int, bytes]]:
+        """What is written before a session: offsets and blocks."""
+        generator = random.Random(f"image {session}")
+        count = self.mib * MIB // BLOCK
+        places = generator.sample(range(count), max(count // 100, 1)) if session else range(count)
+        for some in batched(places, MIB // BLOCK):
+            for place, block in zip(some, _blocks(generator, len(some)), strict=True):
+                yield place * BLOCK, block
+
+    def pieces(self, sessions: Collection[int], offsets: Collection[int]) -> dict[int, dict[int, bytes]]:
+        """For each of `sessions` the blocks at `offsets`, as they were then."""
+        wanted = set(offsets)
+        now: dict[int, bytes] = {}
+        found: dict[int, dict[int, bytes]] = {}
+        for session in range(max(sessions, default=-1) + 1):
+            now.update((offset, block) for offset, block in self._written(session) if offset in wanted)
+            if session in sessions:
+                found[session] = dict(now)
+        return found
+
+
+def batched(places: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    return (places[start : start + size] for start in range(0, len(places), size))
 
 
 def _blocks(generator: random.Random, count: int) -> Iterator[bytes]:

@@ -18,7 +18,7 @@ import pytest
 from bench import checks, commands, mounts, plots, repositories, tables, trees
 from bench.__main__ import parse_arguments, programs_for, sizes_of
 from bench.peers import PEERS, Plain, session_time
-from bench.results import Measure, Results, curve, percentile
+from bench.results import Curves, Measure, Results, distribution, percentile
 from bench.scenarios import SCENARIOS
 from bench.scenarios.base import QUICK
 from bench.scenarios.tree import count_entries, some_directory
@@ -146,7 +146,7 @@ def test_differences_are_found(tmp_path: Path) -> None:
     with pytest.raises(checks.WrongBytesError):
         checks.same_files(one, other, names)
     with pytest.raises(checks.WrongBytesError):
-        checks.same_pieces({0: content}, one / names[0])
+        checks.same_pieces({7: b"?"}, {7: b"!"})
     checks.same_listings(one, other)
     (one / names[0]).write_bytes(content[:-1])
     with pytest.raises(checks.WrongBytesError):
@@ -183,14 +183,16 @@ def test_the_same_history_is_made_again(kind: str, tmp_path: Path) -> None:
     checks.same_trees(first.root, second.root)
 
 
-def test_the_image_changes_by_one_percent(tmp_path: Path) -> None:
+def test_the_image_changes_by_one_percent_and_knows_its_past(tmp_path: Path) -> None:
     image = trees.Image(tmp_path / "root", 4)
-    image.advance(0)
-    before = image.path.read_bytes()
-    image.advance(1)
-    after = image.path.read_bytes()
-    blocks = range(0, len(before), trees.BLOCK)
-    assert sum(before[n : n + trees.BLOCK] != after[n : n + trees.BLOCK] for n in blocks) == len(blocks) // 100
+    offsets = range(0, 4 << 20, trees.BLOCK)
+    versions = []
+    for session in range(3):
+        image.advance(session)
+        content = image.path.read_bytes()
+        versions.append({offset: content[offset : offset + trees.BLOCK] for offset in offsets})
+    assert sum(versions[0][offset] != versions[1][offset] for offset in offsets) == len(offsets) // 100
+    assert image.pieces({0, 2}, offsets) == {0: versions[0], 2: versions[2]}
 
 
 def test_a_directory_is_chosen_that_is_not_too_large(tmp_path: Path) -> None:
@@ -218,8 +220,8 @@ def test_percentiles() -> None:
     assert percentile(samples, 99) == 990
     assert percentile(samples, 100) == 1000
     assert percentile([7.5], 1) == percentile([7.5], 99) == 7.5
-    assert curve(samples)[0] == 10
-    assert curve(samples) == sorted(curve(samples))
+    assert distribution(samples)[0] == [10, 1]
+    assert distribution(samples) == sorted(distribution(samples))
     with pytest.raises(ValueError, match="no samples"):
         percentile([], 50)
 
@@ -261,6 +263,7 @@ def test_a_table_has_medians_ratios_and_trouble() -> None:
 
 def test_results_survive_json() -> None:
     results = example()
+    results.curves["reads"] = Curves("s", "%", "x", {"histfs": [[1.0, 2.0]]})
     assert Results.from_json(json.loads(json.dumps(results.to_json()))) == results
 
 
@@ -279,7 +282,7 @@ def test_plots_are_drawn_where_matplotlib_is(tmp_path: Path) -> None:
     if not plots.is_available():
         pytest.skip("matplotlib is not installed")
     results = example()
-    results.curves["reads"] = {"histfs": curve([1.0, 2.0])}
+    results.curves["reads"] = Curves("s", "%", "x", {"histfs": distribution([1.0, 2.0])})
     results.add("rate", "histfs", 70)
     drawn = plots.draw(results, tmp_path)
     assert [path.name for path in drawn] == ["tree-bars.svg", "tree-curves.svg"]

@@ -1,7 +1,8 @@
 """What all scenarios share: a place, programs, the way from a history to repositories, and trouble that stays local.
 
 A scenario writes its history with all programs session by session, then reads what each wrote, and checks the bytes.
-With `keep` the repositories stay, and are taken again if program, data and number of sessions are the same.
+With `keep` the repositories stay, and are taken again if program, data and number of sessions are the same; then there
+are no figures about writing.
 """
 
 import json
@@ -28,7 +29,11 @@ USABLE = Measure(
     "from the start of the program until the mount point is listed; programs cached, repository not",
 )
 LISTED = Measure("mount: oldest snapshot listed", "s", "the same, until the top directory of the oldest snapshot is")
+SIZE = Measure("repository", "MiB", "what it occupies on disk")
 MEMORY = Measure("mount: memory at most", "MiB", "VmHWM of the program that mounts, after all of this")
+
+
+_STEPS_A_MOUNT = 4  # commands and checks: a mount lives no longer than so many limits
 
 
 class Sizes(NamedTuple):
@@ -133,11 +138,12 @@ class Scenario(ABC):
             writing.failed, writing.goes_on = True, False
             return
         writing.took_s.append(took_s)
+        peer.newest = session
         if sum(writing.took_s) > self.setting.patience_s and not isinstance(peer, Histfs | Plain):
             writing.goes_on = False
 
     def _keep(self, peer: Peer, writing: "_Writing", history: History, sessions: int) -> None:
-        record = {"key": self._key(peer, history, sessions), "took_s": writing.took_s}
+        record = {"key": self._key(peer, history, sessions), "newest": peer.newest}
         _record(peer).write_text(json.dumps(record))
         self.add_writing(peer, writing.took_s)
 
@@ -148,19 +154,25 @@ class Scenario(ABC):
             return False
         if record["key"] != self._key(peer, history, sessions):
             return False
-        self.add_writing(peer, record["took_s"])
+        peer.newest = record["newest"]
+        if not isinstance(peer, Plain):
+            self.results.notes.append(f"{peer.name}: the repository is of an earlier run")
+            self._add_written(peer)
         return True
 
     def _key(self, peer: Peer, history: History, sessions: int) -> list[str]:
-        return [str(peer.version()), str(history), str(sessions), str(self.setting.patience_s)]
+        return [str(peer.version()), history.fingerprint(), str(sessions)]
 
     def add_writing(self, peer: Peer, took_s: list[float]) -> None:
-        """The rows about writing, of those measures that the scenario has."""
+        """The rows about writing."""
         if not isinstance(peer, Plain) and took_s:
-            found = {FIRST: took_s[:1], NEXT: took_s[1:], WRITTEN: [float(len(took_s))]}
-            for measure, figures in found.items():
-                if measure in self.measures and figures:
-                    self.results.add(measure.name, peer.name, *figures)
+            self.results.add(FIRST.name, peer.name, *took_s[:1])
+            self.results.add(NEXT.name, peer.name, *took_s[1:])
+            self._add_written(peer)
+
+    def _add_written(self, peer: Peer) -> None:
+        if WRITTEN in self.measures:
+            self.results.add(WRITTEN.name, peer.name, peer.newest + 1)
 
     # Reading
 
@@ -184,7 +196,7 @@ class Scenario(ABC):
     def cold_mount(self, peer: Peer) -> Iterator[mounts.Mount]:
         """Caches dropped, then mounted; its peak of memory is recorded at the end."""
         self.drop_caches(peer)
-        with mounts.mounted(peer, limit_s=self.limit_s) as mount:
+        with mounts.mounted(peer, limit_s=_STEPS_A_MOUNT * self.limit_s) as mount:
             yield mount
             self._note_memory(peer, mount.peak_memory_mib())
 
@@ -192,7 +204,9 @@ class Scenario(ABC):
         """Everything, or what can be of the repository; the table says so then."""
         if self.setting.spare_caches or not commands.drop_all_caches():
             commands.forget_pages(peer.repository)
-            self.results.notes = ["'caches dropped': only cached contents of the repository, not names and inodes"]
+            note = "'caches dropped': only cached contents of the repository, not names and inodes"
+            if note not in self.results.notes:
+                self.results.notes.append(note)
 
     def _note_memory(self, peer: Peer, mib: float) -> None:
         if MEMORY in self.measures:
@@ -211,8 +225,12 @@ class Scenario(ABC):
                     self.results.add(USABLE.name, peer.name, mount.usable_s)
                     self.results.add(LISTED.name, peer.name, listed_s)
 
-    def timed(self, *command: object, codes: tuple[int, ...] = (0,)) -> float:
-        return commands.timed(command, limit_s=self.limit_s, codes=codes)
+    def timed(self, *command: object, codes: tuple[int, ...] = (0,), output: Path | None = None) -> float:
+        return commands.timed(command, limit_s=self.limit_s, codes=codes, output=output)
+
+    def measure_size(self, peer: Peer) -> None:
+        usage = commands.output_of(["du", "-s", "-B1", peer.repository], limit_s=self.limit_s)
+        self.results.add(SIZE.name, peer.name, int(usage.split()[0]) / (1 << 20))
 
     def measure_restore(self, measure: Measure, peer: Peer, session: int, check: Callable[[Path], None]) -> None:
         """Restore to a new place, `check` it there, and remove it."""

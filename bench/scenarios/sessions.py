@@ -1,19 +1,17 @@
 """Writing: a first session, one without changes, some with a few, and restoring. Caches are warm."""
 
-import subprocess
 from functools import partial
 from pathlib import Path
 
 from bench import checks
 from bench.peers import Peer, Plain
 from bench.results import Measure
-from bench.scenarios.base import FIRST, NEXT, Scenario
+from bench.scenarios.base import FIRST, NEXT, SIZE, Scenario
 from bench.trees import SmallFiles
 
 UNCHANGED = Measure("a session without changes", "s", "the backup command")
 RESTORE_NEWEST = Measure("restore newest", "s", "the restore command, caches dropped; the plain copy: cp -a")
 RESTORE_OLDEST = Measure("restore oldest", "s", "the restore command, caches dropped; the plain copy: cp -a")
-SIZE = Measure("repository", "MiB", "what it occupies on disk")
 
 
 class SessionsScenario(Scenario):
@@ -46,9 +44,4 @@ class SessionsScenario(Scenario):
         for measure, session in ((RESTORE_NEWEST, self.newest), (RESTORE_OLDEST, 0)):
             check = partial(checks.same_trees, truth=self.plain.copy_of(session))
             self.measure_restore(measure, peer, session, check)
-        self.results.add(SIZE.name, peer.name, occupied_mib(peer.repository))
-
-
-def occupied_mib(root: Path) -> float:
-    usage = subprocess.run(["du", "-s", "-B1", str(root)], capture_output=True, text=True, check=True)
-    return int(usage.stdout.split()[0]) / (1 << 20)
+        self.measure_size(peer)

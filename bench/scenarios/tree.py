@@ -7,7 +7,7 @@ from pathlib import Path
 from bench import checks
 from bench.peers import Peer, Plain
 from bench.results import Measure
-from bench.scenarios.base import FIRST, LISTED, MEMORY, NEXT, USABLE, WRITTEN, Scenario
+from bench.scenarios.base import FIRST, LISTED, MEMORY, NEXT, SIZE, USABLE, WRITTEN, Scenario
 from bench.trees import RealTree
 
 FIND = Measure("find -ls, cold", "entries/s", "find -ls of the oldest snapshot, caches dropped, fresh mount")
@@ -31,7 +31,8 @@ class TreeScenario(Scenario):
     name = "tree"
     title = "a tree of files"
     measures = (
-        FIRST, NEXT, WRITTEN, USABLE, LISTED, FIND, FIND_AGAIN, ANSWERS, TAR, FIND_BOTH, DIFF, COPY, RESTORE, MEMORY
+        FIRST, NEXT, WRITTEN, SIZE, USABLE, LISTED, FIND, FIND_AGAIN, ANSWERS, TAR, FIND_BOTH, DIFF, COPY,
+        RESTORE, MEMORY
     )  # fmt: skip
 
     def estimate_s(self) -> float:
@@ -51,6 +52,8 @@ class TreeScenario(Scenario):
         self.read_each(peers, self._read)
 
     def _read(self, peer: Peer) -> None:
+        if not isinstance(peer, Plain):
+            self.measure_size(peer)
         if peer.can_mount:
             self.measure_mounting(peer)
             for step in (self._find, self._tar, self._compare, self._copy):
@@ -79,9 +82,10 @@ class TreeScenario(Scenario):
             self.results.add(FIND_BOTH.name, peer.name, self.timed("find", *both, "-ls"))
         with self.cold_mount(peer):
             both = peer.mounted_snapshot(0), peer.mounted_snapshot(1)
-            command = ("diff", "-rq", "--no-dereference", *both)
-            self.results.add(DIFF.name, peer.name, self.timed(*command, codes=(0, 1)))
-            if checks.differing(*both) != self.changed:
+            output = self.place / "differences"
+            took_s = self.timed(*checks.diff_command(*both), codes=(0, 1), output=output)
+            self.results.add(DIFF.name, peer.name, took_s)
+            if checks.differences(output.read_bytes(), *both) != self.changed:
                 raise checks.WrongBytesError("diff -rq of two snapshots finds other differences than there are")
 
     def _copy(self, peer: Peer) -> None:
