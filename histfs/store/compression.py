@@ -3,9 +3,9 @@
 A reader looks at the first bytes, as plain text under a name in `.gz` exists. The other way round the name counts: a
 file of a user that is kept as it is may well begin like gzip.
 
-ISA-L inflates two to four times as fast as zlib, and deflates what does not compress at the speed of memory; anything
-else is deflated by zlib, in fewer bytes. Headers are read and sums are compared here: ISA-L's own reader of headers
-refuses good files when a header is cut by the end of a block.
+ISA-L inflates two to four times as fast as zlib, and stores what does not compress ten times as fast; anything else is
+deflated by zlib, in fewer bytes. Headers are read and sums are compared here, as ISA-L's own reader of headers refuses
+good files when a header is cut by the end of a block.
 """
 
 import os
@@ -35,12 +35,11 @@ _FEED_BYTES = 64 * 1024
 # The stubs have an instance here.
 _IsalError: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]
 
-_PIECE_BYTES = 64 * 1024
-_FAST = 1
-_INCOMPRESSIBLE = 0.98
-_PLAIN_HEADER = _MAGIC + _DEFLATE + b"\0"
+_PIECE_BYTES = 64 * 1024  # of what is stored
+_INCOMPRESSIBLE = 0.98  # the rest after ISA-L's level 1 from which on it is stored
+_PLAIN_HEADER = _MAGIC + _DEFLATE + b"\0"  # and six bytes that mean nothing here
 _PLAIN_HEADER_BYTES = 10
-_TAIL_BYTES = 64 * 1024
+_TAIL_BYTES = 64 * 1024  # holds most indexes
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -192,14 +191,13 @@ def compress_seekable(blocks: Iterable[bytes], *, commands: bool = False) -> Ite
 
     `commands`: the blocks are a delta, and the index gets its commands too.
     """
-    members = _of_equal_size(blocks)
-    first = next(members, b"")
-    second = next(members, None)
+    blocks = _of_equal_size(blocks)
+    first, second = next(blocks, b""), next(blocks, None)
     if second is None:
         yield _packed(first) or zlib.compress(first, LEVEL, GZIP)
         return
     index = _IndexWriter(commands=commands)
-    for block in chain((first, second), members):
+    for block in chain((first, second), blocks):
         index.add_raw(block)
         for member, raw_length in _members(block):
             index.add_member(len(member), raw_length)
@@ -240,7 +238,7 @@ def _members(block: bytes) -> list[tuple[bytes, int]]:
 
 def _packed(data: bytes) -> bytes | None:
     """A member that is not worth more effort; None if it is."""
-    packed = isal_zlib.compress(data, _FAST, GZIP)
+    packed = isal_zlib.compress(data, 1, GZIP)
     is_incompressible = len(packed) - _PLAIN_HEADER_BYTES - _SUMS.size >= _INCOMPRESSIBLE * len(data)
     return packed if is_incompressible else None
 
@@ -252,8 +250,8 @@ class _IndexWriter:
         self._lengths, self._raw_lengths = array("I"), array("I")
         self._filter = rsync.CommandFilter() if commands else None
         self._packer = zlib.compressobj(LEVEL)
-        self._commands: list[bytes] = []
-        self._commands_bytes = self._raw_commands_bytes = 0
+        self._commands = bytearray()
+        self._raw_commands_bytes = 0
 
     def add_raw(self, block: bytes) -> None:
         if self._filter is not None:
@@ -262,8 +260,9 @@ class _IndexWriter:
             self._keep(self._packer.compress(commands))
 
     def add_member(self, length: int, raw_length: int) -> None:
-        self._lengths.append(length)
-        self._raw_lengths.append(raw_length)
+        if len(self._lengths) <= seekable.MAX_MEMBERS:
+            self._lengths.append(length)
+            self._raw_lengths.append(raw_length)
 
     def finish(self) -> Iterator[bytes]:
         if self._filter is not None:
@@ -271,19 +270,18 @@ class _IndexWriter:
             self._keep(self._packer.flush())
         table = zlib.compress(seekable.format_table(self._lengths, self._raw_lengths), LEVEL)
         index = seekable.Index(
-            sum(self._lengths), len(self._lengths), len(table), self._commands_bytes, self._raw_commands_bytes
+            sum(self._lengths), len(self._lengths), len(table), len(self._commands), self._raw_commands_bytes
         )
         if index.member_count <= seekable.MAX_MEMBERS and index.payload_bytes <= seekable.MAX_PAYLOAD_BYTES:
-            yield seekable.format_index(index, b"".join([table, *self._commands]))
+            yield seekable.format_index(index, table + self._commands)
 
     def _keep(self, packed: bytes) -> None:
-        self._commands.append(packed)
-        self._commands_bytes += len(packed)
-        is_too_large = self._commands_bytes > seekable.MAX_PAYLOAD_BYTES // 2
+        self._commands += packed
+        is_too_large = len(self._commands) > seekable.MAX_PAYLOAD_BYTES // 2
         if is_too_large or self._raw_commands_bytes > seekable.MAX_COMMANDS_BYTES:
             self._filter = None
             self._commands.clear()
-            self._commands_bytes = self._raw_commands_bytes = 0
+            self._raw_commands_bytes = 0
 
 
 # --- random access --------------------------------------------------------------------------------------------------
