@@ -49,5 +49,5 @@ dist:
 	sh contrib/dist.sh
 
 clean:
-	rm -rf build dist .venv *.egg-info .*_cache .hypothesis histfs/_rsync.abi3.so
+	rm -rf build dist .venv *.egg-info .*_cache .hypothesis histfs/_*.abi3.so
 	find histfs tests bench -name __pycache__ -prune -exec rm -rf {} +

@@ -133,11 +133,11 @@ is_usable() {
 # What an installation was made from. Contents, not times: a checkout changes times.
 inputs() {
     realpath .venv/bin/python3
-    cat pyproject.toml histfs/_rsync_build.py histfs/csrc/* 2>/dev/null | sha256sum
+    cat pyproject.toml histfs/_*_build.py histfs/csrc/* 2>/dev/null | sha256sum
 }
 
 is_done() {
-    is_public .venv/bin/python3 && [ -e histfs/_rsync.abi3.so ] &&
+    is_public .venv/bin/python3 && [ -e histfs/_rsync.abi3.so ] && [ -e histfs/_fuse.abi3.so ] &&
         [ "$(cat .venv/place 2>/dev/null)" = "$project" ] &&
         [ "$(cat ".venv/installed-$level" 2>/dev/null)" = "$(inputs)" ]
 }

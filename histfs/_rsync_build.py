@@ -16,6 +16,7 @@ Declare only what is called, and let the compiler fill in sizes and values ("...
 `libraries` in pyproject.toml names it, CFLAGS and LDFLAGS serve unusual prefixes.
 """
 
+from importlib import import_module
 from pathlib import Path
 
 from cffi import FFI
@@ -293,10 +294,11 @@ ffibuilder.set_source("histfs._rsync", SOURCE + "".join(map(read_source, ["maps.
 
 
 class build_ext(_build_ext):  # noqa: N801 (distutils names commands so)
-    """Writes the C file, then compiles what pyproject.toml lists."""
+    """Writes the C files, then compiles what pyproject.toml lists."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Called once per extension module; there is one."""
+        """Called once per extension module: `histfs._x` is described in `histfs/_x_build.py`."""
         Path("build").mkdir(exist_ok=True)
-        ffibuilder.emit_c_code("build/_rsync.c")
+        [source] = ext.sources
+        import_module(f"{ext.name}_build").ffibuilder.emit_c_code(source)
         super().build_extension(ext)
