@@ -1,149 +1,73 @@
 """FUSE requests, answered from the history: `vfs` says what the tree is, this module translates it for pyfuse3.
 
-Strategy: one task a request, all in one trio loop. What is in memory is answered in the loop; what may touch the disk
-runs in a worker thread, so that `ls` never waits behind a reconstruction. There are two limiters, for the same reason:
-many slow openings must not keep the reads of what is open from their threads.
+Its private parts: `_fs_answers` (errors, as error numbers and in the log), `_fs_flights` (one job for all who wait for
+the same), `_fs_open_files` (which versions are kept open, and how long).
+
+Strategy: one task a request, all in one trio loop. A question to the catalog takes some ten microseconds, less than the
+way to a thread and back, so it is answered in the loop; as soon as one was slow, since the disk is, the next ones go to
+threads for a while. Opening and reading is done in threads, unless the kernel has the bytes in memory. There are two
+limiters for that: many slow openings must not keep the reads of what is open from their threads.
 
 Rules:
-- pyfuse3 ends the mount when a handler raises anything but FUSEError. So every handler is wrapped by `reply`, which
-  alone knows which error is which errno; a bug is EIO for one call.
 - Only the loop touches the tables here, and never across an `await` without looking again.
-- Ten that ask for one thing wait for one job: `_Flights`.
-- Inode numbers are computed (see `vfs`), so lookups are not counted and `forget` has nothing to do. The handle of an
-  open file or directory is its inode number; only the root has a list for each time it is opened.
+- Inode numbers are computed (see `vfs`), so lookups are not counted and `forget` has nothing to do. They are the
+  handles as well, and nothing depends on what was opened before: where the kernel can be told so, it does not even say
+  what it opens and closes (see `fuse`).
 - Threads cannot be stopped. At the end of the mount they are left behind with what they work on: the kernel has
   been told already, nobody waits for them.
 """
 
 import errno
 import functools
-import logging
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager
-from itertools import count
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
+from time import monotonic
+from typing import NamedTuple, NoReturn, TypeVar
 
-import pyfuse3
 import trio
-from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, StatvfsData
 
-from histfs.errors import DamagedError, HistfsError, NotADirectoryEntryError, NotFoundError
-from histfs.vfs import BRIEFLY_S, FOREVER_S, ROOT_INODE, Attributes, Child, Content, File, History, View, place_of
-
-log = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-T = TypeVar("T")
-Handler = Callable[Concatenate["Operations", P], Coroutine[Any, Any, T]]
-
-# The first match wins.
-_ERRNOS: tuple[tuple[type[Exception], int], ...] = (
-    (NotFoundError, errno.ENOENT),
-    (NotADirectoryEntryError, errno.ENOTDIR),
-    (HistfsError, errno.EIO),
-    (MemoryError, errno.ENOMEM),
+from histfs._fs_answers import Reports, reply
+from histfs._fs_flights import Flights
+from histfs._fs_open_files import OpenFiles
+from histfs.errors import DamagedError, HistfsError, StorageError
+from histfs.fuse import is_by_inode, pyfuse3
+from histfs.vfs import (
+    FOREVER_S,
+    NOTIFIED_S,
+    ROOT_INODE,
+    TOP_TAG,
+    Attributes,
+    Child,
+    History,
+    NotReadyError,
+    directory_inode,
+    time_of_top,
 )
-_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # they pass, and say nothing about the repository
+
+__all__ = ["Operations"]
+
+T = TypeVar("T")
+
 _NAME_MAX = 255
 _BLOCK_SIZE = 4096
 _WRITING = os.O_ACCMODE | os.O_TRUNC
-_REPORTS_REMEMBERED = 1000
+_NAMES_AT_ONCE = 256
+_PAGES_KEPT = 64  # what directories were asked for and had no place in the reply
+_ATTEMPTS = 5
+_SLOW_S = 0.01  # a question that took so long has met a slow disk
+_SLOW_FOR_S = 0.1
+_FORGOTTEN_WITHIN_S = 2.0
 
 
-def errno_of(error: Exception) -> int:
-    """The error number that says best to a program what `error` says to a person."""
-    if isinstance(error, HistfsError) and isinstance(error.__cause__, OSError) and error.__cause__.errno in _SHORTAGES:
-        return error.__cause__.errno
-    return next((number for kind, number in _ERRNOS if isinstance(error, kind)), errno.EIO)
+class _Page(NamedTuple):
+    """Names of a directory that the kernel will ask for next."""
 
-
-def reply(handler: Handler[P, T]) -> Handler[P, T]:
-    """Answer every exception of a handler with an error number, and log what a person should know."""
-
-    @functools.wraps(handler)
-    async def wrapper(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        if log.isEnabledFor(logging.DEBUG):
-            log.debug("%s%r", handler.__name__, tuple(arg for arg in args if isinstance(arg, int | bytes)))
-        try:
-            return await handler(self, *args, **kwargs)
-        except FUSEError:
-            raise
-        except Exception as error:
-            number = errno_of(error)
-            self.reports.report(error, number, handler.__name__)
-            raise FUSEError(number) from error
-
-    return wrapper
-
-
-class _Reports:
-    """Logs each trouble once: a damaged file is read in hundreds of requests. Remembers a bounded number."""
-
-    def __init__(self) -> None:
-        self._said: OrderedDict[str, None] = OrderedDict()
-
-    def report(self, error: Exception, number: int, handler: str) -> None:
-        if number in (errno.ENOENT, errno.ENOTDIR):  # a missing name is not news
-            return
-        is_bug = not isinstance(error, HistfsError)
-        if not self._is_new(f"{handler}: {error!r}" if is_bug else str(error)):
-            return
-        if is_bug:
-            log.error("a bug: %s was answered with %s", handler, errno.errorcode[number], exc_info=error)
-        else:
-            log.error("%s", error, exc_info=error if log.isEnabledFor(logging.DEBUG) else None)
-
-    def _is_new(self, key: str) -> bool:
-        is_new = key not in self._said
-        self._said[key] = None
-        self._said.move_to_end(key)
-        if len(self._said) > _REPORTS_REMEMBERED:
-            self._said.popitem(last=False)
-        return is_new
-
-
-class _Flight:
-    def __init__(self) -> None:
-        self.landed = trio.Event()
-        self.error: Exception | None = None
-
-
-class _Flights:
-    """Single flight: while a job for a key runs, whoever asks for the same key waits for it."""
-
-    def __init__(self) -> None:
-        self._running: dict[int, _Flight] = {}
-
-    async def run(self, key: int, job: Callable[[], Awaitable[object]]) -> None:
-        """Run `job`, or wait for the one that runs. Raises what it raises; cancelled jobs look finished to others."""
-        flight = self._running.get(key)
-        if flight is not None:
-            await flight.landed.wait()
-            if flight.error is not None:
-                raise flight.error
-            return
-        flight = self._running[key] = _Flight()
-        try:
-            await job()
-        except Exception as error:
-            flight.error = error
-            raise
-        finally:
-            del self._running[key]
-            flight.landed.set()
-
-
-class _OpenFile:
-    """A content that `users` handles share: all of one inode."""
-
-    def __init__(self, file: File, content: Content) -> None:
-        self.file = file
-        self.content = content
-        self.users = 0
+    children: list[Child]
+    is_last: bool
 
 
 class Operations(pyfuse3.Operations):
@@ -155,103 +79,100 @@ class Operations(pyfuse3.Operations):
     def __init__(self, history: History, repository: Path) -> None:
         super().__init__()
         cores = os.cpu_count() or 1
-        self.reports = _Reports()
+        self.reports = Reports()
         self._history = history
         self._repository = repository
         self._readers = trio.CapacityLimiter(cores + 8)
-        self._builders = trio.CapacityLimiter(max(2, min(cores, 8)))
-        self._loads = _Flights()  # by session time
-        self._openings = _Flights()  # by inode
-        self._files: dict[int, _OpenFile] = {}  # by inode
-        self._known_names: set[bytes] = set()  # that the kernel may know of the root
-        self._root_lists: dict[int, list[bytes]] = {}  # by handle; what was there when it was opened
-        self._root_handles = count(1)  # far below every inode of a snapshot
+        self._openers = trio.CapacityLimiter(max(2, min(cores, 8)))
+        self._updaters = trio.CapacityLimiter(1)
+        self._flights = Flights()  # by inode; of the root: taking a new catalog
+        self._open_files = OpenFiles()
+        self._pages: OrderedDict[tuple[int, int], _Page] = OrderedDict()  # by inode and offset
+        self._shown = history.names()  # what the kernel may know of the root
+        self._slow_until = 0.0
 
     def close(self) -> None:
-        for opened in self._files.values():
-            opened.content.close()
-        self._files.clear()
+        self._open_files.close()
+
+    # Sessions that come and go
 
     @reply
-    async def forget_removed_sessions(self) -> None:
-        """Tell the kernel which names of the root have gone; new ones it finds by itself. To be called now and then."""
-        names = await self._refresh()
-        for name in self._known_names - names.keys():
-            pyfuse3.invalidate_entry_async(ROOT_INODE, name, ignore_enoent=True)
-        self._known_names = set(names)
+    async def look(self) -> None:
+        """Look which sessions there are, and tell the kernel which names in the root have changed. Now and then."""
+        await self._in_thread(self._readers, self._history.refresh)
+        self._open_files.close_idle()
+        names = self._history.names()
+        if names is self._shown:
+            return
+        changed = {name for name, _ in self._shown.items() ^ names.items()}
+        self._shown = names
+        # In a thread: the kernel makes it wait while somebody looks something up in the root, which we have to answer.
+        # At the end of the mount it is waited for, as it uses the session.
+        with trio.move_on_after(_FORGOTTEN_WITHIN_S, shield=True):
+            await self._in_thread(self._readers, _make_kernel_forget, changed)
+
+    @reply
+    async def update(self) -> None:
+        """Take the catalog that knows all sessions, if there is another one: slow where it has to be built."""
+        await self._update()
 
     # Names and attributes
 
     @reply
-    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+    async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         if len(name) > _NAME_MAX:  # the kernel lets longer ones pass
-            raise FUSEError(errno.ENAMETOOLONG)
+            raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
         if parent_inode == ROOT_INODE:
             return await self._lookup_in_root(name)
-        session_time, row = place_of(parent_inode)
-        async with self._snapshot(session_time) as view:
-            found = view.child(row, name)
+        found = await self._ask(self._history.child, parent_inode, name)
         return _absent(FOREVER_S) if found is None else _entry(found, FOREVER_S)
 
-    async def _lookup_in_root(self, name: bytes) -> EntryAttributes:
-        names = await self._refresh()
+    async def _lookup_in_root(self, name: bytes) -> pyfuse3.EntryAttributes:
         if name in (b".", b".."):
-            return _entry(self._history.root(), BRIEFLY_S)
-        session_time = names.get(name)
-        if session_time is None:
-            return _absent(BRIEFLY_S)
-        return _entry(await self._top(session_time), BRIEFLY_S)
-
-    @reply
-    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        if inode == ROOT_INODE:
-            await self._refresh()
-            return _entry(self._history.root(), BRIEFLY_S)
-        session_time, row = place_of(inode)
-        if row == 0:
-            return _entry(await self._top(session_time), BRIEFLY_S)
-        async with self._snapshot(session_time) as view:
-            return _entry(view.attributes(row), FOREVER_S)
+            return _entry(self._history.root(), NOTIFIED_S)
+        session_time = self._history.names().get(name)
+        return _absent(NOTIFIED_S) if session_time is None else _entry(await self._top(session_time), NOTIFIED_S)
 
     async def _top(self, session_time: int) -> Attributes:
         while (top := self._history.top(session_time)) is None:
             job = functools.partial(self._in_thread, self._readers, self._history.read_top, session_time)
-            await self._loads.run(session_time, job)
+            await self._flights.run(directory_inode(session_time, TOP_TAG), job)
         return top
 
     @reply
-    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
-        session_time, row = place_of(inode)
-        async with self._snapshot(session_time) as view:
-            if not stat.S_ISLNK(view.attributes(row).mode):
-                raise FUSEError(errno.EINVAL)
-            return view.target(row)
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return _entry(await self._attributes(inode), FOREVER_S)
 
     @reply
-    async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        target = await self._ask(self._history.target, inode)
+        if target is None:
+            raise pyfuse3.FUSEError(errno.EINVAL)
+        return target
+
+    @reply
+    async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
         # Without default_permissions only the owner of the mount comes here, who may read all of the repository.
         if mode & os.W_OK:
-            raise FUSEError(errno.EROFS)
-        if not mode & os.X_OK or inode == ROOT_INODE:
+            raise pyfuse3.FUSEError(errno.EROFS)
+        if not mode & os.X_OK:
             return True
-        session_time, row = place_of(inode)
-        async with self._snapshot(session_time) as view:
-            shown = view.attributes(row).mode
+        shown = (await self._attributes(inode)).mode
         return stat.S_ISDIR(shown) or bool(shown & 0o111)
 
     @reply
-    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         # Never ENOSYS: the kernel would not ask again for any file.
-        raise FUSEError(errno.ENODATA)
+        raise pyfuse3.FUSEError(errno.ENODATA)
 
     @reply
-    async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
         return []
 
     @reply
-    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         below = await self._in_thread(self._readers, os.statvfs, self._repository)
-        shown = StatvfsData()
+        shown = pyfuse3.StatvfsData()
         shown.f_bsize, shown.f_frsize = below.f_bsize, below.f_frsize
         shown.f_blocks, shown.f_files = below.f_blocks, below.f_files
         shown.f_namemax = _NAME_MAX
@@ -264,92 +185,103 @@ class Operations(pyfuse3.Operations):
     # Directories
 
     @reply
-    async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        if inode == ROOT_INODE:
-            handle = next(self._root_handles)
-            self._root_lists[handle] = [b".", b"..", *await self._refresh()]
-            return handle
-        session_time, row = place_of(inode)
-        async with self._snapshot(session_time) as view:
-            view.check_directory(row)
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        if is_by_inode():
+            raise pyfuse3.FUSEError(errno.ENOSYS)  # the kernel does not ask again, for any directory
         return inode
 
     @reply
-    async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
-        if fh in self._root_lists:
-            self._fill(token, self._root_children(self._root_lists[fh], start_id), BRIEFLY_S)
-            return
-        session_time, row = place_of(fh)
-        async with self._snapshot(session_time) as view:
-            self._fill(token, view.children(row, start_id), FOREVER_S)
-
-    def _root_children(self, names: list[bytes], offset: int) -> Iterator[Child]:
-        times, root = self._history.names(), self._history.root()
-        for position in range(offset, len(names)):
-            name = names[position]
-            if name in (b".", b".."):
-                yield Child(name, root, position + 1)
-            elif name in times:  # else it has gone since the directory was opened
-                top = self._history.top(times[name]) or self._history.unread_top(times[name])
-                yield Child(name, top, position + 1)
-
-    def _fill(self, token: ReaddirToken, children: Iterator[Child], entry_valid_s: float) -> None:
-        for child in children:
-            if len(child.name) > _NAME_MAX:
-                error = DamagedError("is not shown: its name is longer than 255 bytes", path=child.name)
-                self.reports.report(error, errno.EIO, "readdir")
-            elif not pyfuse3.readdir_reply(token, child.name, _entry(child.attributes, entry_valid_s), child.offset):
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        offset, entry = start_id, pyfuse3.EntryAttributes()
+        page = self._pages.pop((fh, offset), None)
+        while True:
+            if page is None:
+                children = await self._ask(self._history.children, fh, offset, _NAMES_AT_ONCE)
+                page = _Page(children, is_last=len(children) < _NAMES_AT_ONCE)
+            for position, child in enumerate(page.children):
+                if not self._tell(token, child, entry, NOTIFIED_S if fh == ROOT_INODE else FOREVER_S):
+                    self._keep_page(fh, offset, page._replace(children=page.children[position:]))
+                    return
+                offset = child.offset
+            if page.is_last:
+                if start_id != offset:  # the kernel asks once more, to hear that this was all
+                    self._keep_page(fh, offset, _Page([], is_last=True))
                 return
+            page = None
+
+    def _tell(
+        self, token: pyfuse3.ReaddirToken, child: Child, entry: pyfuse3.EntryAttributes, entry_valid_s: float
+    ) -> bool:
+        """Put a name into a reply; False if it is full."""
+        if len(child.name) > _NAME_MAX:
+            error = DamagedError("is not shown: its name is longer than 255 bytes", path=child.name)
+            self.reports.report(error, errno.EIO, "readdir")
+            return True
+        _fill(entry, child.attributes, entry_valid_s)
+        return bool(pyfuse3.readdir_reply(token, child.name, entry, child.offset))
+
+    def _keep_page(self, inode: int, offset: int, page: _Page) -> None:
+        if inode == ROOT_INODE:  # it changes
+            return
+        self._pages[inode, offset] = page
+        if len(self._pages) > _PAGES_KEPT:
+            self._pages.popitem(last=False)
 
     @reply
     async def releasedir(self, fh: int) -> None:
-        self._root_lists.pop(fh, None)
+        """Nothing is remembered of an open directory."""
 
     # Files
 
     @reply
-    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         if flags & _WRITING:
-            raise FUSEError(errno.EROFS)
-        while (opened := self._files.get(inode)) is None:
-            await self._openings.run(inode, functools.partial(self._open_content, inode))
-        opened.users += 1
-        # A snapshot never changes, so what the kernel has cached of the file stays true.
-        return FileInfo(fh=inode, keep_cache=True)
-
-    async def _open_content(self, inode: int) -> None:
-        session_time, row = place_of(inode)
-        async with self._snapshot(session_time) as view:
-            file = view.file(row)
-            if not stat.S_ISREG(file.attributes.mode):
-                # The kernel opens fifos and devices itself. Nothing of the repository is opened for them.
-                raise FUSEError(errno.EISDIR if stat.S_ISDIR(file.attributes.mode) else errno.ENXIO)
-            self._files[inode] = _OpenFile(file, await self._in_thread(self._builders, file.open))
+            raise pyfuse3.FUSEError(errno.EROFS)
+        if is_by_inode():
+            raise pyfuse3.FUSEError(errno.ENOSYS)  # as for directories; what is damaged is told by `read`
+        mode = (await self._attributes(inode)).mode
+        if not stat.S_ISREG(mode):
+            # The kernel opens fifos and devices itself. Nothing of the repository is opened for them.
+            raise pyfuse3.FUSEError(errno.EISDIR if stat.S_ISDIR(mode) else errno.ENXIO)
+        await self._open(inode)
+        # A version never changes, so what the kernel has cached of the file stays true.
+        return pyfuse3.FileInfo(fh=inode, keep_cache=True)
 
     @reply
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        opened = self._files[fh]
-        data = opened.content.pread_nowait(size, off)
-        if data is None:
-            data = await self._in_thread(self._readers, opened.content.pread, size, off)
+        await self._open(fh)
+        with self._open_files.use(fh) as file:
+            data = file.content.pread_nowait(size, off)
+            if data is None:
+                data = await self._in_thread(self._readers, file.content.pread, size, off)
         # The kernel would put zeros in place of what is missing.
-        if len(data) < min(size, opened.file.attributes.size_bytes - off):
-            raise DamagedError("is shorter than recorded", path=opened.file.path, at=place_of(fh)[0])
+        if len(data) < min(size, file.size_bytes - off):
+            raise DamagedError("is shorter than recorded", path=file.path, at=file.at)
         return data
 
     @reply
     async def release(self, fh: int) -> None:
-        opened = self._files[fh]
-        opened.users -= 1
-        if not opened.users:
-            del self._files[fh]
-            opened.content.close()
+        """What was read a moment ago stays open for a while."""
+
+    async def _open(self, inode: int) -> None:
+        """See that a file is open now; for how long is not said."""
+        while inode not in self._open_files:
+            self._open_files.check_failure(inode)
+            await self._flights.run(inode, functools.partial(self._open_now, inode))
+
+    async def _open_now(self, inode: int) -> None:
+        try:
+            file = await self._ask(self._history.open, inode, limiter=self._openers)
+        except HistfsError as error:
+            self._open_files.add_failure(inode, error)
+            raise
+        self._open_files.add(inode, file)
 
     # What is refused. The kernel does not even ask, as the mount is read-only.
 
     @reply
     async def _refuse(self, /, *_args: object, **_kwargs: object) -> NoReturn:
-        raise FUSEError(errno.EROFS)
+        raise pyfuse3.FUSEError(errno.EROFS)
 
     setattr = mknod = mkdir = unlink = rmdir = symlink = rename = link = _refuse
     create = write = setxattr = removexattr = _refuse
@@ -357,51 +289,77 @@ class Operations(pyfuse3.Operations):
     @reply
     async def _leave_to_kernel(self, /, *_args: object, **_kwargs: object) -> NoReturn:
         """ENOSYS: the kernel does what is right by itself, and does not ask again."""
-        raise FUSEError(errno.ENOSYS)
+        raise pyfuse3.FUSEError(errno.ENOSYS)
 
     flush = fsync = fsyncdir = poll = _leave_to_kernel
 
     # What the handlers share
 
-    @asynccontextmanager
-    async def _snapshot(self, session_time: int) -> AsyncIterator[View]:
-        """A snapshot that stays loaded while it is used."""
-        job = functools.partial(self._in_thread, self._builders, self._history.load, session_time)
-        while (view := self._history.acquire(session_time)) is None:
-            await self._loads.run(session_time, job)
-        try:
-            yield view
-        finally:
-            self._history.release(view)
+    async def _attributes(self, inode: int) -> Attributes:
+        if inode == ROOT_INODE:
+            return self._history.root()
+        if (session_time := time_of_top(inode)) is not None:
+            return await self._top(session_time)
+        return await self._ask(self._history.attributes, inode)
 
-    async def _refresh(self) -> dict[bytes, int]:
-        """The names in the root as they are now."""
-        return await self._in_thread(self._readers, self._history.refresh)
+    async def _ask(self, question: Callable[..., T], *args: object, limiter: trio.CapacityLimiter | None = None) -> T:
+        """Ask the history: in the loop, or in a thread if the disk is slow or a `limiter` for threads is given.
+
+        Waits for the catalog if it is not ready.
+        """
+        for _ in range(_ATTEMPTS):
+            with suppress(NotReadyError):
+                if limiter is not None or monotonic() < self._slow_until:
+                    return await self._in_thread(limiter or self._readers, question, *args)
+                return self._ask_here(question, *args)
+            await self._update()
+        raise StorageError(
+            "changes faster than its history can be read", path=self._repository, advice="try again in a moment"
+        )
+
+    def _ask_here(self, question: Callable[..., T], *args: object) -> T:
+        asked_at = monotonic()
+        try:
+            return question(*args)
+        finally:
+            answered_at = monotonic()
+            if answered_at - asked_at > _SLOW_S:
+                self._slow_until = answered_at + _SLOW_FOR_S
+
+    async def _update(self) -> None:
+        await self._flights.run(ROOT_INODE, functools.partial(self._in_thread, self._updaters, self._history.update))
 
     async def _in_thread(self, limiter: trio.CapacityLimiter, function: Callable[..., T], *args: object) -> T:
         return await trio.to_thread.run_sync(function, *args, limiter=limiter, abandon_on_cancel=True)
 
 
-def _entry(shown: Attributes, entry_valid_s: float) -> EntryAttributes:
-    entry = EntryAttributes()
-    entry.st_ino = shown.inode
-    entry.st_mode = shown.mode
-    entry.st_nlink = shown.nlink
-    entry.st_uid = shown.uid
-    entry.st_gid = shown.gid
-    entry.st_rdev = shown.rdev
-    entry.st_size = shown.size_bytes
-    entry.st_blksize = _BLOCK_SIZE
-    entry.st_blocks = (shown.size_bytes + 511) // 512 if stat.S_ISREG(shown.mode) else 0
-    entry.st_atime_ns = entry.st_ctime_ns = entry.st_mtime_ns = shown.mtime_ns
-    entry.entry_timeout = entry_valid_s
-    entry.attr_timeout = shown.valid_s
+def _make_kernel_forget(names_in_root: Iterable[bytes]) -> None:
+    for name in names_in_root:
+        with suppress(FileNotFoundError):  # it does not know the name
+            pyfuse3.invalidate_entry(ROOT_INODE, name)
+    pyfuse3.invalidate_inode(ROOT_INODE)
+
+
+def _entry(shown: Attributes, entry_valid_s: float) -> pyfuse3.EntryAttributes:
+    entry = pyfuse3.EntryAttributes()
+    _fill(entry, shown, entry_valid_s)
     return entry
 
 
-def _absent(valid_s: float) -> EntryAttributes:
+def _fill(entry: pyfuse3.EntryAttributes, shown: Attributes, entry_valid_s: float) -> None:
+    (entry.st_ino, mode, entry.st_nlink, entry.st_uid, entry.st_gid, entry.st_rdev, size, mtime_s, valid_s) = shown
+    entry.st_mode = mode
+    entry.st_size = size
+    entry.st_blksize = _BLOCK_SIZE
+    entry.st_blocks = (size + 511) // 512 if stat.S_ISREG(mode) else 0
+    entry.st_atime_ns = entry.st_ctime_ns = entry.st_mtime_ns = mtime_s * 1_000_000_000
+    entry.entry_timeout = entry_valid_s
+    entry.attr_timeout = valid_s
+
+
+def _absent(valid_s: float) -> pyfuse3.EntryAttributes:
     """A name that is not there, which the kernel may remember (raising ENOENT it would ask every time)."""
-    entry = EntryAttributes()
+    entry = pyfuse3.EntryAttributes()
     entry.st_ino = 0
     entry.entry_timeout = valid_s
     return entry

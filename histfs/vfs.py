@@ -1,368 +1,283 @@
 """What the history of a repository looks like as one read-only tree. Neither FUSE nor trio is known here.
 
-Strategy: below the root there is one directory a snapshot. A snapshot never changes, so everything about it can be
-computed instead of remembered: an inode number says the session's time and the row in its listing, and is the same at
-every mount. No table of inodes exists, none can leak. Only listings are kept, a few, the least recently used go first.
+Strategy: below the root there is one directory a snapshot. Everything in them is asked of the catalog and nothing is
+remembered, since an inode number says by itself what it means, and the same at every mount:
+- the root is 1;
+- a directory is (session's time, tag of its path): its content differs between snapshots, and Linux has one place
+  only for a directory;
+- anything else is its version, the same in every snapshot that has it, so that `diff` sees at once what did not
+  change, `du` counts it once, and the kernel caches it once. Hard links are the version of their first member.
+What belongs to an inode must not depend on the way to it: the number of links is that in the newest session.
 
 Rules:
-- `root`, `names`, `top`, `acquire` and a `View` answer from memory. `refresh`, `read_top`, `load` and `File.open` touch
-  the disk and are called in worker threads. Everything may be called from any thread.
-- What was acquired is released; a listing is closed when it has to go and nobody uses it any more.
+- `root`, `names` and `top` answer from memory. `refresh`, `update` and `open` touch the disk and take their time. The
+  others are one or a few short queries. Everything may be called from any thread.
+- A catalog is replaced when sessions came or went. It serves on until then, and is closed when nobody uses it.
 - Numbers of a repository are not trusted to fit the fields of a stat structure: they are clipped here.
 """
 
 import os
 import stat
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from datetime import tzinfo
-from functools import partial
 from typing import NamedTuple, Protocol
 
-from histfs.errors import DamagedError, HistfsError, NotADirectoryEntryError, NotFoundError
-from histfs.store.entry import Entry, Kind
+from histfs._vfs_tree import (
+    AFTER_0,
+    AFTER_DOT,
+    AFTER_DOTS,
+    FOREVER_S,
+    TIME_SHIFT,
+    TOP_TAG,
+    Attributes,
+    Child,
+    Content,
+    File,
+    Snapshot,
+    Tree,
+    directory_inode,
+    number_of,
+    place_of,
+    shown_id,
+    time_of_top,
+    version_inode,
+)
+from histfs.errors import DamagedError, HistfsError, NotFoundError
+from histfs.store.catalog import Catalog
+from histfs.store.layout import State
 from histfs.store.when import snapshot_names
 
+__all__ = [
+    "FOREVER_S",
+    "NOTIFIED_S",
+    "ROOT_INODE",
+    "TOP_TAG",
+    "UNKNOWN_S",
+    "Attributes",
+    "Child",
+    "Content",
+    "File",
+    "History",
+    "NotReadyError",
+    "directory_inode",
+    "number_of",
+    "place_of",
+    "time_of_top",
+    "version_inode",
+]
+
 ROOT_INODE = 1
-FOREVER_S = 86_400.0  # for what cannot change while it is mounted
-BRIEFLY_S = 1.0  # for what a new session may change
-
-# An inode number is the time of the session, moved to be positive, over the row: 33 + 30 bits, so that it fits a signed
-# 64 bit number; the smallest is above 2**30, far from the root's. Times from 1834 to 2106 fit, and docs/format.md 2.1
-# has none before 1901 or after 2099.
-_ROW_BITS = 30
-_TIME_SHIFT = 1 << 32
-_TIMES = range(1 - _TIME_SHIFT, _TIME_SHIFT)
-
-_TYPES = {
-    Kind.REGULAR: stat.S_IFREG,
-    Kind.DIRECTORY: stat.S_IFDIR,
-    Kind.SYMLINK: stat.S_IFLNK,
-    Kind.CHARACTER_DEVICE: stat.S_IFCHR,
-    Kind.BLOCK_DEVICE: stat.S_IFBLK,
-    Kind.FIFO: stat.S_IFIFO,
-    Kind.SOCKET: stat.S_IFSOCK,
-}
-_MAX_SIGNED = (1 << 63) - 1
-_MAX_ID = (1 << 32) - 2  # the last one means "do not change" to chown(2)
-_OVERFLOW_ID = 65_534  # "nobody": what Linux shows for an id that it cannot show
-_ROWS_PER_QUERY = 64
-
-# Directory offsets: 0 starts, 1 comes after ".", 2 after "..", and 3 more than its row after an entry.
-_AFTER_DOT, _AFTER_DOTS, _AFTER_ROW_0 = 1, 2, 3
-
-
-class Content(Protocol):
-    """An open version of a file."""
-
-    def pread(self, size: int, offset: int) -> bytes: ...
-    def pread_nowait(self, size: int, offset: int) -> bytes | None: ...
-    def close(self) -> None: ...
-
-
-class Node(Protocol):
-    @property
-    def row(self) -> int: ...
-    @property
-    def entry(self) -> Entry: ...
-    @property
-    def nlink(self) -> int: ...
-    @property
-    def inode_row(self) -> int: ...
-    @property
-    def sha1(self) -> bytes | None: ...
-
-
-class Listing(Protocol):
-    def node(self, row: int) -> Node: ...
-    def child(self, row: int, name: bytes) -> Node | None: ...
-    def children(self, row: int, after: int, limit: int) -> Sequence[Node]: ...
-    def find(self, path: bytes) -> Node: ...
-
-
-class Snapshot(Protocol):
-    @property
-    def time(self) -> int: ...
-    def entries(self) -> Iterator[Entry]: ...
-    def listing(self) -> Listing: ...
-    def open(self, entry: Entry, sha1: bytes | None) -> Content: ...
-    def close(self) -> None: ...
+NOTIFIED_S = 60.0  # for what a new session changes: the kernel is told then
+UNKNOWN_S = 0.0
 
 
 class Repository(Protocol):
-    def sessions(self) -> tuple[int, ...]: ...
+    def state(self) -> State: ...
     def snapshot(self, session_time: int) -> Snapshot: ...
 
 
-class Attributes(NamedTuple):
-    """What stat(2) shows, and for how many seconds it is sure to be true."""
-
-    inode: int
-    mode: int  # with the type
-    nlink: int
-    uid: int
-    gid: int
-    rdev: int
-    size_bytes: int
-    mtime_ns: int
-    valid_s: float = FOREVER_S
+class NotReadyError(HistfsError):
+    """The catalog may not know yet what is asked for: `History.update`, then ask again."""
 
 
-class Child(NamedTuple):
-    """A name in a directory; `offset` is where the listing goes on after it."""
+class _Sessions(NamedTuple):
+    """What the root shows."""
 
-    name: bytes
-    attributes: Attributes
-    offset: int
+    times: tuple[int, ...]
+    known: frozenset[int]
+    names: dict[bytes, int]  # the directory of each, in the order of the times
 
-
-class File(NamedTuple):
-    """`open` touches the disk, and raises DamagedError or StorageError."""
-
-    attributes: Attributes
-    path: bytes
-    open: Callable[[], Content]
-
-
-def inode_of(session_time: int, row: int) -> int:
-    """The inode number of the entry at `row` of a session's listing. HistfsError if there can be none."""
-    if session_time not in _TIMES or not 0 <= row < 1 << _ROW_BITS:
-        raise HistfsError(f"entry number {row} has no place in the mount", at=session_time)
-    return (session_time + _TIME_SHIFT) << _ROW_BITS | row
-
-
-def place_of(inode: int) -> tuple[int, int]:
-    """The session time and the row that `inode` was made of. NotFoundError for a number that was not made so."""
-    session_time, row = (inode >> _ROW_BITS) - _TIME_SHIFT, inode & ((1 << _ROW_BITS) - 1)
-    if session_time not in _TIMES:
-        raise NotFoundError(f"no file has the number {inode}")
-    return session_time, row
-
-
-class View:
-    """A snapshot with its listing. Made by `History.load`, handed out by `History.acquire`."""
-
-    def __init__(self, snapshot: Snapshot, history: "History") -> None:
-        self.time = snapshot.time
-        self.users = 0  # the history's: guarded by its lock
-        self._snapshot = snapshot
-        self._listing = snapshot.listing()
-        self._history = history
-
-    def close(self) -> None:
-        self._snapshot.close()
-
-    def attributes(self, row: int) -> Attributes:
-        """NotFoundError if there is no such row."""
-        return self._attributes_of(self._listing.node(row))
-
-    def child(self, row: int, name: bytes) -> Attributes | None:
-        """What `name` is in the directory at `row`, "." and ".." included; None if it is not there.
-
-        NFS servers ask for "." of files too, to find a file by its number. NotFoundError, NotADirectoryEntryError.
-        """
-        if name == b".":
-            return self.attributes(row)
-        if name == b"..":
-            return self._parent(row)
-        found = self._listing.child(row, name)
-        if found is None:
-            self.check_directory(row)
-            return None
-        return self._attributes_of(found)
-
-    def children(self, row: int, offset: int) -> Iterator[Child]:
-        """The names in the directory at `row` from `offset` on, beginning with "." and "..": lazily."""
-        if offset < _AFTER_DOT:
-            yield Child(b".", self.attributes(row), _AFTER_DOT)
-        if offset < _AFTER_DOTS:
-            yield Child(b"..", self._parent(row), _AFTER_DOTS)
-        after = max(-1, offset - _AFTER_ROW_0)
-        while nodes := self._listing.children(row, after, _ROWS_PER_QUERY):
-            for node in nodes:
-                yield Child(node.entry.name, self._attributes_of(node), node.row + _AFTER_ROW_0)
-            after = nodes[-1].row
-
-    def check_directory(self, row: int) -> None:
-        """Raises NotADirectoryEntryError if the entry at `row` is none."""
-        entry = self._listing.node(row).entry
-        if entry.kind is not Kind.DIRECTORY:
-            raise NotADirectoryEntryError("is not a directory", path=entry.path, at=self.time)
-
-    def target(self, row: int) -> bytes:
-        """Where the symbolic link at `row` leads to, as recorded."""
-        return self._listing.node(row).entry.target
-
-    def file(self, row: int) -> File:
-        """The file at `row`, not yet opened; only the content of regular files can be."""
-        node = self._listing.node(row)
-        opener = partial(self._snapshot.open, node.entry, node.sha1)
-        return File(self._attributes_of(node), node.entry.path, opener)
-
-    def _parent(self, row: int) -> Attributes:
-        if row == 0:
-            return self._history.root()
-        return self._attributes_of(self._listing.find(self._listing.node(row).entry.parent))
-
-    def _attributes_of(self, node: Node) -> Attributes:
-        return _attributes(node.entry, inode_of(self.time, node.inode_row), node.nlink, self.time)
-
-
-def _attributes(entry: Entry, inode: int, nlink: int, session_time: int) -> Attributes:
-    # A snapshot's top carries its session's time, for `ls -lt` in the root. Links and devices have none recorded.
-    has_own_time = entry.path and entry.kind.has_mtime
-    mtime_s = entry.mtime_s if has_own_time else session_time
-    size = len(entry.target) if entry.kind is Kind.SYMLINK else entry.size_bytes
-    return Attributes(
-        inode=inode,
-        mode=_TYPES[entry.kind] | entry.mode & 0o7777,
-        nlink=min(max(1, nlink), (1 << 32) - 1),
-        uid=_shown_id(entry.uid),
-        gid=_shown_id(entry.gid),
-        rdev=_shown_device(entry) if entry.kind.is_device else 0,
-        size_bytes=min(max(0, size), _MAX_SIGNED),
-        mtime_ns=min(max(-_MAX_SIGNED, mtime_s), _MAX_SIGNED) * 10**9,
-    )
-
-
-def _shown_id(number: int) -> int:
-    return number if 0 <= number <= _MAX_ID else _OVERFLOW_ID
-
-
-def _shown_device(entry: Entry) -> int:
-    """Linux has 12 bits for the major and 20 for the minor number; what does not fit cannot have been real."""
-    major, minor = entry.device_number
-    return os.makedev(major, minor) if 0 <= major < 1 << 12 and 0 <= minor < 1 << 20 else 0
+    def check(self, session_time: int) -> None:
+        if session_time not in self.known:
+            raise NotFoundError("no such session is in the repository", at=session_time)
 
 
 class History:
     """All snapshots of a repository, as directories below one root.
 
-    `zone` is the time zone of the directories' names (None: local), `owner` the user and group of the root;
-    `max_listings` bounds how many snapshots are kept ready.
+    `open_catalog` gives a catalog of the repository as it is now; it may take its time. `zone` is the time zone of the
+    directories' names (None: local), `owner` the user and group of the root. All but `root`, `names` and `top` raise
+    NotReadyError where only an `update` can tell, and NotFoundError for what is not there.
     """
 
     def __init__(
-        self, repository: Repository, zone: tzinfo | None, *, owner: tuple[int, int] = (0, 0), max_listings: int = 8
+        self,
+        repository: Repository,
+        open_catalog: Callable[[], Catalog],
+        zone: tzinfo | None,
+        *,
+        owner: tuple[int, int] = (0, 0),
     ) -> None:
         self._repository = repository
+        self._open_catalog = open_catalog
         self._zone = zone
         self._owner = owner
-        self._max_listings = max_listings
         self._lock = threading.Lock()
-        self._times: tuple[int, ...] = ()
-        self._names: dict[bytes, int] = {}
-        self._views: OrderedDict[int, View] = OrderedDict()  # least recently used first
-        self._tops: dict[int, Attributes] = {}  # of every snapshot that was asked for; small, and they never change
+        self._sessions = _Sessions((), frozenset(), {})
+        self._tops: dict[int, Attributes] = {}  # those that were read without a catalog
+        self._tree: Tree | None = None
+        self._state: State | None = None  # at the last look
+        self._is_current = False  # whether the catalog knew all of it
+        self._is_doubtful = False  # whether it has to be asked again
 
     # The root
 
     def root(self) -> Attributes:
         """The root as of the last `refresh`; its time is that of the newest session."""
-        newest = self._times[-1] if self._times else 0
-        mode = stat.S_IFDIR | 0o555
-        return Attributes(ROOT_INODE, mode, 2 + len(self._names), *self._owner, 0, 0, newest * 10**9, BRIEFLY_S)
+        times = self._sessions.times
+        newest = times[-1] if times else 0
+        return Attributes(ROOT_INODE, stat.S_IFDIR | 0o555, 1, *self._owner, 0, 0, newest, NOTIFIED_S)
 
     def names(self) -> dict[bytes, int]:
         """The name of each snapshot's directory and its session's time, oldest first, as of the last `refresh`."""
-        return self._names
-
-    def refresh(self) -> dict[bytes, int]:
-        """Look which sessions there are now, and drop what is kept of others. Returns `names`. StorageError."""
-        times = self._repository.sessions()
-        if times != self._times:
-            names = snapshot_names(times, self._zone)
-            with self._lock:
-                self._times = times
-                self._names = {os.fsencode(names[session_time]): session_time for session_time in times}
-                for gone in self._tops.keys() - set(times):
-                    del self._tops[gone]
-                unused = self._drop(self._views.keys() - set(times))
-            self._close(unused)
-        return self._names
-
-    # The top directories of the snapshots
+        return self._sessions.names
 
     def top(self, session_time: int) -> Attributes | None:
-        """The directory of a snapshot, if it was read before."""
+        """The directory of a snapshot, if it is known. NotFoundError if there is none, DamagedError."""
+        self._sessions.check(session_time)
+        with self._lent_if_there() as tree:
+            if tree is not None and session_time in tree.catalog.sessions:
+                return tree.attributes(directory_inode(session_time, TOP_TAG))
         return self._tops.get(session_time)
 
     def read_top(self, session_time: int) -> Attributes:
-        """The directory of a snapshot, read without the rest of its listing.
+        """The directory of a snapshot, of its list alone: who looks at the root need not wait for the catalog.
 
-        Listing the root of a thousand snapshots must not load a thousand listings. The number of subdirectories is
-        not known then: it is shown as 1 link, as btrfs does, and is good for a moment only.
+        Touches the disk. NotFoundError, DamagedError, StorageError.
         """
         with closing(self._repository.snapshot(session_time)) as snapshot:
-            entries = snapshot.entries()
-            first = next(entries, None)
-            if first is None or first.path:
-                raise DamagedError("the list of files has no root", at=session_time)
-        attributes = _attributes(first, inode_of(session_time, 0), 1, session_time)
-        return self._tops.setdefault(session_time, attributes._replace(valid_s=BRIEFLY_S))
+            entry = next(snapshot.entries(), None)
+        if entry is None or entry.path:
+            raise DamagedError("the list of files has no root", at=session_time)
+        top = self._unread_top(session_time)
+        top = top._replace(mode=stat.S_IFDIR | entry.mode, uid=shown_id(entry.uid), gid=shown_id(entry.gid))
+        return self._tops.setdefault(session_time, top._replace(valid_s=FOREVER_S))
 
-    def unread_top(self, session_time: int) -> Attributes:
-        """A stand-in for a directory listing: type and number are right, the rest is good for no time at all."""
-        inode, mtime_ns = inode_of(session_time, 0), session_time * 10**9
-        return Attributes(inode, stat.S_IFDIR | 0o500, 1, *self._owner, 0, 0, mtime_ns, 0.0)
+    def _unread_top(self, session_time: int) -> Attributes:
+        """A stand-in for a directory listing: type, number and time are right, the rest is good for no time at all."""
+        inode = directory_inode(session_time, TOP_TAG)
+        return Attributes(inode, stat.S_IFDIR | 0o500, 1, *self._owner, 0, 0, session_time, UNKNOWN_S)
 
-    # Snapshots
+    def children_of_root(self, offset: int, limit: int) -> list[Child]:
+        """Up to `limit` of the snapshots' directories from `offset` on, and the dots; none at the end."""
+        root, children = self.root(), []
+        if offset < AFTER_DOT:
+            children.append(Child(b".", root, AFTER_DOT))
+        if offset < AFTER_DOTS:
+            children.append(Child(b"..", root, AFTER_DOTS))
+        for name, session_time in self._sessions.names.items():
+            after = session_time + TIME_SHIFT + AFTER_0
+            if after > offset and len(children) < limit:
+                children.append(Child(name, self._top_or_stand_in(session_time), after))
+        return children
 
-    def acquire(self, session_time: int) -> View | None:
-        """The snapshot, if it is loaded: to be given to `release` after use. None: `load` it and ask again."""
+    def _top_or_stand_in(self, session_time: int) -> Attributes:
+        with suppress(NotFoundError, DamagedError):
+            if (top := self.top(session_time)) is not None:
+                return top
+        return self._unread_top(session_time)
+
+    # The disk
+
+    def refresh(self) -> bool:
+        """Look which sessions there are now; whether the catalog knows all of them. StorageError."""
+        state = self._repository.state()
+        if state.sessions != self._sessions.times:
+            names = snapshot_names(state.sessions, self._zone)
+            by_name = {os.fsencode(names[session_time]): session_time for session_time in state.sessions}
+            self._sessions = _Sessions(state.sessions, frozenset(state.sessions), by_name)
+        if state is not self._state or not self._is_current or self._is_doubtful:
+            self._is_doubtful = False
+            with self._lent_if_there() as tree:
+                self._is_current = tree is not None and tree.catalog.is_current(state)
+            self._state = state
+        return self._is_current
+
+    def update(self) -> None:
+        """Take a catalog that knows what is there now: slow where it has to be built. DamagedError, StorageError."""
+        if self.refresh():
+            return
+        new = Tree(self._open_catalog(), self.root)
         with self._lock:
-            view = self._views.get(session_time)
-            if view is not None:
-                self._views.move_to_end(session_time)
-                view.users += 1
-            return view
-
-    def release(self, view: View) -> None:
-        with self._lock:
-            view.users -= 1
-            had_to_go = self._views.get(view.time) is not view
-            unused = [view] if had_to_go and not view.users else self._too_many()
-        self._close(unused)
-
-    def load(self, session_time: int) -> None:
-        """Make the snapshot ready for `acquire`. Slow for a large tree. NotFoundError, DamagedError, StorageError."""
-        view = View(self._repository.snapshot(session_time), self)
-        with ExitStack() as on_error:
-            on_error.callback(view.close)
-            self._tops[session_time] = view.attributes(0)
-            on_error.pop_all()
-        with self._lock:
-            if session_time in self._views:
-                unused = [view]
-            else:
-                self._views[session_time] = view
-                unused = self._too_many()
-        self._close(unused)
+            self._tree, old = new, self._tree
+        self._tops.clear()
+        self._give_back(old)
+        self.refresh()
 
     def close(self) -> None:
-        """Close every listing; nothing may be in use any more."""
         with self._lock:
-            views = list(self._views.values())
-            self._views.clear()
-        self._close(views)
+            self._tree, old = None, self._tree
+        self._give_back(old)
 
-    def _too_many(self) -> list[View]:
-        """Take out what is above the bound and not in use, except for the newest. Needs the lock; to be closed."""
-        surplus = len(self._views) - self._max_listings
-        if surplus <= 0:
-            return []
-        idle = [session_time for session_time, view in self._views.items() if not view.users]
-        newest = next(reversed(self._views))
-        return self._drop([session_time for session_time in idle if session_time != newest][:surplus])
+    # What is in a snapshot
 
-    def _drop(self, session_times: Iterable[int]) -> list[View]:
-        """Take out; returns those that nobody uses, to be closed without the lock. The others `release` closes."""
-        dropped = [self._views.pop(session_time) for session_time in session_times]
-        return [view for view in dropped if not view.users]
+    def attributes(self, inode: int) -> Attributes:
+        with self._lent(inode) as tree:
+            return tree.attributes(inode)
 
-    @staticmethod
-    def _close(views: Iterable[View]) -> None:
-        for view in views:
-            view.close()
+    def child(self, inode: int, name: bytes) -> Attributes | None:
+        """What `name` is in a directory, "." and ".." included; None if it is not there. NotADirectoryEntryError.
+
+        NFS servers ask for "." of files too, to find a file by its number.
+        """
+        with self._lent(inode) as tree:
+            return tree.child(inode, name)
+
+    def children(self, inode: int, offset: int, limit: int) -> list[Child]:
+        """The next names, at least `limit` or all, in a directory from `offset` on, "." and ".." first.
+
+        NotADirectoryEntryError.
+        """
+        if inode == ROOT_INODE:
+            return self.children_of_root(offset, limit)
+        with self._lent(inode) as tree:
+            return tree.children(inode, offset, limit)
+
+    def target(self, inode: int) -> bytes | None:
+        """Where a symbolic link leads to, as recorded; None for what is none."""
+        with self._lent(inode) as tree:
+            return tree.target(inode)
+
+    def open(self, inode: int) -> File:
+        """Open a regular file. DamagedError, StorageError."""
+        with self._lent(inode) as tree:
+            return tree.open(inode, self._repository)
+
+    @contextmanager
+    def _lent(self, inode: int) -> Iterator[Tree]:
+        """The catalog, to be asked about `inode`."""
+        session_time = None if number_of(inode) is not None else place_of(inode)[0]
+        try:
+            if session_time is not None:
+                self._sessions.check(session_time)
+            with self._lent_if_there() as tree:
+                if tree is None:
+                    raise NotFoundError("there is no catalog yet")
+                yield tree
+        except (NotFoundError, DamagedError) as exc:
+            if self._is_current:
+                self._is_doubtful |= isinstance(exc, DamagedError)  # the catalog itself may be damaged
+                raise
+            raise NotReadyError("the catalog is not up to date") from exc
+
+    @contextmanager
+    def _lent_if_there(self) -> Iterator[Tree | None]:
+        with self._lock:
+            tree = self._tree
+            if tree is not None:
+                tree.users += 1
+        try:
+            yield tree
+        finally:
+            self._give_back(tree)
+
+    def _give_back(self, tree: Tree | None) -> None:
+        if tree is None:
+            return
+        with self._lock:
+            tree.users -= 1
+            is_unused = not tree.users
+        if is_unused:
+            tree.catalog.close()

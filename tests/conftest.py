@@ -29,6 +29,14 @@ def rdiff_backup() -> Iterator[oracle.Oracle]:
         yield running
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is left in the cache of the person who runs the tests, nor taken from there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", os.fspath(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 _MEMORY = Path("/dev/shm")
 _ENOUGH_BYTES = 1 << 30
 

@@ -68,6 +68,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         allow_other=arguments.allow_other,
         log_file=arguments.log_file,
         debug=arguments.debug,
+        cache=options.cache_directory(),
         on_ready=lambda: output.tell(f"the past is in {where}; `histfs umount {where}` unmounts it"),
+        on_progress=lambda records: output.note(f"reading the history: {records} records"),
     )
     return 0

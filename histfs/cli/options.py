@@ -5,6 +5,7 @@ and all its output goes through `histfs.cli.output`.
 """
 
 import argparse
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,6 +89,12 @@ def path(text: str) -> Path:
             f"mount its directory here, or write ./{printable(text)} for a local name"
         )
     return Path(text)
+
+
+def cache_directory() -> Path | None:
+    """Where what can be made again is kept for this user; None where there is no such place."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base, "histfs") if os.path.isabs(base) else None
 
 
 def add_at(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from datetime import tzinfo
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes
 
@@ -25,6 +26,7 @@ from histfs.errors import HistfsError, MountError, printable
 from histfs.fs import Operations
 from histfs.mount import background, place, session
 from histfs.mount.place import unmount
+from histfs.store.catalog import open_catalog
 from histfs.store.repository import Repository
 from histfs.vfs import History
 
@@ -32,6 +34,7 @@ __all__ = ["mount", "unmount"]
 
 log = logging.getLogger(__name__)
 
+_PROGRESS_EVERY_S = 2.0
 _SOURCE_NAME_MAX = 1000  # the kernel takes one page for all options
 
 
@@ -45,6 +48,7 @@ class _Request(NamedTuple):
     foreground: bool
     log_file: Path | None
     debug: bool
+    cache: Path | None = None
 
 
 def mount(
@@ -56,12 +60,18 @@ def mount(
     foreground: bool,
     log_file: Path | None,
     debug: bool,
+    cache: Path | None,
     on_ready: Callable[[], None] = lambda: None,
+    on_progress: Callable[[int], None] = lambda _records: None,
 ) -> int:
     """Show the history of `repository` at `mountpoint`, an empty directory.
 
     In the background: returns when the mount can be used. In the foreground: returns when it was unmounted.
     `on_ready` is called here when it can be used. `zone` is that of the directories' names, None the local one.
+    `cache` is a directory for catalogs of repositories that have none themselves, which are built when the root can be
+    listed already; in the foreground `on_progress` then hears every few seconds, from another thread, how many records
+    were read (in the background the log does).
+
     A mount of histfs there whose process has died is cleaned up. Returns the exit code 0.
 
     Raises NotARepositoryError, UsageError (places that overlap, not empty, mounted already), MountError, StorageError.
@@ -74,9 +84,10 @@ def mount(
         foreground,
         None if log_file is None else _resolved(log_file),
         debug,
+        None if cache is None else _resolved(cache),
     )
     _check(request)
-    task = partial(_run, request)
+    task = partial(_run, request, on_progress)
     if foreground:
         task(on_ready)
     else:
@@ -94,16 +105,18 @@ def _check(request: _Request) -> None:
     place.check_fuse(allow_other=request.allow_other)
     place.clear_dead_mounts(request.mountpoint)
     temporary = _resolved(Path(tempfile.gettempdir()))
-    place.check_overlap(request.mountpoint, request.repository, temporary, request.log_file)
+    place.check_overlap(request.mountpoint, request.repository, temporary, request.log_file, request.cache)
     place.check_directory(request.mountpoint)
 
 
-def _run(request: _Request, on_ready: Callable[[], None]) -> None:
+def _run(request: _Request, on_progress: Callable[[int], None], on_ready: Callable[[], None]) -> None:
     """Mount and answer until it is unmounted. HistfsError; a bug is logged with its traceback and becomes one too."""
     logging_to = background.logging_to(request.log_file, foreground=request.foreground, debug=request.debug)
     with logging_to, Repository.open(request.repository) as repository:
         _allow_many_open_files()
-        history = History(repository, request.zone, owner=(os.geteuid(), os.getegid()))
+        open_now = partial(open_catalog, repository, cache=request.cache, progress=_progress(request, on_progress))
+        history = History(repository, open_now, request.zone, owner=(os.geteuid(), os.getegid()))
+        history.refresh()
         operations = Operations(history, request.repository)
         try:
             trio.run(session.serve, operations, request.mountpoint, mount_options(request), on_ready)
@@ -119,6 +132,23 @@ def _run(request: _Request, on_ready: Callable[[], None]) -> None:
         finally:
             operations.close()
             history.close()
+
+
+def _progress(request: _Request, on_progress: Callable[[int], None]) -> Callable[[int], None]:
+    """What the catalog tells while it is built, for the screen or for the log, and not too often."""
+    next_at = monotonic() + _PROGRESS_EVERY_S
+
+    def progress(records: int) -> None:
+        nonlocal next_at
+        if monotonic() < next_at:
+            return
+        next_at = monotonic() + _PROGRESS_EVERY_S
+        if request.foreground:
+            on_progress(records)
+        else:
+            log.info("reading the history: %d records", records)
+
+    return progress
 
 
 def mount_options(request: _Request) -> set[str]:

@@ -127,7 +127,9 @@ def _is_below(inner: tuple[bytes, bytes], outer: tuple[bytes, bytes]) -> bool:
 # Before mounting
 
 
-def check_overlap(mountpoint: Path, repository: Path, temporary: Path, log_file: Path | None) -> None:
+def check_overlap(
+    mountpoint: Path, repository: Path, temporary: Path, log_file: Path | None, cache: Path | None = None
+) -> None:
     """UsageError if the mount would need itself, or write into the repository. Resolved paths."""
     advice = "choose a mount point elsewhere"
     if is_inside(mountpoint, repository):
@@ -137,6 +139,8 @@ def check_overlap(mountpoint: Path, repository: Path, temporary: Path, log_file:
     places = [("temporary files", temporary, "set TMPDIR to another directory")]
     if log_file is not None:
         places.append(("the log", log_file, "choose another --log-file"))
+    if cache is not None:
+        places.append(("the cache of catalogs", cache, "set XDG_CACHE_HOME to another directory"))
     for what, place, remedy in places:
         if is_inside(place, mountpoint):
             raise UsageError(f"{what} would lie below the mount point", path=place, advice=remedy)

@@ -15,17 +15,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-import pyfuse3
 import trio
 
 from histfs.errors import MountError, printable
 from histfs.fs import Operations
+from histfs.fuse import pyfuse3
 
 log = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 _GRACE_S = 1.0  # for requests that are being answered when a signal comes
-_REFRESH_EVERY_S = 10.0
+_LOOK_EVERY_S = 0.25  # for sessions that came or went
+_UPDATE_EVERY_S = 0.5
+_UPDATE_AGAIN_AFTER_S = 30.0  # where it failed, unless somebody asks for a file before
 _HEARTBEAT_S = 1.0
 _MAX_TASKS = 400  # requests answered at the same time; those that wait for a thread count
 _READ_AHEAD_KIB = 512
@@ -52,7 +54,8 @@ async def serve(operations: Operations, mountpoint: Path, options: set[str], on_
                 else:
                     is_to_be_unmounted = False
                     _set_read_ahead(device)
-                    nursery.start_soon(_forget_removed_sessions, operations)
+                    nursery.start_soon(_look_for_sessions, operations)
+                    nursery.start_soon(_keep_catalog, operations)
                     on_ready()
             is_to_be_unmounted = True
         finally:
@@ -145,11 +148,21 @@ async def _stop_when_told(stop: trio.Event, session: trio.CancelScope) -> None:
     session.cancel()
 
 
-async def _forget_removed_sessions(operations: Operations) -> None:
+async def _look_for_sessions(operations: Operations) -> None:
     while True:
         with suppress(pyfuse3.FUSEError):  # it was logged; perhaps the repository comes back
-            await operations.forget_removed_sessions()
-        await trio.sleep(_REFRESH_EVERY_S)
+            await operations.look()
+        await trio.sleep(_LOOK_EVERY_S)
+
+
+async def _keep_catalog(operations: Operations) -> None:
+    """Have the catalog ready before somebody needs it."""
+    while True:
+        try:
+            await operations.update()
+        except pyfuse3.FUSEError:
+            await trio.sleep(_UPDATE_AGAIN_AFTER_S)
+        await trio.sleep(_UPDATE_EVERY_S)
 
 
 def _look(mountpoint: Path) -> int:

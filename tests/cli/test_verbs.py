@@ -233,10 +233,12 @@ class TestRegress:
 
 
 class TestMount:
-    def test_says_where_and_how_to_end_it(self, cli):
+    def test_says_where_and_how_to_end_it(self, cli, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", "/c")
         options = {"zone": None, "foreground": False, "allow_other": False, "log_file": None, "debug": False}
         ran = cli("mount", "repo", "m\x1b")
-        assert cli.calls["mount"] == (Path("repo"), Path("m\x1b"), options)
+        del cli.calls["mount"][2]["on_progress"]
+        assert cli.calls["mount"] == (Path("repo"), Path("m\x1b"), {**options, "cache": Path("/c/histfs")})
         assert (ran.code, ran.err) == (0, "")
         assert ran.out == "the past is in m\\x1b; `histfs umount m\\x1b` unmounts it\n"
         assert cli("-q", "mount", "repo", "mnt").out == ""
@@ -244,7 +246,12 @@ class TestMount:
     def test_options(self, cli):
         cli("mount", "--fore", "--utc", "--allow-other", "--log-file=l", "--debug", "repo", "mnt")
         options = {"zone": UTC, "foreground": True, "allow_other": True, "log_file": Path("l"), "debug": True}
-        assert cli.calls["mount"][2] == options
+        assert cli.calls["mount"][2].items() >= options.items()
+
+    def test_without_a_place_for_a_cache(self, cli, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+        cli("mount", "repo", "mnt")
+        assert cli.calls["mount"][2]["cache"] is None
 
     def test_a_bug_shows_its_traceback_with_debug(self, cli, monkeypatch):
         monkeypatch.delenv("HISTFS_DEBUG", raising=False)

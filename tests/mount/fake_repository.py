@@ -1,28 +1,38 @@
-"""A repository in memory, with as much of the store's interface as the mount uses.
+"""A repository in memory, with as much of the store's interface as the mount uses, and its catalog.
 
-Trees are literals (tests.trees). What a real repository does slowly or wrongly can be asked for: `gate` holds loads and
-openings until it is set, `read_gate` reads that are not cached; `is_cached` False makes all of them so; `damaged` has
-errors for contents, by path.
+Trees are literals (tests.trees). What a real repository does slowly or wrongly can be asked for: `gate` holds openings
+until it is set, `catalog_gate` the building of a catalog, `read_gate` reads that are not cached; `is_cached` False
+makes all of them so; `damaged` has errors for contents, by path.
 """
 
+import hashlib
 import os
+import stat
 import threading
 from bisect import bisect_right
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from histfs.errors import NotFoundError
-from histfs.store.entry import Entry, Kind, LinkGroup, is_below, sort_key
+from histfs.errors import DamagedError, NotFoundError
+from histfs.store.entry import Entry, Kind, LinkGroup, sort_key
 from tests.trees import Device, Dir, Fifo, File, Link, Socket, Symlink, walk
 
+LIVE = 2**62
+_TYPES = {
+    Kind.REGULAR: stat.S_IFREG,
+    Kind.DIRECTORY: stat.S_IFDIR,
+    Kind.SYMLINK: stat.S_IFLNK,
+    Kind.CHARACTER_DEVICE: stat.S_IFCHR,
+    Kind.BLOCK_DEVICE: stat.S_IFBLK,
+    Kind.FIFO: stat.S_IFIFO,
+    Kind.SOCKET: stat.S_IFSOCK,
+}
 
-class Node(NamedTuple):
-    row: int
-    entry: Entry
-    nlink: int
-    inode_row: int
-    sha1: bytes | None
+
+class State(NamedTuple):
+    sessions: tuple
 
 
 class FakeRepository:
@@ -30,13 +40,15 @@ class FakeRepository:
         self.path = path
         self.trees = dict(trees)
         self.extra_entries = {}  # session time -> entries that no literal can describe
-        self.gate, self.read_gate = threading.Event(), threading.Event()
+        self.gate, self.read_gate, self.catalog_gate = threading.Event(), threading.Event(), threading.Event()
         self.gate.set()
         self.read_gate.set()
-        self.damaged = {}  # path -> exception; None: the listing
+        self.catalog_gate.set()
+        self.damaged = {}  # path -> exception; "state", "catalog": for these
+        self.unreadable = set()  # session times that have no list
         self.is_cached = True
-        self.calls = Counter()  # (what, session time or path)
-        self.open_now = Counter()  # listings and contents that were not closed yet
+        self.calls = Counter()  # (what, path), "catalog"
+        self.open_now = Counter()  # catalogs and contents that were not closed yet
 
     def __enter__(self):
         return self
@@ -47,16 +59,24 @@ class FakeRepository:
     def close(self):
         pass
 
-    def sessions(self):
-        self.calls["sessions"] += 1
-        if "sessions" in self.damaged:
-            raise self.damaged["sessions"]
-        return tuple(sorted(self.trees))
+    def state(self):
+        self.calls["state"] += 1
+        if "state" in self.damaged:
+            raise self.damaged["state"]
+        return State(tuple(sorted(self.trees)))
 
     def snapshot(self, session_time):
         if session_time not in self.trees:
             raise NotFoundError("no such session", at=session_time)
         return FakeSnapshot(self, session_time)
+
+    def open_catalog(self):
+        self.calls["catalog"] += 1
+        if "catalog" in self.damaged:
+            raise self.damaged["catalog"]
+        made = FakeCatalog(self)
+        assert self.catalog_gate.wait(30)
+        return made
 
     def entries(self, session_time):
         made = entries_of(self.trees[session_time]) + self.extra_entries.get(session_time, [])
@@ -70,21 +90,15 @@ class FakeSnapshot:
     def __init__(self, repository, session_time):
         self.time = session_time
         self._repository = repository
-        self._listing = None
 
-    def entries(self, below=b""):
+    def close(self):
+        pass
+
+    def entries(self):
         self._repository.calls["entries", self.time] += 1
-        if None in self._repository.damaged:
-            raise self._repository.damaged[None]
-        yield from (entry for entry in self._repository.entries(self.time) if is_below(entry.path, below))
-
-    def listing(self):
-        if self._listing is None:
-            self._repository.calls["listing", self.time] += 1
-            self._listing = FakeListing(list(self.entries()))
-            assert self._repository.gate.wait(30)
-            self._repository.open_now["listing", self.time] += 1
-        return self._listing
+        if self.time in self._repository.unreadable:
+            raise DamagedError("cannot be read", at=self.time)
+        yield from self._repository.entries(self.time)
 
     def open(self, entry, sha1):
         self._repository.calls["open", entry.path] += 1
@@ -93,52 +107,127 @@ class FakeSnapshot:
             raise self._repository.damaged[entry.path]
         return FakeContent(self._repository, entry.path, self._repository.contents(self.time)[entry.path])
 
+
+class FakeVersion(NamedTuple):
+    number: int
+    parent: int
+    name: bytes
+    first: int
+    last: int
+    mode: int
+    uid: int
+    gid: int
+    mtime_s: int
+    size_bytes: int
+    target: bytes
+    directory: int
+    link: tuple | None
+    made_of: Entry
+
+
+class FakeCatalog:
+    def __init__(self, repository):
+        self._repository = repository
+        self.sessions = tuple(sorted(repository.trees))
+        self._unreadable = set(repository.unreadable)
+        self._paths, self._directories = [None], {}  # numbers of directories begin at 1
+        self._versions = {}  # by number
+        self._names = {}  # (directory, name) -> versions, oldest first
+        self._tags = {}
+        runs, before = {}, None  # path -> (record, number) at the session before
+        for time in (time for time in self.sessions if time not in self._unreadable):
+            contents, now = repository.contents(time), {}
+            for entry in repository.entries(time):
+                record = (entry, contents.get(entry.path))
+                earlier = runs.get(entry.path)
+                now[entry.path] = self._add(record, time) if earlier is None or earlier[0] != record else earlier
+            for path, (_, number) in runs.items():
+                if now.get(path, (None, None))[1] != number:
+                    self._versions[number] = self._versions[number]._replace(last=before)
+            runs, before = now, time
+        for version in self._versions.values():
+            self._names.setdefault((version.parent, version.name), []).append(version)
+        self._in = {}  # directory -> names, sorted
+        for parent, name in sorted(self._names):
+            self._in.setdefault(parent, []).append(name)
+        repository.open_now["catalog"] += 1
+
+    def _add(self, record, time):
+        entry = record[0]
+        key = repr((*record, time)).encode()
+        number = int.from_bytes(hashlib.sha1(key).digest()[:8], "big") >> 2
+        directory = self._directory_of(entry.path) if entry.kind is Kind.DIRECTORY else 0
+        mode = _TYPES[entry.kind] | entry.mode & 0o7777
+        link = entry.link_group and (entry.link_group.inode, entry.link_group.device, entry.link_group.nlink)
+        parent = self._directory_of(entry.parent) if entry.path else 0
+        attributes = mode, entry.uid, entry.gid, entry.mtime_s, entry.size_bytes, entry.target
+        self._versions[number] = FakeVersion(
+            number, parent, entry.name, time, LIVE, *attributes, directory, link, entry
+        )
+        return record, number
+
+    def _directory_of(self, path):
+        if path not in self._directories:
+            self._directories[path] = len(self._paths)
+            self._paths.append(path)
+            self._tags[tag_of(path)] = self._directories[path]
+        return self._directories[path]
+
+    def is_current(self, state):
+        return state.sessions == self.sessions
+
+    def root(self, time):
+        if time not in self.sessions:
+            raise NotFoundError("no such session", at=time)
+        if time in self._unreadable:
+            raise DamagedError("cannot be read", at=time)
+        return self.child(0, b"", time)
+
+    def child(self, directory, name, time):
+        return next((v for v in self._names.get((directory, name), []) if v.first <= time <= v.last), None)
+
+    def children(self, directory, time, after=None, limit=1000):
+        names = self._in.get(directory, [])
+        start = 0 if after is None else bisect_right(names, after)
+        found = (self.child(directory, name, time) for name in names[start:])
+        return list(islice((version for version in found if version is not None), limit))
+
+    def version(self, number):
+        return self._versions.get(number)
+
+    def directory(self, tag):
+        return self._tags.get(tag)
+
+    def tag(self, directory):
+        if directory >= len(self._paths):
+            raise NotFoundError("no such directory")
+        return tag_of(self._paths[directory])
+
+    def path(self, directory):
+        return self._paths[directory]
+
+    def parent(self, directory):
+        return self._directories[self._paths[directory].rpartition(b"/")[0]]
+
+    def links(self, version, time):
+        members = [v for v in self._versions.values() if v.link == version.link and v.first <= time <= v.last]
+        if version.link is None:
+            return version, 1
+        return min(members, key=lambda v: sort_key(v.made_of.path)), len(members)
+
+    def entry(self, version):
+        return version.made_of
+
+    def time_of(self, version):
+        return max({*self.sessions} - self._unreadable) if version.last == LIVE else version.last
+
     def close(self):
-        if self._listing is not None:
-            self._listing = None
-            self._repository.open_now["listing", self.time] -= 1
-            assert self._repository.open_now["listing", self.time] >= 0
+        self._repository.open_now["catalog"] -= 1
+        assert self._repository.open_now["catalog"] >= 0
 
 
-class FakeListing:
-    def __init__(self, entries):
-        groups = {}
-        subdirectories = Counter(entry.parent for entry in entries if entry.path and entry.kind is Kind.DIRECTORY)
-        for row, entry in enumerate(entries):
-            if entry.link_group:
-                groups.setdefault(entry.link_group.key, []).append(row)
-        self.nodes = []
-        for row, entry in enumerate(entries):
-            members = groups[entry.link_group.key] if entry.link_group else [row]
-            nlink = 2 + subdirectories[entry.path] if entry.kind is Kind.DIRECTORY else len(members)
-            self.nodes.append(Node(row, entry, nlink, members[0], entry.sha1))
-        below = [node for node in self.nodes if node.entry.path]
-        self._names = {(node.entry.parent, node.entry.name): node for node in below}
-        self._rows = {}  # by path of the directory
-        for node in below:
-            self._rows.setdefault(node.entry.parent, []).append(node.row)
-
-    def node(self, row):
-        try:
-            return self.nodes[row]
-        except IndexError:
-            raise NotFoundError(f"no row {row}") from None
-
-    def child(self, row, name):
-        return self._names.get((self._path(row), name))
-
-    def children(self, row, after=-1, limit=1000):
-        rows = self._rows.get(self._path(row), [])
-        return [self.nodes[row] for row in rows[bisect_right(rows, after) :][:limit]]
-
-    def find(self, path):
-        try:
-            return next(node for node in self.nodes if node.entry.path == path)
-        except StopIteration:
-            raise NotFoundError("not there", path=path) from None
-
-    def _path(self, row):
-        return self.nodes[row].entry.path if row < len(self.nodes) else None
+def tag_of(path):
+    return int.from_bytes(hashlib.sha1(path).digest()[:4], "big") >> 3
 
 
 class FakeContent:

@@ -93,15 +93,18 @@ def test_a_directory_is_told_by_its_number_too(tmp_path, monkeypatch):
         ("/m", "/r", "/r", None, "temporary files would lie in the repository"),
         ("/m", "/r", "/tmp", "/m/log", "the log would lie below"),
         ("/m", "/r", "/tmp", "/r/log", "the log would lie in the repository"),
+        ("/m", "/r", "/tmp", "/l/log", "the cache of catalogs would lie below"),
     ],
 )
 def test_what_may_not_overlap(table, mountpoint, repository, temporary, log, said):
     with pytest.raises(UsageError, match=said):
-        place.check_overlap(Path(mountpoint), Path(repository), Path(temporary), Path(log) if log else None)
+        place.check_overlap(
+            Path(mountpoint), Path(repository), Path(temporary), Path(log) if log else None, Path("/m/c")
+        )
 
 
 def test_what_does_not_overlap(table):
-    place.check_overlap(Path("/m"), Path("/r"), Path("/tmp"), Path("/l/log"))
+    place.check_overlap(Path("/m"), Path("/r"), Path("/tmp"), Path("/l/log"), Path("/c"))
 
 
 def test_only_the_owner_unmounts(table, monkeypatch):

@@ -5,21 +5,27 @@ import inspect
 import logging
 import os
 import stat
+import threading
 from contextlib import suppress
 from datetime import UTC
 from unittest.mock import Mock
 
-import pyfuse3
 import pytest
 import trio
 import trio.testing
 from hypothesis import given
 
+from histfs import _fs_open_files as open_files
+from histfs import fs
+from histfs._fs_answers import errno_of
+from histfs._fs_open_files import OpenFiles
 from histfs.errors import DamagedError, FormatError, MountError, NotADirectoryEntryError, NotFoundError, StorageError
-from histfs.fs import Operations, _entry, errno_of
+from histfs.fs import Operations, _entry
+from histfs.fuse import pyfuse3
 from histfs.store.entry import Entry, Kind
-from histfs.vfs import ROOT_INODE, History, inode_of
-from tests.mount.fake_repository import FakeRepository
+from histfs.vfs import ROOT_INODE, TOP_TAG, History, directory_inode, version_inode
+from histfs.vfs import File as OpenVersion
+from tests.mount.fake_repository import FakeContent, FakeRepository
 from tests.strategies import entries
 from tests.trees import Device, Dir, Fifo, File, Link, Symlink
 
@@ -46,10 +52,15 @@ HANDLERS = [name for name, member in vars(pyfuse3.Operations).items() if inspect
 class Mounted:
     """Operations over a fake repository, with shorter calls."""
 
-    def __init__(self, trees, **options):
+    def __init__(self, trees):
         self.repository = FakeRepository(trees)
-        self.history = History(self.repository, UTC, **options)
+        self.history = History(self.repository, self.repository.open_catalog, UTC)
+        self.history.refresh()
         self.operations = Operations(self.history, self.repository.path)
+
+    async def update(self):
+        self.repository.catalog_gate.set()
+        await self.operations.update()
 
     async def lookup(self, *names, inode=ROOT_INODE):
         for name in names:
@@ -85,12 +96,27 @@ def replies(monkeypatch):
         def accept(self, _token, name, attributes, offset):
             if len(self) >= self.room:
                 return False
-            self.append((name, attributes, offset))
+            self.append((name, attributes.__getstate__(), offset))  # one object serves a whole reply
             return True
 
     collected = Replies()
     monkeypatch.setattr(pyfuse3, "readdir_reply", collected.accept)
     return collected
+
+
+@pytest.fixture(autouse=True)
+def told(monkeypatch):
+    """What the kernel is told to forget."""
+    told = []
+    monkeypatch.setattr(pyfuse3, "invalidate_entry", lambda *args: told.append(args))
+    monkeypatch.setattr(pyfuse3, "invalidate_inode", lambda *args: told.append(args))
+    return told
+
+
+@pytest.fixture(autouse=True)
+def with_handles(monkeypatch):
+    """As if the kernel opened what it reads, whatever was mounted in this process before."""
+    monkeypatch.setattr(fs, "is_by_inode", lambda: False)
 
 
 class Failure:
@@ -119,15 +145,28 @@ def test_every_handler_is_ours_and_wrapped():
 
 @pytest.mark.parametrize("name", sorted(set(HANDLERS) - set(WRITING) - set(LEFT_TO_KERNEL)))
 async def test_a_bug_is_an_error_for_one_call(name, caplog):
-    methods = ["acquire", "load", "refresh", "root", "top", "read_top"]
-    broken = Mock(**{f"{method}.side_effect": ZeroDivisionError for method in methods})
+    methods = [
+        "attributes",
+        "child",
+        "children",
+        "names",
+        "open",
+        "refresh",
+        "root",
+        "target",
+        "top",
+        "read_top",
+        "update",
+    ]
+    broken = Mock()
     operations = Operations(broken, Mock())
+    broken.configure_mock(**{f"{method}.side_effect": ZeroDivisionError for method in methods})
     handler = getattr(operations, name)
     parameters = list(inspect.signature(handler).parameters)
     arguments = [b"name" if parameter == "name" else 0 for parameter in parameters]
     if parameters[0] != "ctx":
-        arguments[0] = [(1, 1)] if name == "forget" else inode_of(FIRST, 1)
-    harmless = {"access", "forget", "getxattr", "listxattr", "releasedir"}
+        arguments[0] = [(1, 1)] if name == "forget" else directory_inode(FIRST, 1)
+    harmless = {"access", "forget", "getxattr", "listxattr", "opendir", "release", "releasedir"}
     if name in harmless:
         with suppress(pyfuse3.FUSEError):
             await handler(*arguments)
@@ -201,7 +240,7 @@ def test_a_shortage_keeps_its_error_number(cause, number):
 
 
 async def test_lookup_follows_names(mounted):
-    assert (await mounted.lookup(FIRST_NAME)).st_ino == inode_of(FIRST, 0)
+    assert (await mounted.lookup(FIRST_NAME)).st_ino == directory_inode(FIRST, TOP_TAG)
     entry = await mounted.lookup(FIRST_NAME, b"d", b"inner")
     assert (stat.S_ISREG(entry.st_mode), entry.st_size, entry.st_blocks, entry.st_blksize) == (True, 5, 1, 4096)
     assert entry.st_atime_ns == entry.st_ctime_ns == entry.st_mtime_ns
@@ -215,10 +254,10 @@ async def test_lookup_and_getattr_agree(mounted):
         assert {**again.__getstate__(), "entry_timeout": 0} == {**found.__getstate__(), "entry_timeout": 0}
 
 
-async def test_the_root_is_good_for_a_moment_only(mounted):
-    assert (await mounted.lookup(FIRST_NAME)).entry_timeout == 1
+async def test_the_root_is_not_good_for_ever(mounted):
+    assert (await mounted.lookup(FIRST_NAME)).entry_timeout == 60
     root = await mounted.operations.getattr(ROOT_INODE, None)
-    assert (root.attr_timeout, root.st_mtime_ns) == (1, SECOND * 10**9)
+    assert (root.attr_timeout, root.st_mtime_ns) == (60, SECOND * 10**9)
 
 
 async def test_blocks_are_whole():
@@ -231,7 +270,7 @@ async def test_names_that_are_not_there_are_remembered_by_the_kernel(mounted):
     missing = await mounted.lookup(FIRST_NAME, b".hidden")
     assert (missing.st_ino, missing.entry_timeout) == (0, 86_400)
     missing = await mounted.lookup(b"@2030-01-01T00:00")
-    assert (missing.st_ino, missing.entry_timeout) == (0, 1)
+    assert (missing.st_ino, missing.entry_timeout) == (0, 60)
 
 
 @pytest.mark.parametrize("parent", [(), (FIRST_NAME,), (FIRST_NAME, b"d")])
@@ -244,7 +283,7 @@ async def test_too_long_names(mounted, parent):
 async def test_dots_lead_up(mounted):
     d = await mounted.inode(FIRST_NAME, b"d")
     assert await mounted.inode(FIRST_NAME, b"d", b".") == d
-    assert await mounted.inode(FIRST_NAME, b"d", b"..") == inode_of(FIRST, 0)
+    assert await mounted.inode(FIRST_NAME, b"d", b"..") == directory_inode(FIRST, TOP_TAG)
     assert await mounted.inode(FIRST_NAME, b"..") == ROOT_INODE
     assert await mounted.inode(b".") == await mounted.inode(b"..") == ROOT_INODE
     inner = await mounted.inode(FIRST_NAME, b"d", b"inner")
@@ -255,16 +294,21 @@ async def test_errors_of_lookup(mounted):
     a = await mounted.inode(FIRST_NAME, b"a")
     with Failure(errno.ENOTDIR):
         await mounted.operations.lookup(a, b"x", None)
-    for inode in (2, 2**64 - 1, inode_of(FIRST, 999), inode_of(FIRST + 1, 0), inode_of(FIRST + 1, 5)):
+    for inode in (2, 2**64 - 1, version_inode(999), directory_inode(FIRST + 1, 0), directory_inode(FIRST, 5)):
         with Failure(errno.ENOENT):
             await mounted.operations.getattr(inode, None)
 
 
-async def test_getattr_of_a_top_does_not_load_the_listing(mounted):
-    await mounted.operations.getattr(inode_of(FIRST, 0), None)
-    assert mounted.repository.calls["listing", FIRST] == 0
+async def test_the_top_of_a_snapshot_does_not_wait_for_the_catalog(mounted):
+    mounted.repository.catalog_gate.clear()
+    with trio.fail_after(5):
+        before = await mounted.lookup(FIRST_NAME)
+        again = await mounted.operations.getattr(directory_inode(FIRST, TOP_TAG), None)
     assert mounted.repository.calls["entries", FIRST] == 1
-    await mounted.operations.getattr(inode_of(FIRST, 0), None)
+    await mounted.update()
+    after = await mounted.operations.getattr(directory_inode(FIRST, TOP_TAG), None)
+    assert again.__getstate__() == after.__getstate__()
+    assert before.__getstate__() == (await mounted.lookup(FIRST_NAME)).__getstate__()
     assert mounted.repository.calls["entries", FIRST] == 1
 
 
@@ -312,11 +356,11 @@ def test_any_record_can_be_told_to_the_kernel(entry):
         return
     mounted = Mounted({FIRST: Dir()})
     mounted.repository.extra_entries[FIRST] = [entry._replace(path=b"x", link_group=None)]
-    mounted.history.load(FIRST)
-    view = mounted.history.acquire(FIRST)
-    state = _entry(view.child(0, b"x"), 1).__getstate__()
-    assert state["st_mtime_ns"] == view.child(0, b"x").mtime_ns
-    assert state["st_uid"] == view.child(0, b"x").uid
+    mounted.history.update()
+    found = mounted.history.child(directory_inode(FIRST, TOP_TAG), b"x")
+    state = _entry(found, 1).__getstate__()
+    assert state["st_mtime_ns"] == found.mtime_s * 10**9
+    assert state["st_uid"] == found.uid
 
 
 # Directories
@@ -334,13 +378,15 @@ async def test_readdir(mounted, replies):
     expected = [b".", b"..", b"a", b"again", b"d", b"dev", b"fifo", b"link"]
     assert await listing(mounted, await mounted.inode(FIRST_NAME), replies) == expected
     for name, attributes, _ in replies[2:]:
-        assert attributes.__getstate__() == (await mounted.lookup(FIRST_NAME, name)).__getstate__()
+        assert attributes == (await mounted.lookup(FIRST_NAME, name)).__getstate__()
 
 
-async def test_readdir_stops_when_the_reply_is_full_and_goes_on_there(mounted, replies):
+@pytest.mark.parametrize("at_once", [3, 256])
+async def test_readdir_stops_when_the_reply_is_full_and_goes_on_there(mounted, replies, monkeypatch, at_once):
+    monkeypatch.setattr(fs, "_NAMES_AT_ONCE", at_once)
     handle = await mounted.operations.opendir(await mounted.inode(FIRST_NAME), None)
     seen, offset = [], 0
-    for replies.room in (1, 3, 2, 0, 50):
+    for replies.room in (1, 3, 2, 0, 50, 50):
         replies.clear()
         await mounted.operations.readdir(handle, offset, None)
         assert len(replies) <= replies.room
@@ -352,39 +398,61 @@ async def test_readdir_stops_when_the_reply_is_full_and_goes_on_there(mounted, r
 
 async def test_only_directories_can_be_listed(mounted):
     with Failure(errno.ENOTDIR):
-        await mounted.operations.opendir(await mounted.inode(FIRST_NAME, b"a"), None)
+        await mounted.operations.readdir(await mounted.inode(FIRST_NAME, b"a"), 0, None)
 
 
-async def test_the_root_is_listed_without_loading_anything(mounted, replies):
+async def test_where_inodes_are_handles_the_kernel_is_told_not_to_open(mounted, replies, monkeypatch):
+    monkeypatch.setattr(fs, "is_by_inode", lambda: True)
+    inode = await mounted.inode(FIRST_NAME, b"a")
+    for question in mounted.operations.opendir(ROOT_INODE, None), mounted.operations.open(inode, os.O_RDONLY, None):
+        with Failure(errno.ENOSYS):
+            await question
+    assert await mounted.operations.read(inode, 0, 3) == b"012"
+    with Failure(errno.EROFS):
+        await mounted.operations.open(inode, os.O_WRONLY, None)
+
+
+async def test_the_end_of_a_directory_is_not_looked_for_twice(mounted, replies, monkeypatch):
+    inode = await mounted.inode(FIRST_NAME)
+    await listing(mounted, inode, replies)
+    end = replies[-1][2]
+    with monkeypatch.context() as patch:
+        patch.setattr(mounted.history, "children", lambda *_: 1 / 0)
+        assert await listing(mounted, inode, replies, start=end) == []
+    assert await listing(mounted, inode, replies, start=end) == []
+
+
+async def test_what_a_reply_had_no_place_for_is_kept_within_bounds(mounted, replies):
+    replies.room = 1
+    for name in range(100):
+        mounted.repository.trees[FIRST + 60 * name] = TREE
+    await mounted.operations.look()
+    for name in mounted.history.names():
+        await listing(mounted, await mounted.inode(name), replies)
+    assert len(mounted.operations._pages) == 64
+
+
+async def test_the_root_is_listed_before_there_is_a_catalog(mounted, replies):
+    mounted.repository.catalog_gate.clear()
     assert await listing(mounted, ROOT_INODE, replies) == [b".", b"..", FIRST_NAME, SECOND_NAME]
-    assert {what for what in mounted.repository.calls if what != "sessions"} == set()
+    assert set(mounted.repository.calls) == {"state"}
     _, attributes, _ = replies[2]
-    assert (attributes.st_ino, stat.S_ISDIR(attributes.st_mode)) == (inode_of(FIRST, 0), True)
-    assert attributes.attr_timeout == 0
+    assert (attributes["st_ino"], stat.S_ISDIR(attributes["st_mode"])) == (directory_inode(FIRST, TOP_TAG), True)
+    assert attributes["attr_timeout"] == 0
 
 
-async def test_the_list_of_the_root_is_that_of_its_opening(mounted, replies):
-    handle = await mounted.operations.opendir(ROOT_INODE, None)
+async def test_the_list_of_the_root_goes_on_where_it_was(mounted, replies):
     replies.room = 3
-    await mounted.operations.readdir(handle, 0, None)
+    await mounted.operations.readdir(ROOT_INODE, 0, None)
     offset = replies[-1][2]
     mounted.repository.trees[FIRST - 86_400] = Dir()  # sorts before what was listed already
-    await mounted.operations.getattr(ROOT_INODE, None)
-    replies.clear()
-    await mounted.operations.readdir(handle, offset, None)
-    assert [name for name, _, _ in replies] == [SECOND_NAME]
-    await mounted.operations.releasedir(handle)
-    assert mounted.operations._root_lists == {}
-    replies.room = 100
-    assert len(await listing(mounted, ROOT_INODE, replies)) == 5
-
-
-async def test_a_snapshot_that_is_removed_while_the_root_is_listed(mounted, replies):
-    handle = await mounted.operations.opendir(ROOT_INODE, None)
     del mounted.repository.trees[FIRST]
-    await mounted.operations.getattr(ROOT_INODE, None)
-    await mounted.operations.readdir(handle, 0, None)
-    assert [name for name, _, _ in replies] == [b".", b"..", SECOND_NAME]
+    await mounted.operations.look()
+    replies.clear()
+    await mounted.operations.readdir(ROOT_INODE, offset, None)
+    assert [name for name, _, _ in replies] == [SECOND_NAME]
+    replies.room = 100
+    assert len(await listing(mounted, ROOT_INODE, replies)) == 4
 
 
 async def test_names_that_the_kernel_would_refuse_are_left_out(mounted, replies, caplog):
@@ -398,43 +466,102 @@ async def test_names_that_the_kernel_would_refuse_are_left_out(mounted, replies,
 # Sessions that come and go
 
 
-async def test_a_new_session_is_there_at_once(mounted):
+async def test_a_new_session_is_there_after_a_look(mounted, told):
     third = SECOND + 86_400
     assert (await mounted.lookup(b"@2024-05-03T10:00")).st_ino == 0
+    await mounted.operations.look()
+    told.clear()
     mounted.repository.trees[third] = Dir({"a": File(b"third")})
+    await mounted.operations.look()
+    assert told == [(ROOT_INODE, b"@2024-05-03T10:00"), (ROOT_INODE,)]
     assert await mounted.content(b"@2024-05-03T10:00", b"a") == b"third"
     assert (await mounted.operations.getattr(ROOT_INODE, None)).st_mtime_ns == third * 10**9
 
 
-async def test_the_kernel_is_told_what_has_gone(mounted, monkeypatch):
-    told = []
-    monkeypatch.setattr(pyfuse3, "invalidate_entry_async", lambda *args, **_kwargs: told.append(args))
-    await mounted.operations.forget_removed_sessions()
+async def test_the_kernel_is_told_what_has_gone(mounted, told):
+    await mounted.operations.look()
+    told.clear()
+    await mounted.operations.look()
     assert told == []
     del mounted.repository.trees[FIRST]
-    await mounted.operations.forget_removed_sessions()
-    await mounted.operations.forget_removed_sessions()
-    assert told == [(ROOT_INODE, FIRST_NAME)]
+    await mounted.operations.look()
+    await mounted.operations.look()
+    assert told == [(ROOT_INODE, FIRST_NAME), (ROOT_INODE,)]
 
 
-async def test_a_removed_session_is_gone(mounted):
-    inode = await mounted.inode(FIRST_NAME, b"d", b"inner")
+async def test_a_removed_session_is_gone(mounted, told):
+    d = await mounted.inode(FIRST_NAME, b"d")
+    inner = await mounted.inode(FIRST_NAME, b"d", b"inner")
     del mounted.repository.trees[FIRST]
+    await mounted.operations.look()
     assert (await mounted.lookup(FIRST_NAME)).st_ino == 0
-    with Failure(errno.ENOENT):
-        await mounted.operations.getattr(inode, None)
+    for inode in (d, inner, directory_inode(FIRST, TOP_TAG)):
+        with Failure(errno.ENOENT):
+            await mounted.operations.getattr(inode, None)
 
 
-async def test_a_repository_that_cannot_be_read_comes_back(mounted, caplog):
-    mounted.repository.damaged["sessions"] = StorageError("gone")
+async def test_a_repository_that_cannot_be_read_comes_back(mounted, told, caplog):
+    await mounted.update()
+    mounted.repository.damaged["state"] = StorageError("gone")
     for _ in range(3):
         with Failure(errno.EIO):
-            await mounted.operations.getattr(ROOT_INODE, None)
-        with Failure(errno.EIO):
-            await mounted.operations.forget_removed_sessions()
+            await mounted.operations.look()
+        assert (await mounted.operations.getattr(ROOT_INODE, None)).st_mtime_ns == SECOND * 10**9
+        assert (await mounted.lookup(FIRST_NAME, b"a")).st_size == 1000
     assert [record.getMessage() for record in caplog.records] == ["gone"]
     mounted.repository.damaged.clear()
-    assert (await mounted.operations.getattr(ROOT_INODE, None)).st_nlink == 4
+    await mounted.operations.look()
+
+
+async def test_who_needs_the_catalog_waits_for_it_and_the_others_do_not(mounted):
+    mounted.repository.catalog_gate.clear()
+    found = []
+
+    async def find():
+        found.append(await mounted.lookup(b"x", inode=directory_inode(FIRST, TOP_TAG)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mounted.operations.update)
+        for _ in range(10):
+            nursery.start_soon(find)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(5):
+            assert (await mounted.lookup(FIRST_NAME)).st_ino
+        assert found == []
+        mounted.repository.catalog_gate.set()
+    assert len(found) == 10
+    assert mounted.repository.calls["catalog"] == 1
+
+
+async def test_a_catalog_that_cannot_be_made_is_an_error_and_tried_again(mounted, caplog):
+    mounted.repository.damaged["catalog"] = StorageError("no room")
+    for _ in range(3):
+        with Failure(errno.EIO):
+            await mounted.inode(FIRST_NAME, b"a")
+    assert [record.getMessage() for record in caplog.records] == ["no room"]
+    mounted.repository.damaged.clear()
+    assert await mounted.inode(FIRST_NAME, b"a")
+
+
+async def test_a_repository_that_never_rests_is_an_error(mounted, monkeypatch):
+    inode = await mounted.inode(FIRST_NAME)
+    monkeypatch.setattr(type(mounted.repository.open_catalog()), "is_current", lambda *_: False)
+    mounted.repository.trees[SECOND + 60] = Dir()
+    mounted.history.refresh()
+    with Failure(errno.EIO):
+        await mounted.operations.getattr(version_inode(7), None)
+    assert (await mounted.operations.getattr(inode, None)).st_ino == inode
+
+
+async def test_a_slow_disk_is_left_to_threads(mounted, monkeypatch):
+    await mounted.update()
+    monkeypatch.setattr(fs, "_SLOW_S", 0.0)
+    loop, asked = threading.get_ident(), []
+    child = mounted.history.child
+    monkeypatch.setattr(mounted.history, "child", lambda *args: asked.append(threading.get_ident()) or child(*args))
+    await mounted.lookup(FIRST_NAME, b"a")
+    await mounted.lookup(FIRST_NAME, b"d")
+    assert (asked[0] == loop, asked[1] == loop) == (True, False)
 
 
 # Files
@@ -446,7 +573,6 @@ async def test_read(mounted):
     assert await mounted.operations.read(handle, 1000, 10) == b""
     assert await mounted.operations.read(handle, 5000, 10) == b""
     await mounted.operations.release(handle)
-    assert +mounted.repository.open_now == {("listing", FIRST): 1}
 
 
 async def test_what_is_cached_is_read_in_the_loop(mounted):
@@ -463,13 +589,23 @@ async def test_what_is_not_cached_is_read_in_a_thread(mounted):
     assert mounted.repository.calls["pread", b"a"] == 1
 
 
-async def test_hard_links_share_an_open_file(mounted):
-    first, second = await mounted.open(FIRST_NAME, b"a"), await mounted.open(FIRST_NAME, b"again")
-    assert first == second
-    await mounted.operations.release(first)
-    assert await mounted.operations.read(second, 0, 2) == b"01"
-    await mounted.operations.release(second)
-    assert mounted.repository.open_now["content", b"a"] == 0
+async def test_one_version_is_opened_once(mounted):
+    """Through hard links, and in one snapshot after the other."""
+    mounted.repository.trees[FIRST + 60] = TREE
+    await mounted.operations.look()
+    handles = {await mounted.open(name, b"a") for name in mounted.history.names() if name != SECOND_NAME}
+    handles.add(await mounted.open(b"@2024-05-01T10:01", b"again"))
+    assert len(handles) == 1
+    assert mounted.repository.calls["open", b"a"] == 1
+
+
+async def test_what_was_closed_can_be_read(mounted):
+    """Where the kernel does not tell what it opens, this is how every file is read."""
+    handle = await mounted.open(FIRST_NAME, b"a")
+    await mounted.operations.release(handle)
+    mounted.operations.close()
+    assert await mounted.operations.read(handle, 0, 2) == b"01"
+    assert mounted.repository.calls["open", b"a"] == 2
 
 
 @pytest.mark.parametrize(
@@ -505,7 +641,8 @@ async def test_each_damaged_file_is_logged(mounted, caplog):
 
 async def test_content_that_ends_early_is_not_filled_with_zeros(mounted, caplog):
     handle = await mounted.open(FIRST_NAME, b"a")
-    mounted.operations._files[handle].content.data = b"short"
+    with mounted.operations._open_files.use(handle) as file:
+        file.content.data = b"short"
     with Failure(errno.EIO):
         await mounted.operations.read(handle, 0, 4096)
     assert "is shorter than recorded" in caplog.text
@@ -513,15 +650,15 @@ async def test_content_that_ends_early_is_not_filled_with_zeros(mounted, caplog)
 
 async def test_a_missing_name_is_not_news(mounted, caplog):
     with Failure(errno.ENOENT):
-        await mounted.operations.getattr(inode_of(FIRST, 999), None)
+        await mounted.operations.getattr(version_inode(999), None)
     assert caplog.records == []
 
 
 async def test_a_bug_is_logged_once_with_its_traceback(mounted, monkeypatch, caplog):
-    monkeypatch.setattr(mounted.history, "acquire", lambda _time: 1 / 0)
+    monkeypatch.setattr(mounted.history, "attributes", lambda _inode: 1 / 0)
     for _ in range(5):
         with Failure(errno.EIO):
-            await mounted.operations.getattr(inode_of(FIRST, 3), None)
+            await mounted.operations.getattr(version_inode(3), None)
     assert len(caplog.records) == 1
     assert "ZeroDivisionError" in caplog.text
 
@@ -534,7 +671,7 @@ def test_what_was_logged_is_remembered_within_bounds(mounted, caplog):
 
 
 async def test_debugging_logs_requests_but_no_content(mounted, caplog):
-    caplog.set_level(logging.DEBUG, "histfs.fs")
+    caplog.set_level(logging.DEBUG, "histfs._fs_answers")
     await mounted.content(FIRST_NAME, b"d", b"inner")
     messages = [record.getMessage() for record in caplog.records]
     assert f"lookup(1, {FIRST_NAME!r})" in messages
@@ -553,29 +690,42 @@ async def test_ten_that_open_one_file_wait_for_one_job(mounted):
         await trio.testing.wait_all_tasks_blocked()
         mounted.repository.gate.set()
     assert mounted.repository.calls["open", b"a"] == 1
-    for _ in range(9):
-        await mounted.operations.release(inode)
-    assert await mounted.operations.read(inode, 0, 1) == b"0"
-    await mounted.operations.release(inode)
-    assert mounted.repository.open_now["content", b"a"] == 0
 
 
-async def test_ten_that_need_one_listing_wait_for_one_load(mounted):
+async def test_ten_that_read_what_is_not_open_wait_for_one_job(mounted):
+    inode = await mounted.inode(FIRST_NAME, b"a")
     mounted.repository.gate.clear()
+    got = []
+
+    async def read(offset):
+        got.append(await mounted.operations.read(inode, offset, 1))
+
     async with trio.open_nursery() as nursery:
-        for row in range(1, 6):
-            nursery.start_soon(mounted.operations.getattr, inode_of(FIRST, row), None)
-            nursery.start_soon(mounted.operations.opendir, inode_of(FIRST, 0), None)
+        for offset in range(10):
+            nursery.start_soon(read, offset)
         await trio.testing.wait_all_tasks_blocked()
         mounted.repository.gate.set()
-    assert mounted.repository.calls["listing", FIRST] == 1
+    assert sorted(got) == [b"%d" % digit for digit in range(10)]
+    assert mounted.repository.calls["open", b"a"] == 1
+
+
+async def test_blocks_of_one_file_are_read_at_the_same_time(mounted):
+    handle = await mounted.open(FIRST_NAME, b"a")
+    mounted.repository.is_cached = False
+    mounted.repository.read_gate.clear()
+    async with trio.open_nursery() as nursery:
+        for offset in range(4):
+            nursery.start_soon(mounted.operations.read, handle, offset, 1)
+        with trio.fail_after(5):
+            while mounted.repository.calls["pread", b"a"] < 4:  # noqa: ASYNC110 - a thread sets no Event
+                await trio.sleep(0.01)
+        mounted.repository.read_gate.set()
 
 
 async def test_what_is_in_memory_does_not_wait_for_what_is_not(mounted):
     inode = await mounted.inode(FIRST_NAME, b"a")
     mounted.repository.gate.clear()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(mounted.inode, SECOND_NAME, b"a")
         for _ in range(50):
             nursery.start_soon(mounted.operations.open, inode, os.O_RDONLY, None)
         await trio.testing.wait_all_tasks_blocked()
@@ -596,13 +746,12 @@ async def test_slow_openings_leave_threads_for_reads():
         for inode in inodes:
             nursery.start_soon(mounted.operations.open, inode, os.O_RDONLY, None)
         await trio.testing.wait_all_tasks_blocked()
-        mounted.operations._files[handle].content.pread = lambda size, offset: b"read"[:size]
         with trio.fail_after(5):
-            assert await mounted.operations.read(handle, 0, 4) == b"read"
+            assert await mounted.operations.read(handle, 0, 1) == b"x"
         mounted.repository.gate.set()
 
 
-async def test_a_job_that_fails_fails_for_all_and_can_be_tried_again(mounted, caplog):
+async def test_a_job_that_fails_fails_for_all_and_can_be_tried_again(mounted, monkeypatch, caplog):
     inode = await mounted.inode(FIRST_NAME, b"a")
     mounted.repository.damaged[b"a"] = DamagedError("is damaged", path=b"a")
     mounted.repository.gate.clear()
@@ -621,7 +770,11 @@ async def test_a_job_that_fails_fails_for_all_and_can_be_tried_again(mounted, ca
     assert len(failures) == 5
     assert mounted.repository.calls["open", b"a"] == 1
     assert len(caplog.records) == 1
+    with Failure(errno.EIO):  # not at once
+        await mounted.operations.read(inode, 0, 1)
+    assert mounted.repository.calls["open", b"a"] == 1
     mounted.repository.damaged.clear()
+    monkeypatch.setattr(open_files, "_FAILURE_IS_NEWS_FOR_S", 0.0)
     assert await mounted.content(FIRST_NAME, b"a") == b"0123456789" * 100
 
 
@@ -642,33 +795,83 @@ async def test_who_waits_for_a_cancelled_job_does_it_itself(mounted):
         scope.cancel()
         await trio.testing.wait_all_tasks_blocked()
         mounted.repository.gate.set()
-    assert mounted.operations._files[inode].users == 1
+    assert inode in mounted.operations._open_files
 
 
-async def test_a_listing_stays_while_a_file_of_it_is_opened(mounted):
-    mounted = Mounted({FIRST + 60 * number: TREE for number in range(4)}, max_listings=1)
-    await mounted.operations.getattr(inode_of(FIRST, 1), None)
-    mounted.repository.gate.clear()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(mounted.operations.open, inode_of(FIRST, 1), os.O_RDONLY, None)
-        await trio.testing.wait_all_tasks_blocked()
-        mounted.repository.gate.set()
-        for number in (1, 2, 3):
-            await mounted.operations.getattr(inode_of(FIRST + 60 * number, 1), None)
-    assert mounted.repository.open_now["content", b"a"] == 1
-    assert sum(count for (what, _), count in mounted.repository.open_now.items() if what == "listing") == 1
-
-
-async def test_memory_does_not_grow_with_what_was_looked_at():
+async def test_memory_does_not_grow_with_what_was_looked_at(replies):
     mounted = Mounted({FIRST: Dir({f"{number}": File() for number in range(300)})})
     for number in range(300):
         await mounted.content(FIRST_NAME, b"%d" % number)
+        await listing(mounted, directory_inode(FIRST, TOP_TAG), replies)
     operations = mounted.operations
-    tables = [operations._files, operations._root_lists, operations._loads._running, operations._openings._running]
-    assert [len(table) for table in tables] == [0, 0, 0, 0]
+    assert [len(table) for table in (operations._open_files, operations._pages, operations._flights)] == [256, 1, 0]
+    assert sum(mounted.repository.open_now.values()) == 256 + 1  # the catalog
+    operations.close()
+    mounted.history.close()
+    assert +mounted.repository.open_now == {}
 
 
-async def test_close_closes_what_is_open(mounted):
-    await mounted.open(FIRST_NAME, b"a")
-    mounted.operations.close()
-    assert mounted.repository.open_now["content", b"a"] == 0
+# What is kept open
+
+
+def opened(number, size_bytes=1):
+    return OpenVersion(FakeContent(FakeRepository({}), b"%d" % number, b""), size_bytes, b"", FIRST)
+
+
+def test_the_least_recently_read_are_closed():
+    files = OpenFiles(max_small=2)
+    versions = [opened(number) for number in range(4)]
+    for number in (0, 1):
+        files.add(number, versions[number])
+    with files.use(0):
+        files.add(2, versions[2])
+        files.add(3, versions[3])
+    assert [version.content.is_open for version in versions] == [True, False, False, True]
+    files.close()
+    assert not any(version.content.is_open for version in versions)
+
+
+def test_what_is_read_is_not_closed():
+    files = OpenFiles(max_small=1)
+    first = opened(0)
+    files.add(0, first)
+    with files.use(0) as file:
+        for number in range(1, 10):
+            files.add(number, opened(number))
+        assert file.content.is_open
+    files.add(10, opened(10))
+    assert not first.content.is_open
+    assert len(files) == 1
+
+
+def test_many_small_files_do_not_close_a_large_one():
+    files = OpenFiles(max_small=2, max_large=1)
+    large = opened(0, 1 << 30)
+    files.add(0, large)
+    for number in range(1, 100):
+        files.add(number, opened(number))
+    assert large.content.is_open
+    files.add(100, opened(100, 1 << 30))
+    assert not large.content.is_open
+
+
+def test_what_nobody_reads_is_closed_after_a_while(monkeypatch):
+    files, version, used = OpenFiles(), opened(0), opened(1)
+    files.add(0, version)
+    files.add(1, used)
+    files.close_idle()
+    assert version.content.is_open
+    monkeypatch.setattr(open_files, "_IDLE_S", 0.0)
+    with files.use(1):
+        files.close_idle()
+        assert (version.content.is_open, used.content.is_open) == (False, True)
+
+
+def test_failures_are_remembered_within_bounds():
+    files = OpenFiles()
+    for number in range(1000):
+        files.add_failure(number, DamagedError(""))
+    assert len(files._failures) <= 100
+    with pytest.raises(DamagedError):
+        files.check_failure(999)
+    files.check_failure(0)

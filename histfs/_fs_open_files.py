@@ -1,0 +1,100 @@
+"""The versions that are kept open because they are read now, or were a moment ago.
+
+Nobody says when a file is closed, and one that is read in several goes should not be put together each time. So all are
+kept for a while, up to a number; the least recently read go first. What is costly to open again, large files, has
+places of its own, so that it stays while somebody walks through thousands of small ones.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+
+from histfs.vfs import File
+
+_LARGE_BYTES = 1 << 20
+_IDLE_S = 60.0  # then disk space of what was replaced or taken out of the repository is given back
+_FAILURE_IS_NEWS_FOR_S = 1.0  # the kernel asks for one damaged block more than once
+_FAILURES = 100
+
+
+class _Opened:
+    def __init__(self, file: File) -> None:
+        self.file = file
+        self.users = 0
+        self.used_at = monotonic()
+
+
+class OpenFiles:
+    """Open versions by inode number. To be used in one trio loop."""
+
+    def __init__(self, max_small: int = 256, max_large: int = 64) -> None:
+        self._small: OrderedDict[int, _Opened] = OrderedDict()  # the least recently used first
+        self._large: OrderedDict[int, _Opened] = OrderedDict()
+        self._limits = ((self._small, max_small), (self._large, max_large))
+        self._failures: OrderedDict[int, tuple[float, Exception]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._small) + len(self._large)
+
+    def __contains__(self, inode: int) -> bool:
+        return inode in self._small or inode in self._large
+
+    def add(self, inode: int, file: File) -> None:
+        """Keep what was just opened; it stays at least until somebody had the chance to `use` it."""
+        shelf = self._large if file.size_bytes > _LARGE_BYTES else self._small
+        shelf[inode] = _Opened(file)
+        self._drop_surplus()
+
+    def add_failure(self, inode: int, error: Exception) -> None:
+        """Remember that `inode` could not be opened."""
+        self._failures[inode] = monotonic(), error
+        self._failures.move_to_end(inode)
+        if len(self._failures) > _FAILURES:
+            self._failures.popitem(last=False)
+
+    def check_failure(self, inode: int) -> None:
+        """Raise what was raised a moment ago."""
+        failed_at, error = self._failures.get(inode, (0.0, None))
+        if error is not None:
+            if monotonic() < failed_at + _FAILURE_IS_NEWS_FOR_S:
+                raise error
+            del self._failures[inode]
+
+    @contextmanager
+    def use(self, inode: int) -> Iterator[File]:
+        """An open version, which is not closed meanwhile. KeyError if it is not open."""
+        shelf = self._small if inode in self._small else self._large
+        opened = shelf[inode]
+        shelf.move_to_end(inode)
+        opened.users += 1
+        try:
+            yield opened.file
+        finally:
+            opened.users -= 1
+            opened.used_at = monotonic()
+
+    def close_idle(self) -> None:
+        """Close what was not read for a minute."""
+        before = monotonic() - _IDLE_S
+        for shelf, _ in self._limits:
+            self._close(
+                shelf, [inode for inode, opened in shelf.items() if not opened.users and opened.used_at < before]
+            )
+
+    def close(self) -> None:
+        """Close all; nothing may be in use any more."""
+        for shelf, _ in self._limits:
+            self._close(shelf, list(shelf))
+
+    def _drop_surplus(self) -> None:
+        for shelf, limit in self._limits:
+            if len(shelf) > limit:
+                newest = next(reversed(shelf))
+                idle = [inode for inode, opened in shelf.items() if not opened.users and inode != newest]
+                self._close(shelf, idle[: len(shelf) - limit])
+
+    @staticmethod
+    def _close(shelf: OrderedDict[int, _Opened], inodes: list[int]) -> None:
+        for inode in inodes:
+            shelf.pop(inode).file.content.close()

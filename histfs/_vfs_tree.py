@@ -1,0 +1,265 @@
+"""What one catalog says, as inode numbers and attributes: the private half of `histfs.vfs`, which says the rules.
+
+Nothing is remembered here but a few thousand tags of directories.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import lru_cache
+from typing import NamedTuple, Protocol
+
+from histfs.errors import HistfsError, NotADirectoryEntryError, NotFoundError
+from histfs.store.catalog import LIVE, Catalog, Version
+from histfs.store.catalog.schema import ROOT
+from histfs.store.entry import Entry
+
+FOREVER_S = 86_400.0  # for what cannot change while it is mounted
+
+# All numbers fit a signed 64 bit number. Bit 62 tells versions from directories. Of a directory's time, moved to be
+# positive, there are 33 bits: from 1834 to 2106, and docs/format.md 2.1 has none before 1901 or after 2099.
+_VERSION = 1 << 62
+_TAG_BITS = 29
+TIME_SHIFT = 1 << 32
+_TIMES = range(1 - TIME_SHIFT, TIME_SHIFT)
+TOP_TAG = 0
+
+_WITHOUT_MTIME = (stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK)  # docs/format.md 4.1
+_MAX_SIGNED = (1 << 63) - 1
+_MAX_ID = (1 << 32) - 2  # the last one means "do not change" to chown(2)
+_OVERFLOW_ID = 65_534  # "nobody": what Linux shows for an id that it cannot show
+_TAGS_KEPT = 4096
+_TOPS_KEPT = 256
+
+# Directory offsets: 0 starts, 1 comes after ".", 2 after "..", and 3 more than its number after an entry.
+AFTER_DOT, AFTER_DOTS, AFTER_0 = 1, 2, 3
+
+
+class Content(Protocol):
+    """An open version of a file."""
+
+    def pread(self, size: int, offset: int) -> bytes: ...
+    def pread_nowait(self, size: int, offset: int) -> bytes | None: ...
+    def close(self) -> None: ...
+
+
+class Snapshot(Protocol):
+    def open(self, entry: Entry, sha1: bytes | None) -> Content: ...
+    def entries(self) -> Iterator[Entry]: ...
+    def close(self) -> None: ...
+
+
+class Repository(Protocol):
+    """Where versions are opened."""
+
+    def snapshot(self, session_time: int) -> Snapshot: ...
+
+
+class Attributes(NamedTuple):
+    """What stat(2) shows, and for how many seconds it is sure to be true."""
+
+    inode: int
+    mode: int  # with the type
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    size_bytes: int
+    mtime_s: int
+    valid_s: float = FOREVER_S
+
+
+class Child(NamedTuple):
+    """A name in a directory; `offset` is where the listing goes on after it."""
+
+    name: bytes
+    attributes: Attributes
+    offset: int
+
+
+class File(NamedTuple):
+    """An open version, and what messages about it say."""
+
+    content: Content
+    size_bytes: int
+    path: bytes
+    at: int
+
+
+def directory_inode(session_time: int, tag: int) -> int:
+    """The inode number of a directory in a snapshot. HistfsError if there can be none."""
+    if session_time not in _TIMES or not 0 <= tag < 1 << _TAG_BITS:
+        raise HistfsError(f"a directory with the tag {tag} has no place in the mount", at=session_time)
+    return (session_time + TIME_SHIFT) << _TAG_BITS | tag
+
+
+def version_inode(number: int) -> int:
+    """The inode number of what is no directory."""
+    return _VERSION | number
+
+
+def place_of(inode: int) -> tuple[int, int]:
+    """The session's time and the tag of a directory. NotFoundError for a number that was not made so."""
+    session_time, tag = (inode >> _TAG_BITS) - TIME_SHIFT, inode & ((1 << _TAG_BITS) - 1)
+    if session_time not in _TIMES:
+        raise NotFoundError(f"no directory has the number {inode}")
+    return session_time, tag
+
+
+def time_of_top(inode: int) -> int | None:
+    """The session's time if `inode` is the top of a snapshot."""
+    session_time = (inode >> _TAG_BITS) - TIME_SHIFT
+    return session_time if inode & ((1 << _TAG_BITS) - 1) == TOP_TAG and session_time in _TIMES else None
+
+
+def number_of(inode: int) -> int | None:
+    """The number of the version; None for directories, the root, and numbers that were not made so."""
+    return inode ^ _VERSION if inode >> 62 == 1 else None
+
+
+class Tree:
+    """A catalog in use. `users` is the history's, guarded by its lock; the methods are explained there."""
+
+    def __init__(self, catalog: Catalog, root: Callable[[], Attributes]) -> None:
+        self.users = 1
+        self.catalog = catalog
+        self._root = root
+        self._oldest = min(catalog.sessions, default=0)
+        self._tag_of_top = TOP_TAG
+        with suppress(NotFoundError):  # there is none where no list could be read
+            self._tag_of_top = catalog.tag(ROOT)
+        self._top = lru_cache(_TOPS_KEPT)(catalog.root)
+        self._tag = lru_cache(_TAGS_KEPT)(lambda directory: self._swapped(catalog.tag(directory)))
+        self._directory = lru_cache(_TAGS_KEPT)(lambda tag: catalog.directory(self._swapped(tag)))
+
+    def _swapped(self, tag: int) -> int:
+        """Between the tags of the catalog and those of the mount, where the top has one that is known beforehand."""
+        if tag == TOP_TAG:
+            return self._tag_of_top
+        return TOP_TAG if tag == self._tag_of_top else tag
+
+    def attributes(self, inode: int) -> Attributes:
+        if (number := number_of(inode)) is not None:
+            return self._of_file(self._version(number))
+        session_time, directory = self._place(inode)
+        return self._of_directory(self._version_of(directory, session_time), session_time)
+
+    def child(self, inode: int, name: bytes) -> Attributes | None:
+        if name == b".":
+            return self.attributes(inode)
+        session_time, directory = self._place(inode)
+        if name == b"..":
+            return self._parent(directory, session_time)
+        found = self.catalog.child(directory, name, session_time)
+        return None if found is None else self._shown(found, session_time)
+
+    def children(self, inode: int, offset: int, limit: int) -> list[Child]:
+        session_time, directory = self._place(inode)
+        children = []
+        if offset < AFTER_DOT:
+            children.append(Child(b".", self.attributes(inode), AFTER_DOT))
+        if offset < AFTER_DOTS:
+            children.append(Child(b"..", self._parent(directory, session_time), AFTER_DOTS))
+        after = None if offset < AFTER_0 else self._version(offset - AFTER_0).name
+        for version in self.catalog.children(directory, session_time, after, limit):
+            children.append(Child(version.name, self._shown(version, session_time), version.number + AFTER_0))
+        return children
+
+    def target(self, inode: int) -> bytes | None:
+        number = number_of(inode)
+        version = None if number is None else self._version(number)
+        return version.target or b"" if version is not None and stat.S_ISLNK(version.mode) else None
+
+    def open(self, inode: int, repository: Repository) -> File:
+        number = number_of(inode)
+        if number is None:
+            raise NotFoundError(f"no file has the number {inode}")
+        version = self._version(number)
+        entry, at = self.catalog.entry(version), self.catalog.time_of(version)
+        content = repository.snapshot(at).open(entry, entry.sha1)
+        return File(content, entry.size_bytes, entry.path, at)
+
+    def _version(self, number: int) -> Version:
+        version = self.catalog.version(number)
+        if version is None:
+            raise NotFoundError(f"no version has the number {number}")
+        return version
+
+    def _place(self, inode: int) -> tuple[int, int]:
+        """The session's time and the catalog's number of a directory; whether it was there then is not looked at."""
+        if number_of(inode) is not None:
+            raise NotADirectoryEntryError("is not a directory")
+        session_time, tag = place_of(inode)
+        self._top(session_time)  # which raises where the session has no list that can be read
+        directory = self._directory(tag)
+        if directory is None:
+            raise NotFoundError(f"no directory has the number {inode}")
+        return session_time, directory
+
+    def _version_of(self, directory: int, session_time: int) -> Version:
+        found: Version | None
+        if self._tag(directory) == TOP_TAG:
+            found = self._top(session_time)
+        else:
+            name = self.catalog.path(directory).rpartition(b"/")[2]
+            found = self.catalog.child(self.catalog.parent(directory), name, session_time)
+        if found is None or found.directory != directory:
+            raise NotFoundError("was not there then", path=self.catalog.path(directory), at=session_time)
+        return found
+
+    def _parent(self, directory: int, session_time: int) -> Attributes:
+        if self._tag(directory) == TOP_TAG:
+            return self._root()
+        above = self._version_of(self.catalog.parent(directory), session_time)
+        return self._of_directory(above, session_time)
+
+    def _shown(self, version: Version, session_time: int) -> Attributes:
+        """What a name that has this version shows in a snapshot."""
+        if version.directory:
+            return self._of_directory(version, session_time)
+        if version.link is not None:
+            version = self.catalog.links(version, session_time)[0]
+        return self._of_file(version)
+
+    def _of_directory(self, version: Version, session_time: int) -> Attributes:
+        tag = self._tag(version.directory)
+        # A snapshot's top carries its session's time, for `ls -lt` in the root.
+        mtime_s = session_time if tag == TOP_TAG else version.mtime_s
+        return _attributes(version, directory_inode(session_time, tag), 1, mtime_s)
+
+    def _of_file(self, version: Version) -> Attributes:
+        nlink, kind = 1, stat.S_IFMT(version.mode)
+        if version.last != LIVE and (version.link is not None or kind in _WITHOUT_MTIME):
+            version = self._version(version.number)  # the newest one, where the same was there more than once
+        if version.link is not None:
+            nlink = self.catalog.links(version, self.catalog.time_of(version))[1]
+        # What has none recorded carries the time of the first session that had it: the same in all snapshots.
+        mtime_s = max(version.first, self._oldest) if kind in _WITHOUT_MTIME else version.mtime_s
+        shown = _attributes(version, version_inode(version.number), nlink, mtime_s)
+        if kind in (stat.S_IFCHR, stat.S_IFBLK):
+            shown = shown._replace(rdev=_shown_device(*self.catalog.entry(version).device_number))
+        return shown
+
+
+def _attributes(version: Version, inode: int, nlink: int, mtime_s: int) -> Attributes:
+    size = version.size_bytes if not stat.S_ISLNK(version.mode) else len(version.target or b"")
+    return Attributes(
+        inode,
+        version.mode,
+        min(max(1, nlink), (1 << 32) - 1),
+        shown_id(version.uid),
+        shown_id(version.gid),
+        0,
+        min(max(0, size), _MAX_SIGNED),
+        min(max(-_MAX_SIGNED, mtime_s), _MAX_SIGNED),
+    )
+
+
+def shown_id(number: int) -> int:
+    return number if 0 <= number <= _MAX_ID else _OVERFLOW_ID
+
+
+def _shown_device(major: int, minor: int) -> int:
+    """Linux has 12 bits for the major and 20 for the minor number; what does not fit cannot have been real."""
+    return os.makedev(major, minor) if 0 <= major < 1 << 12 and 0 <= minor < 1 << 20 else 0
