@@ -1,5 +1,6 @@
 """What histfs._rsync declares (see _rsync_build.py); a test holds the names here against the compiled module."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from _cffi_backend import FFI, _CDataBase
@@ -106,13 +107,15 @@ class _Lib:
         self,
         extents: MapState,
         lookup: LookupState,
-        fd: int,
+        fds: Sequence[int],
+        fd_count: int,
         buffer: _CDataBase,
         offset: int,
         size: int,
         nowait: bool,
         /,
     ) -> int: ...
+    def histfs_map_survey(self, extents: MapState, used: _CDataBase, basis_size: _CDataBase, /) -> None: ...
     def histfs_map_close(self, extents: _CDataBase, /) -> None: ...
     def histfs_parser_want(self, parser: ParserState, older: MapState, /) -> int: ...
     def histfs_parser_feed(self, parser: ParserState, data: _CDataBase, size: int, out: _CDataBase, /) -> int: ...

@@ -11,7 +11,8 @@ are objects, checks of arguments, and errors. Rules that must hold:
 """
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, NoReturn, cast
 
@@ -122,25 +123,32 @@ class ExtentMap:
         """All extents, in order: source, offset in it, length."""
         return (piece[1:] for piece in self._pieces(0, self.size_bytes))
 
+    def needs(self) -> tuple[set[int], int]:
+        """The sources that are referred to, and how many bytes the basis must have."""
+        used, basis_size = bytearray(HOLE + 1), ffi.new("uint64_t *")
+        lib.histfs_map_survey(self._state, ffi.from_buffer(used), basis_size)
+        return {match.start() for match in re.finditer(b"\1", used)}, basis_size[0]
+
     def resolve(self, offset: int, size: int) -> list[tuple[int, int, int]]:
         """Where `size` bytes from `offset` lie, up to the end of the target: source, offset in it, length."""
         return [piece[1:] for piece in self._pieces(*self._clipped(offset, size))]
 
     def gather(
-        self, basis_fd: int, buffer: Buffer, offset: int, *, nowait: bool = False
+        self, fds: Sequence[int], buffer: Buffer, offset: int, *, nowait: bool = False
     ) -> list[tuple[int, int, int, int]] | None:
-        """Fill `buffer` with the target from `offset`, up to its end, as far as it lies in the basis (pread(2)).
+        """Fill `buffer` with the target from `offset`, up to its end, as far as it lies in files (pread(2)).
 
-        Returns what is left to the caller: position in `buffer`, source, offset in it, length. With `nowait`: None if
-        reading might have to wait for a disk, or take long (preadv2(2), RWF_NOWAIT). Raises InputEndedError if the
-        basis is too short, OSError.
+        `fds`: descriptors of the first sources, that of the basis being the first; -1: there is none. What lies
+        elsewhere is returned and left to the caller: position in `buffer`, source, offset in it, length. With `nowait`:
+        None if reading might have to wait for a disk, or take long (preadv2(2), RWF_NOWAIT). Raises InputEndedError
+        if a file is too short, OSError.
         """
         memory = ffi.from_buffer(buffer, require_writable=True)  # holds the buffer while C uses it
         at, size = self._clipped(offset, len(memory))
         lookup = cast("LookupState", ffi.new("histfs_lookup_t *"))
         left: list[tuple[int, int, int, int]] = []
         while lookup.done < size:
-            result = lib.histfs_map_gather(self._state, lookup, basis_fd, memory, at, size, nowait)
+            result = lib.histfs_map_gather(self._state, lookup, fds, len(fds), memory, at, size, nowait)
             if result == lib.HISTFS_WOULD_WAIT:
                 return None
             if result:

@@ -3,7 +3,7 @@
     signature = Signature.of(old)                   # what `old` looks like, in memory
     delta_file(signature, new, "changes.delta")     # how `new` differs from it
     patch_file(old, "changes.delta", "new-again")   # `new` again
-    parser.finish().gather(old_fd, buffer, offset)  # a part of `new`, where a DeltaParser was fed the delta
+    parser.finish().gather([old_fd], buffer, offset)  # a part of `new`, where a DeltaParser was fed the delta
 
 Strategy: a `Job` pushes data through librsync's state machine, which does no I/O of its own. Rules that must hold:
 - Nothing reaches librsync unchecked: it aborts, exits or loops for ever when it is misused (docs/librsync.md).

@@ -44,7 +44,7 @@ def file_of(data: bytes) -> Iterator[int]:
 def gathered(extents: rsync.ExtentMap, fd: int, literals: dict[int, bytes], offset: int, size: int) -> bytes:
     """A range of the target, the literals filled in from `literals`."""
     buffer = bytearray(size)
-    pieces = extents.gather(fd, buffer, offset)
+    pieces = extents.gather([fd], buffer, offset)
     assert pieces is not None
     for position, source, start, length in pieces:
         assert source != BASIS
@@ -144,6 +144,8 @@ def test_composing_is_associative_and_equals_the_reference(chain):
     assert list(left.extents()) == list(right.extents()) == expected
     assert len(left) == len(expected)
     assert left.memory_bytes == 16 * (len(left) + 1)
+    ends = [offset + length for source, offset, length in expected if source == BASIS]
+    assert left.needs() == ({source for source, _, _ in expected}, max(ends, default=0))
 
 
 @given(chains(max_length=5))
@@ -456,13 +458,13 @@ def test_a_basis_that_is_too_short_is_noticed():
         older.compose(newer)
     with file_of(b"0123456789") as fd:
         buffer = bytearray(6)
-        assert older.gather(fd, memoryview(buffer)[:5], 0) == []
+        assert older.gather([fd], memoryview(buffer)[:5], 0) == []
         assert buffer == b"56789\0"
         with pytest.raises(rsync.InputEndedError):
-            older.gather(fd, buffer, 0)
-        assert older.gather(fd, buffer, 0, nowait=True) is None
+            older.gather([fd], buffer, 0)
+        assert older.gather([fd], buffer, 0, nowait=True) is None
     with pytest.raises(OSError, match="Bad file descriptor"):
-        older.gather(fd, buffer, 0)
+        older.gather([fd], buffer, 0)
 
 
 def test_reading_without_waiting():
@@ -472,11 +474,11 @@ def test_reading_without_waiting():
     with file_of(data) as fd:
         os.pread(fd, len(data), 0)
         buffer = bytearray(500)
-        if extents.gather(fd, buffer, 0, nowait=True) is None:
+        if extents.gather([fd], buffer, 0, nowait=True) is None:
             pytest.skip("the file system of temporary files has no RWF_NOWAIT")
         assert buffer == b"".join(data[i * 100 : i * 100 + 50] for i in range(10))
-        assert extents.gather(fd, bytearray(50_000), 0, nowait=True) is None  # too many reads for somebody in a hurry
-        assert extents.gather(fd, bytearray(50_000), 0) == []
+        assert extents.gather([fd], bytearray(50_000), 0, nowait=True) is None  # too many reads for somebody in a hurry
+        assert extents.gather([fd], bytearray(50_000), 0) == []
 
 
 def test_more_pieces_than_one_call_notes():
@@ -485,14 +487,29 @@ def test_more_pieces_than_one_call_notes():
     with file_of(bytes(range(250))) as fd:
         expected = apply(bytes(range(250)), encode(commands))
         assert gathered(extents, fd, {1: spool}, 0, 300) == expected
-        assert len(extents.gather(fd, bytearray(300), 0)) == 100
+        assert len(extents.gather([fd], bytearray(300), 0)) == 100
         assert len(extents.resolve(0, 300)) == 200
+
+
+def test_several_sources_may_be_files():
+    commands = [Literal(b"abc"), Copy(1, 2), Literal(b"def")]
+    older, spool = parsed(encode([Copy(2, 4), Literal(b"xy")]), 2)
+    newer, other = parsed(encode(commands), 1)
+    extents = older.compose(newer)
+    with file_of(b"0123") as basis, file_of(other) as literals:
+        for fds, left in (([basis, literals], 1), ([basis, -1], 3), ([-1, literals], 2), ([], 4), ([-1, -1, basis], 3)):
+            buffer = bytearray(6)
+            pieces = extents.gather(fds, buffer, 0)
+            assert len(pieces) == left, fds
+        assert extents.gather([basis, literals], buffer, 0) == [(4, 2, 0, 2)]
+        assert buffer[:4] == b"c12d"
+    assert spool == b"xy"
 
 
 def test_a_buffer_must_be_writable():
     extents, _ = parsed(encode([Copy(0, 1)]))
     with pytest.raises(BufferError), file_of(b"x") as fd:
-        extents.gather(fd, b"x", 0)
+        extents.gather([fd], b"x", 0)
 
 
 def test_threads_share_a_map():
@@ -505,7 +522,7 @@ def test_threads_share_a_map():
         for _ in range(300):
             at = generator.randrange(1000)
             buffer = bytearray(1000)
-            extents.gather(fd, buffer, at * 1000)
+            extents.gather([fd], buffer, at * 1000)
             start = (at * 7919) % 1000 * 1000
             if buffer != data[start : start + 1000]:
                 failures.append(at)

@@ -125,6 +125,20 @@ int histfs_map_compose(histfs_map_t *self, histfs_map_t const *older, histfs_map
     return result == RS_DONE ? histfs_map_seal(self) : result;
 }
 
+/* Marks in `used`, which has a byte for each, the sources that are referred to; and how long the basis must be. */
+void histfs_map_survey(histfs_map_t const *self, unsigned char *used, uint64_t *basis_size)
+{
+    *basis_size = 0;
+    for (size_t i = 0; i < self->count; i++) {
+        histfs_extent_t const *extent = &self->extents[i];
+        uint64_t end = extent->origin + (extent[1].target - extent->target);
+
+        used[extent->origin >> HISTFS_OFFSET_BITS] = 1;
+        if (extent->origin <= HISTFS_LARGEST && end > *basis_size)
+            *basis_size = end;
+    }
+}
+
 /* Reads `size` bytes at `offset`. */
 static int histfs_read(histfs_lookup_t *lookup, int fd, char *buffer, uint64_t offset, size_t size, int nowait)
 {
@@ -149,10 +163,11 @@ static int histfs_read(histfs_lookup_t *lookup, int fd, char *buffer, uint64_t o
     return RS_DONE;
 }
 
-/* Deals with the target from `offset` on, from `lookup->done` up to `size`: what lies in the basis is read into
-   `buffer` (not if `basis_fd` is negative), the rest is noted in `lookup`. Returns early when that is full. */
-int histfs_map_gather(histfs_map_t const *self, histfs_lookup_t *lookup, int basis_fd, char *buffer, uint64_t offset,
-                      size_t size, int nowait)
+/* Deals with the target from `offset` on, from `lookup->done` up to `size`. `fds` are descriptors of the first sources,
+   negative where there is none: what lies there is read into `buffer`. The rest is noted in `lookup`; returns early when
+   that is full. */
+int histfs_map_gather(histfs_map_t const *self, histfs_lookup_t *lookup, int const *fds, size_t fd_count, char *buffer,
+                      uint64_t offset, size_t size, int nowait)
 {
     size_t reads = 0, hint = 0;
 
@@ -164,11 +179,12 @@ int histfs_map_gather(histfs_map_t const *self, histfs_lookup_t *lookup, int bas
         uint64_t at = offset + lookup->done;
         histfs_extent_t const *extent = &self->extents[hint = histfs_map_find(self, at, hint)];
         uint64_t origin = histfs_advance(extent->origin, at - extent->target), left = extent[1].target - at;
+        uint64_t source = origin >> HISTFS_OFFSET_BITS, start = origin & HISTFS_LARGEST;
         size_t length = left < size - lookup->done ? (size_t)left : size - lookup->done;
 
-        if (basis_fd >= 0 && origin <= HISTFS_LARGEST) {
+        if (source < fd_count && fds[source] >= 0) {
             int result = nowait && ++reads > HISTFS_NOWAIT_READS ? HISTFS_WOULD_WAIT
-                : histfs_read(lookup, basis_fd, buffer + lookup->done, origin, length, nowait);
+                : histfs_read(lookup, fds[source], buffer + lookup->done, start, length, nowait);
 
             if (result != RS_DONE)
                 return result;
@@ -178,8 +194,8 @@ int histfs_map_gather(histfs_map_t const *self, histfs_lookup_t *lookup, int bas
             if (lookup->count == HISTFS_PIECES)
                 return RS_DONE;
             piece[0] = lookup->done;
-            piece[1] = origin >> HISTFS_OFFSET_BITS;
-            piece[2] = origin & HISTFS_LARGEST;
+            piece[1] = source;
+            piece[2] = start;
             piece[3] = length;
             lookup->count++;
         }
@@ -190,5 +206,5 @@ int histfs_map_gather(histfs_map_t const *self, histfs_lookup_t *lookup, int bas
 
 int histfs_map_look_up(histfs_map_t const *self, histfs_lookup_t *lookup, uint64_t offset, size_t size)
 {
-    return histfs_map_gather(self, lookup, -1, NULL, offset, size, 0);
+    return histfs_map_gather(self, lookup, NULL, 0, NULL, offset, size, 0);
 }

@@ -224,16 +224,11 @@ def _of_equal_size(blocks: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(parts)
 
 
-def _members(block: bytes) -> list[tuple[bytes, int]]:
-    """`block` in one member; if it does not compress in small ones, which cost nothing then and are quick to read."""
-    members = []
+def _members(block: bytes) -> Iterator[tuple[bytes, int]]:
+    """`block` in small members, as a version may need a little of each of many increments; with their raw lengths."""
     for start in range(0, len(block), _PIECE_BYTES):
         piece = block[start : start + _PIECE_BYTES]
-        packed = _packed(piece)
-        if packed is None:
-            return [(zlib.compress(block, LEVEL, GZIP), len(block))]
-        members.append((packed, len(piece)))
-    return members
+        yield _packed(piece) or zlib.compress(piece, LEVEL, GZIP), len(piece)
 
 
 def _packed(data: bytes) -> bytes | None:
@@ -318,9 +313,23 @@ class Seekable:
             return None
         return cls(fd, table, payload[index.table_bytes :], index.raw_commands_bytes)
 
+    def on(self, fd: int) -> Self:
+        """The same, but for the commands, on another descriptor of this file."""
+        return type(self)(fd, self._table, b"", 0)
+
     @property
     def raw_bytes(self) -> int:
         return self._table.raw_bytes
+
+    @property
+    def raw_offsets(self) -> "array[int]":
+        """Where the content of each member begins in the raw data; at last, where it ends."""
+        return self._table.raw_offsets
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it takes without the commands."""
+        return 16 * (len(self._table) + 1)
 
     @property
     def commands(self) -> bytes | None:

@@ -12,7 +12,6 @@ from histfs.store.entry import Entry, join
 from histfs.store.format.listing import lists_needed
 from histfs.store.format.names import format_increment_name, parse_increment_name
 from histfs.store.format.quoting import NO_QUOTING, Quoting
-from histfs.store.plan import Increment
 from histfs.store.tree import Tree
 
 DATA = b"rdiff-backup-data"
@@ -77,24 +76,6 @@ class Layout(NamedTuple):
 
     def mirror_name_is_too_long(self, name: bytes) -> bool:
         return len(self.quoting.quote(name)) > NAME_MAX
-
-
-def find_increments(tree: Tree, layout: Layout, entry: Entry) -> list[Increment]:
-    """All increments of `entry`'s path, oldest first; of two with one time the uncompressed comes first."""
-    directory, base = layout.increments_of(entry)
-    try:
-        names = tree.names(directory)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    prefix = base + b"."
-    found = []
-    for name in names:
-        unquoted = layout.quoting.unquote(name) if layout.quoting.is_active else name
-        if unquoted.startswith(prefix):
-            parsed = parse_increment_name(unquoted)
-            if parsed is not None and parsed.base == base and parsed.type != b"data":
-                found.append(Increment(parsed.time, parsed.type, join(directory, name), parsed.compressed))
-    return sorted(found)
 
 
 class MetadataFiles(NamedTuple):

@@ -17,7 +17,7 @@ from pathlib import Path
 from histfs.errors import DamagedError, HistfsError, LockedError, UnfinishedError, printable
 from histfs.store.batch import Batch
 from histfs.store.compression import compress
-from histfs.store.content import sha1_of
+from histfs.store.content.opening import sha1_of
 from histfs.store.entry import Entry, Kind, is_below, join
 from histfs.store.files import Attributes, WritableTree, write_blocks
 from histfs.store.format.metadata import format_record

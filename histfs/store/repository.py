@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from histfs.errors import NotARepositoryError, NotFoundError, printable_time, storage_errors
+from histfs.store.content.shared import DEFAULT_SIZES, Shared, Sizes
 from histfs.store.layout import DATA, Layout, State, read_layout, read_state
 from histfs.store.listing import Node
 from histfs.store.snapshot import Snapshot
@@ -20,10 +21,11 @@ _MTIME_IS_TRUSTED_AFTER_S = 2.0
 class Repository:
     """A repository at `path`. Safe to use from several threads; a context manager."""
 
-    def __init__(self, tree: Tree, path: Path) -> None:
+    def __init__(self, tree: Tree, path: Path, sizes: Sizes = DEFAULT_SIZES) -> None:
         self.path = path
         self.tree = tree
         self.layout: Layout = read_layout(tree)
+        self.shared = Shared(tree, self.layout, sizes)
         self._lock = threading.Lock()
         self._reference_lock = threading.Lock()
         self._reference: Snapshot | None = None
@@ -32,8 +34,8 @@ class Repository:
         self.trusts_catalog = True
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open the repository at `path`.
+    def open(cls, path: Path, sizes: Sizes = DEFAULT_SIZES) -> Self:
+        """Open the repository at `path`. `sizes`: how much memory may be used to read faster.
 
         Raises NotARepositoryError if there is none or no session ever finished, StorageError if it cannot be read.
         """
@@ -45,20 +47,20 @@ class Repository:
             except NotADirectoryError:
                 raise NotARepositoryError("is not a directory, so not a repository", path=path) from None
             try:
-                return cls._opened(tree, path)
+                return cls._opened(tree, path, sizes)
             except BaseException:
                 tree.close()
                 raise
 
     @classmethod
-    def _opened(cls, tree: Tree, path: Path) -> Self:
+    def _opened(cls, tree: Tree, path: Path, sizes: Sizes) -> Self:
         if not tree.is_directory(DATA):
             raise NotARepositoryError(
                 "is not a repository: it has no directory rdiff-backup-data",
                 path=path,
                 advice="make one with `histfs backup SOURCE REPOSITORY`",
             )
-        repository = cls(tree, path)
+        repository = cls(tree, path, sizes)
         if not repository.sessions():
             raise NotARepositoryError(
                 "no session has finished in this repository yet",
@@ -113,7 +115,7 @@ class Repository:
         """
         with self._reference_lock:  # all the time, as another one closes what is replaced
             if self._reference is None or self._reference.time != session_time:
-                self.forget()
+                self._close_reference()
                 self._reference = self.snapshot(session_time)
             return self._reference.listing().find(path)
 
@@ -123,6 +125,10 @@ class Repository:
 
     def forget(self) -> None:
         """Close what is kept for readers; it is made again when it is needed."""
+        self._close_reference()
+        self.shared.close()
+
+    def _close_reference(self) -> None:
         if self._reference is not None:
             self._reference.close()
             self._reference = None

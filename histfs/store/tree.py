@@ -102,6 +102,18 @@ class Tree:
         finally:
             os.close(fd)
 
+    def names_of_files(self, path: bytes) -> list[bytes]:
+        """The names in the directory `path` that are not directories themselves, in no order."""
+        fd = self.open_directory(path)
+        try:
+            with os.scandir(fd) as found:
+                return [os.fsencode(item.name) for item in found if not item.is_dir(follow_symlinks=False)]
+        except OSError as exc:
+            exc.filename = path
+            raise
+        finally:
+            os.close(fd)
+
     def readlink(self, path: bytes) -> bytes:
         with self._at(path) as (directory, name):
             return os.readlink(name, dir_fd=directory)

@@ -15,10 +15,10 @@ import pytest
 
 from histfs.errors import DamagedError, StorageError
 from histfs.store import backup as backup_module
-from histfs.store import content as content_module
 from histfs.store.backup import backup
 from histfs.store.batch import Batch
-from histfs.store.content import Content
+from histfs.store.content import Content, chain, opening, sources
+from histfs.store.content.shared import Listings
 from histfs.store.regress import regress
 from histfs.store.repository import Repository
 from histfs.store.tree import Tree
@@ -128,11 +128,26 @@ def test_only_files_have_content(edited: Sessions) -> None:
 # --- reading parts --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["mirror", "memory", "temporary file"])
+def have_nothing_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on treat more than 100 bytes as large."""
+    for module in (chain, opening):
+        monkeypatch.setattr(module, "IN_MEMORY", 100)
+    monkeypatch.setattr(chain, "ON_THE_WAY_IN_MEMORY", 100)
+    monkeypatch.setattr(opening, "CHECKED_AT_ONCE", 100)
+
+
+def have_no_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on make versions link by link."""
+    monkeypatch.setattr(chain, "MAX_EXTENTS", 1)
+
+
+@pytest.fixture(params=["mirror", "memory", "map", "temporary file"])
 def part(request: pytest.FixtureRequest, edited: Sessions, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple]:
     """An open version and what it must be."""
+    if request.param in ("map", "temporary file"):
+        have_nothing_small(monkeypatch)
     if request.param == "temporary file":
-        monkeypatch.setattr(content_module, "_OPEN_IN_MEMORY", 100)
+        have_no_maps(monkeypatch)
     time = edited.now if request.param == "mirror" else FIRST
     expected = TEXT[300:] + b"end 3" if request.param == "mirror" else TEXT
     with edited.open() as repository:
@@ -191,8 +206,8 @@ def test_a_long_chain_needs_few_descriptors_and_little_room(
     sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that changes every day for years: each version in a temporary file, two of them at a time."""
-    monkeypatch.setattr(content_module, "_OPEN_IN_MEMORY", 100)
-    monkeypatch.setattr(content_module, "_ON_THE_WAY_IN_MEMORY", 100)
+    have_nothing_small(monkeypatch)
+    have_no_maps(monkeypatch)
     build(sessions.source, Dir({"f": File(TEXT)}))
     sessions.backup()
     for number in range(1, 40):
@@ -229,7 +244,8 @@ def _descriptors() -> list[str]:
 def test_temporary_files_are_private_and_gone(
     edited: Sessions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(content_module, "_OPEN_IN_MEMORY", 100)
+    have_nothing_small(monkeypatch)
+    have_no_maps(monkeypatch)
     monkeypatch.setattr(tempfile, "tempdir", os.fspath(tmp_path))
     (tmp_path / "repository").exists()
     names = os.listdir(tmp_path)
@@ -246,16 +262,16 @@ def test_temporary_files_are_private_and_gone(
 def test_without_room_for_temporary_files_small_versions_can_be_read(
     edited: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(content_module, "_free_for_temporary_files", lambda: 0)
+    monkeypatch.setattr(sources, "free_for_temporary_files", lambda: 0)
     assert edited.content(b"f", FIRST) == TEXT
 
 
 def test_without_room_for_temporary_files_nothing_is_called_damaged(
     edited: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(content_module, "_OPEN_IN_MEMORY", 100)
-    monkeypatch.setattr(content_module, "_ON_THE_WAY_IN_MEMORY", 100)
-    monkeypatch.setattr(content_module, "_free_for_temporary_files", lambda: 0)
+    have_nothing_small(monkeypatch)
+    have_no_maps(monkeypatch)
+    monkeypatch.setattr(sources, "free_for_temporary_files", lambda: 0)
     with pytest.raises(StorageError) as caught:
         edited.content(b"f", FIRST)
     assert caught.value.path == b"f"
@@ -324,7 +340,7 @@ class Interleaved:
         self.looks = 0
         self.at: int | None = None
         self.action: Callable[[], object] = lambda: None
-        for name in ("stat", "names", "open_file"):
+        for name in ("stat", "names_of_files", "open_file"):
             monkeypatch.setattr(Tree, name, self._counted(getattr(Tree, name)))
 
     def _counted(self, real: Callable[..., object]) -> Callable[..., object]:
@@ -384,7 +400,7 @@ def test_a_session_that_comes_between_any_two_looks(
 
 
 def test_a_file_that_changes_at_every_look_is_given_up(edited: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = content_module.find_increments
+    real = Listings.find
 
     def find(*arguments: object) -> object:
         path = edited.repository / "f"
@@ -392,7 +408,7 @@ def test_a_file_that_changes_at_every_look_is_given_up(edited: Sessions, monkeyp
         path.with_name("copy").rename(path)
         return real(*arguments)  # type: ignore[arg-type]  # whatever they were
 
-    monkeypatch.setattr(content_module, "find_increments", find)
+    monkeypatch.setattr(Listings, "find", find)
     before = open_descriptors()
     with pytest.raises(DamagedError, match="changed at every attempt"):
         edited.content(b"f", FIRST)
@@ -534,16 +550,16 @@ def test_a_link_is_checked_by_the_digest_of_the_first(sessions: Sessions) -> Non
 
 def test_damage_that_lasts_a_moment_is_not_reported(edited: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
     """A session or a recovery may be at work on this very file."""
-    real = content_module._Opening.open
+    real = opening.Opening.open
     attempts = []
 
-    def open_(opening: content_module._Opening) -> Content:
-        attempts.append(opening)
+    def open_(attempt: opening.Opening) -> opening.Version:
+        attempts.append(attempt)
         if len(attempts) == 1:
             raise DamagedError("for a moment")
-        return real(opening)
+        return real(attempt)
 
-    monkeypatch.setattr(content_module._Opening, "open", open_)
+    monkeypatch.setattr(opening.Opening, "open", open_)
     assert edited.content(b"f", FIRST) == TEXT
 
 

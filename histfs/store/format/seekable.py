@@ -56,20 +56,20 @@ class Table:
 
     def __init__(self, lengths: "array[int]", raw_lengths: "array[int]") -> None:
         self._offsets = array("Q", accumulate(lengths, initial=0))
-        self._raw_offsets = array("Q", accumulate(raw_lengths, initial=0))
+        self.raw_offsets = array("Q", accumulate(raw_lengths, initial=0))
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
     @property
     def raw_bytes(self) -> int:
-        return self._raw_offsets[-1]
+        return self.raw_offsets[-1]
 
     def member_of(self, raw_offset: int) -> int:
         """The number of the member that has this byte. Raises ValueError outside of the data."""
         if not 0 <= raw_offset < self.raw_bytes:
             raise ValueError(f"{raw_offset} is not in the {self.raw_bytes} bytes")
-        return bisect_right(self._raw_offsets, raw_offset) - 1
+        return bisect_right(self.raw_offsets, raw_offset) - 1
 
     def place(self, member: int) -> tuple[int, int]:
         """Where it lies in the file: offset and length."""
@@ -78,7 +78,7 @@ class Table:
 
     def raw_place(self, member: int) -> tuple[int, int]:
         """Where its content lies in the raw data: offset and length."""
-        start, end = self._raw_offsets[member : member + 2]
+        start, end = self.raw_offsets[member : member + 2]
         return start, end - start
 
 

@@ -1,0 +1,152 @@
+"""The content of a regular file at a session: opened, checked, and read from anywhere (docs/format.md 6.4, 7.3).
+
+A version is not made. The increments that lead to it are composed into one map from its bytes to where they lie, which
+is the mirror, an increment, or a temporary file with what could not be read in place (`chain`). What is small is read
+through the map at once, checked against the SHA1 of its record, and kept in memory. Of what is large each read costs
+its own bytes, whatever the length of the chain; its SHA1 is checked by `blocks`, which reads all.
+
+No lock is taken: `opening` says why what is read is what the session recorded, whatever a session or a regress does
+meanwhile. An open version stays readable: the mirror file is kept open, an increment that is found changed or gone
+makes the version be opened anew.
+
+    opening    from an entry to a Version: mirror, chain, and what a running session may have changed
+    chain      from a chain of increments to a composed map; or, where no map will do, link by link
+    sources    where bytes lie: memory, a file, an increment, a map over others
+    shared     what all readers of a repository share: listings, descriptors, inflated data, maps; all bounded
+"""
+
+import errno
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Self
+
+from histfs.errors import DamagedError, StorageError, storage_errors
+from histfs.store.content.chain import OTHER_CONTENT
+from histfs.store.content.opening import ADVICE, Opening, Version
+from histfs.store.content.sources import ChangedError
+from histfs.store.entry import Entry, Kind
+from histfs.store.tree import BLOCK_SIZE
+
+if TYPE_CHECKING:
+    from histfs.store.repository import Repository
+
+_ATTEMPTS = 5
+
+
+class Content:
+    """An open version. Several threads may read it; nobody may when it is closed."""
+
+    def __init__(self, entry: Entry, version: Version, reopen: Callable[[], Version]) -> None:
+        self.size_bytes = entry.size_bytes
+        # with its fraction of a second, where a file on disk carries it
+        self.mtime_ns = version.mtime_ns if version.mtime_ns // 10**9 == entry.mtime_s else None
+        self._place = os.fsdecode(entry.path)
+        self._version = version
+        self._reopen = reopen
+        self._lock = threading.Lock()
+        self._replaced: list[Version] = []  # somebody may still be reading from them
+
+    def close(self) -> None:
+        for version in [self._version, *self._replaced]:
+            version.source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """Up to `size` bytes from `offset`; fewer only at the end. Raises DamagedError, StorageError."""
+        wanted = max(0, min(size, self.size_bytes - offset))
+        if not wanted:
+            return b""
+        for _ in range(_ATTEMPTS):
+            version = self._version
+            try:
+                with storage_errors():
+                    return version.source.pread(wanted, offset)
+            except ChangedError:
+                self._open_anew(version)
+            except DamagedError as exc:
+                exc.path = exc.path or self._place
+                exc.advice = exc.advice or ADVICE
+                raise
+        raise DamagedError("changed at every attempt to read it", path=self._place, advice="try again in a moment")
+
+    def _open_anew(self, old: Version) -> None:
+        with self._lock:
+            if self._version is old:
+                self._version = self._reopen()
+                self._replaced.append(old)
+
+    def pread_nowait(self, size: int, offset: int) -> bytes | None:
+        """The same if it needs no disk and takes no time, else None."""
+        wanted = max(0, min(size, self.size_bytes - offset))
+        return self._version.source.pread_nowait(wanted, offset) if wanted else b""
+
+    def blocks(self) -> Iterator[bytes]:
+        """All bytes, in blocks of up to 256 KiB; DamagedError at the end if they are not those that were recorded."""
+        expected = self._version.unchecked_sha1
+        blocks = (self.pread(BLOCK_SIZE, offset) for offset in range(0, self.size_bytes, BLOCK_SIZE))
+        if expected is None:
+            yield from blocks
+            return
+        digest = hashlib.sha1(usedforsecurity=False)
+        with ThreadPoolExecutor(1) as hasher:  # while the caller writes a block
+            hashed = None
+            for block in blocks:
+                if hashed is not None:
+                    hashed.result()
+                hashed = hasher.submit(digest.update, block)
+                yield block
+        if digest.hexdigest().encode() != expected:
+            raise DamagedError(OTHER_CONTENT, path=self._place, advice=ADVICE)
+
+
+def open_content(repository: "Repository", entry: Entry, sha1: bytes | None, session_time: int) -> Content:
+    """The content of the regular file `entry`, a record of the session at `session_time`.
+
+    `sha1`: the hex digest to check, or None where none was recorded. Raises DamagedError, StorageError.
+    """
+    if entry.kind is not Kind.REGULAR:
+        raise DamagedError("is not a regular file, so it has no content", path=entry.path, at=session_time)
+
+    def open_version(*, anew: bool) -> Version:
+        return _open_version(repository, entry, sha1, session_time, anew=anew)
+
+    return Content(entry, open_version(anew=False), lambda: open_version(anew=True))
+
+
+def _open_version(
+    repository: "Repository", entry: Entry, sha1: bytes | None, session_time: int, *, anew: bool
+) -> Version:
+    try:
+        for attempt in range(_ATTEMPTS):
+            try:
+                with storage_errors(at=session_time):
+                    return Opening(repository, entry, sha1, session_time, anew=anew).open()
+            except ChangedError:
+                continue
+            except StorageError as exc:
+                if getattr(exc.__cause__, "errno", None) not in (errno.EMFILE, errno.ENFILE) or attempt >= 1:
+                    raise
+                repository.shared.close()
+            except DamagedError:
+                # A session or a regress may have been at work on this very file. What is really damaged stays so.
+                if attempt >= 1:
+                    raise
+    except StorageError as exc:
+        exc.path = exc.path or entry.path
+        raise
+    except DamagedError as exc:
+        exc.path = entry.path
+        exc.at = session_time
+        exc.advice = exc.advice or ADVICE
+        raise
+    raise DamagedError(
+        "changed at every attempt to read it", path=entry.path, at=session_time, advice="try again in a moment"
+    )
