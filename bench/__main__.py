@@ -41,7 +41,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(
             option, type=int, metavar="N", help=f"default: {default:,}; quick: {getattr(QUICK, name):,}"
         )
-    parser.add_argument("--limit", type=float, default=1800, metavar="S", help="seconds a step may take (%(default)g)")
+    parser.add_argument("--limit", type=float, default=600, metavar="S", help="seconds a step may take (%(default)g)")
     parser.add_argument(
         "--patience",
         type=float,

@@ -76,6 +76,10 @@ class Peer:
         """Whether it backs up this session at all."""
         return True
 
+    def has(self, session: int) -> bool:
+        """Whether this session can be read, after writing."""
+        return session <= self.newest
+
     def prepare(self) -> list[str] | None:
         """The command that makes an empty repository, if that is a step of its own."""
         return None
@@ -267,6 +271,9 @@ class Plain(Peer):
 
     def wants(self, session: int, newest: int) -> bool:
         return self.keeps_all or session in (0, 1, newest)
+
+    def has(self, session: int) -> bool:
+        return self.copy_of(session).exists()
 
     def copy_of(self, session: int) -> Path:
         return self.repository / str(session_time(session))

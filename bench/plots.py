@@ -1,11 +1,14 @@
 """Results as pictures (SVG), with matplotlib; without it there are none. A picture for each scenario that has a say."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.results import Results
+from bench.tables import format_figure
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _COLORS = {
@@ -19,6 +22,7 @@ _COLORS = {
 }
 _BARS_A_ROW = 4
 _MOST_MARKED = 20
+_FAR_APART = 20
 
 
 def is_available() -> bool:
@@ -35,6 +39,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
 
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "histfs"  # the same figures make the same file
+    mpl.rcParams["svg.fonttype"] = "none"
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     for suffix, figure in (("bars", _bars(results)), ("curves", _curves(results))):
@@ -46,24 +51,40 @@ def draw(results: Results, folder: Path) -> list[Path]:
 
 
 def _bars(results: Results) -> "Figure | None":
-    """A small chart a measure: a bar a program, on a logarithmic scale."""
+    """A small chart a measure: a bar a program, its figure beside it; logarithmic where figures are far apart."""
     from matplotlib.figure import Figure
 
-    rows = [(measure, figures) for measure, figures in results.rows() if len(figures) > 1 and measure.unit]
+    rows = [(measure, figures) for measure, figures in results.rows() if len(figures) > 2 and measure.unit]
     if not rows:
         return None
     height = -(-len(rows) // _BARS_A_ROW)
-    figure = Figure(figsize=(3.2 * _BARS_A_ROW, 2.4 * height), layout="constrained")
+    figure = Figure(figsize=(3.4 * _BARS_A_ROW, 2.2 * height), layout="constrained")
     for number, (measure, figures) in enumerate(rows, 1):
         axes = figure.add_subplot(height, _BARS_A_ROW, number)
         names = [name for name in results.programs() if name in figures]
-        axes.barh(names, [figures[name] for name in names], color=[_COLORS.get(name, "black") for name in names])
-        axes.set_xscale("log")
+        values = [figures[name] for name in names]
+        bars = axes.barh(names, values, color=[_COLORS.get(name, "black") for name in names])
+        axes.bar_label(bars, [format_figure(value, measure.unit) for value in values], padding=2, fontsize=7)
+        remarks = ["more is better"] * measure.unit.endswith("/s") + ["logarithmic"] * _set_scale(axes, values)
         axes.invert_yaxis()
-        better = "less is better" if measure.unit in ("s", "MiB") else "more is better"
-        axes.set_title(f"{measure.name}\n{measure.unit}, {better}", fontsize=8)
+        axes.set_title(f"{measure.name}\n{', '.join(remarks)}".strip(), fontsize=8)
         axes.tick_params(labelsize=7)
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
     return figure
+
+
+def _set_scale(axes: "Axes", values: Sequence[float]) -> bool:
+    """With room for the figures beside the bars, which need no ticks then. Whether it is logarithmic."""
+    least, most = min(values), max(values)
+    is_logarithmic = 0 < least < most / _FAR_APART
+    if is_logarithmic:
+        axes.set_xscale("log")
+        axes.set_xlim(least / 3, most * (most / least) ** 0.6)
+    else:
+        axes.set_xlim(0, 1.6 * most or 1)
+    axes.set_xticks([], minor=False)
+    axes.set_xticks([], minor=True)
+    return is_logarithmic
 
 
 def _curves(results: Results) -> "Figure | None":
@@ -85,5 +106,5 @@ def _curves(results: Results) -> "Figure | None":
         axes.set_ylabel(curves.y)
         axes.set_title(title, fontsize=9)
         axes.grid(visible=True, alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=7, fontsize=8)
     return figure

@@ -284,6 +284,7 @@ def test_plots_are_drawn_where_matplotlib_is(tmp_path: Path) -> None:
     results = example()
     results.curves["reads"] = Curves("s", "%", "x", {"histfs": distribution([1.0, 2.0])})
     results.add("rate", "histfs", 70)
+    results.add("rate", "third", 0)
     drawn = plots.draw(results, tmp_path)
     assert [path.name for path in drawn] == ["tree-bars.svg", "tree-curves.svg"]
     first = [path.read_bytes() for path in drawn]

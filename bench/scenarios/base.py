@@ -9,13 +9,13 @@ import json
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from bench import commands, mounts
-from bench.commands import TroubleError
+from bench.commands import TooSlowError, TroubleError
 from bench.peers import Histfs, Peer, Plain
 from bench.results import Measure, Results
 from bench.trees import History
@@ -131,8 +131,7 @@ class Scenario(ABC):
         try:
             if session == 0 and (command := peer.prepare()):
                 commands.timed(command, environment=peer.environment(), limit_s=self.limit_s)
-            command = peer.backup(session)
-            took_s = commands.timed(command, environment=peer.environment(), limit_s=self.limit_s)
+            took_s = commands.timed(peer.backup(session), environment=peer.environment(), limit_s=self.limit_s)
         except TroubleError as exc:
             self.results.add_trouble(peer.name, f"session {session}: {exc}")
             writing.failed, writing.goes_on = True, False
@@ -188,6 +187,9 @@ class Scenario(ABC):
     def trouble_of(self, peer: Peer) -> Iterator[None]:
         try:
             yield
+        except TooSlowError as exc:
+            self.results.notes.append(f"{peer.name}: {exc}")
+            self.say(f"{self.name}: {peer.name}: {exc}")
         except TroubleError as exc:
             self.results.add_trouble(peer.name, str(exc))
             self.say(f"{self.name}: {peer.name}: {exc}")
@@ -225,8 +227,19 @@ class Scenario(ABC):
                     self.results.add(USABLE.name, peer.name, mount.usable_s)
                     self.results.add(LISTED.name, peer.name, listed_s)
 
-    def timed(self, *command: object, codes: tuple[int, ...] = (0,), output: Path | None = None) -> float:
-        return commands.timed(command, limit_s=self.limit_s, codes=codes, output=output)
+    def timed(
+        self,
+        measure: Measure,
+        *command: object,
+        codes: tuple[int, ...] = (0,),
+        output: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> float:
+        """Seconds that `command` takes; what is too slow names the `measure`."""
+        try:
+            return commands.timed(command, limit_s=self.limit_s, environment=environment, codes=codes, output=output)
+        except TooSlowError:
+            raise TooSlowError(f"{measure.name}: more than {self.limit_s:g} s") from None
 
     def measure_size(self, peer: Peer) -> None:
         usage = commands.output_of(["du", "-s", "-B1", peer.repository], limit_s=self.limit_s)
@@ -239,7 +252,7 @@ class Scenario(ABC):
         command, environment = peer.restore(session, target), peer.environment()
         self.drop_caches(peer)
         try:
-            took_s = commands.timed(command, environment=environment, limit_s=self.limit_s)
+            took_s = self.timed(measure, *command, environment=environment)
             check(peer.restored(target))
         finally:
             shutil.rmtree(target, ignore_errors=True)

@@ -45,7 +45,7 @@ class ImageScenario(Scenario):
     def estimate_s(self) -> float:
         gib, sessions = self.sizes.image_mib / 1024, self.sizes.image_sessions
         programs = len(self.setting.programs)
-        return programs * (20 + 60 * gib + min(20 * gib * sessions, self.setting.patience_s))
+        return programs * (30 + 80 * gib + min(14 * gib * sessions, self.setting.patience_s))
 
     def run(self) -> None:
         history = Image(self.place / "source", self.sizes.image_mib)
@@ -104,7 +104,7 @@ class ImageScenario(Scenario):
         """Some versions from the newest to the oldest, each in a fresh mount."""
         opens, reads = [], []
         for session in self._sessions_by_age():
-            if session <= peer.newest and peer.wants(session, peer.newest):
+            if peer.has(session):
                 with self.cold_mount(peer), opened(self._image(peer, session)) as (descriptor, open_s, _):
                     took_s, pieces = timed_reads(descriptor, self.offsets[:_READS_BY_AGE])
                     checks.same_pieces(pieces, self.pieces[session])
@@ -123,7 +123,7 @@ class ImageScenario(Scenario):
     def _inflate(self, peer: Peer) -> None:
         if increments := peer.increments():
             self.drop_caches(peer)
-            took_s = self.timed("gzip", "-dc", *increments)
+            took_s = self.timed(INFLATE, "gzip", "-dc", *increments)
             self.results.add(INFLATE.name, peer.name, took_s)
 
 

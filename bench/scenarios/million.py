@@ -70,7 +70,7 @@ class MillionScenario(Scenario):
         for _ in range(self.sizes.repeats):
             with self.cold_mount(peer):
                 deep = peer.mounted_snapshot(0) / repositories.DEEP
-                self.results.add(DEEP.name, peer.name, self.timed("ls", "-l", deep))
+                self.results.add(DEEP.name, peer.name, self.timed(DEEP, "ls", "-l", deep))
                 self._check_names(deep)
 
     def _check_names(self, deep: Path) -> None:
@@ -81,7 +81,7 @@ class MillionScenario(Scenario):
         with self.cold_mount(peer):
             oldest = peer.mounted_snapshot(0)
             for measure in (CRAWL, CRAWL_AGAIN):
-                took_s = self.timed("find", oldest, "-ls")
+                took_s = self.timed(measure, "find", oldest, "-ls")
                 self.results.add(measure.name, peer.name, self.shape.entries() / took_s)
             found = commands.output_of(["find", oldest, "-printf", "x"], limit_s=self.limit_s)
             if len(found) != self.shape.entries():

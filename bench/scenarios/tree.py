@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from bench import checks
-from bench.peers import Peer, Plain
+from bench.peers import Bup, Peer, Plain
 from bench.results import Measure
 from bench.scenarios.base import FIRST, LISTED, MEMORY, NEXT, SIZE, USABLE, WRITTEN, Scenario
 from bench.trees import RealTree
@@ -36,8 +36,9 @@ class TreeScenario(Scenario):
     )  # fmt: skip
 
     def estimate_s(self) -> float:
-        programs = len(self.setting.programs)
-        return programs * (10 + self.sizes.tree_files * (0.003 + 0.0005 * self.sizes.tree_sessions))
+        files, sessions = self.sizes.tree_files, self.sizes.tree_sessions
+        slow = 4 * min(0.007 * files, self.limit_s) if Bup in self.setting.programs else 0
+        return slow + len(self.setting.programs) * (30 + 0.005 * files + sessions * (1 + 0.0001 * files))
 
     def run(self) -> None:
         source = self.place / "source"
@@ -56,7 +57,7 @@ class TreeScenario(Scenario):
             self.measure_size(peer)
         if peer.can_mount:
             self.measure_mounting(peer)
-            for step in (self._find, self._tar, self._compare, self._copy):
+            for step in (self._find, self._tar, self._find_both, self._compare, self._copy):
                 with self.trouble_of(peer):
                     step(peer)
         self.measure_restore(RESTORE, peer, 0, lambda target: checks.same_trees(target, self.oldest))
@@ -64,26 +65,28 @@ class TreeScenario(Scenario):
     def _find(self, peer: Peer) -> None:
         with self.cold_mount(peer) as mount:
             oldest = peer.mounted_snapshot(0)
-            self.results.add(FIND.name, peer.name, self.entries / self.timed("find", oldest, "-ls"))
+            self.results.add(FIND.name, peer.name, self.entries / self.timed(FIND, "find", oldest, "-ls"))
             answers = mount.answers()
-            self.results.add(FIND_AGAIN.name, peer.name, self.entries / self.timed("find", oldest, "-ls"))
+            self.results.add(FIND_AGAIN.name, peer.name, self.entries / self.timed(FIND_AGAIN, "find", oldest, "-ls"))
             self.results.add(ANSWERS.name, peer.name, mount.answers() - answers)
             checks.same_listings(oldest, self.oldest)
 
     def _tar(self, peer: Peer) -> None:
         with self.cold_mount(peer):
             oldest = peer.mounted_snapshot(0)
-            self.results.add(TAR.name, peer.name, self.timed("bash", "-c", _TAR, oldest))
+            self.results.add(TAR.name, peer.name, self.timed(TAR, "bash", "-c", _TAR, oldest))
             checks.same_files(oldest, self.oldest, self.checked)
+
+    def _find_both(self, peer: Peer) -> None:
+        with self.cold_mount(peer):
+            both = peer.mounted_snapshot(0), peer.mounted_snapshot(1)
+            self.results.add(FIND_BOTH.name, peer.name, self.timed(FIND_BOTH, "find", *both, "-ls"))
 
     def _compare(self, peer: Peer) -> None:
         with self.cold_mount(peer):
             both = peer.mounted_snapshot(0), peer.mounted_snapshot(1)
-            self.results.add(FIND_BOTH.name, peer.name, self.timed("find", *both, "-ls"))
-        with self.cold_mount(peer):
-            both = peer.mounted_snapshot(0), peer.mounted_snapshot(1)
             output = self.place / "differences"
-            took_s = self.timed(*checks.diff_command(*both), codes=(0, 1), output=output)
+            took_s = self.timed(DIFF, *checks.diff_command(*both), codes=(0, 1), output=output)
             self.results.add(DIFF.name, peer.name, took_s)
             if checks.differences(output.read_bytes(), *both) != self.changed:
                 raise checks.WrongBytesError("diff -rq of two snapshots finds other differences than there are")
@@ -93,7 +96,9 @@ class TreeScenario(Scenario):
         target = self.place / "copied"
         shutil.rmtree(target, ignore_errors=True)
         with self.cold_mount(peer):
-            self.results.add(COPY.name, peer.name, self.timed("cp", "-a", peer.mounted_snapshot(0) / directory, target))
+            self.results.add(
+                COPY.name, peer.name, self.timed(COPY, "cp", "-a", peer.mounted_snapshot(0) / directory, target)
+            )
         checks.same_trees(target, self.oldest / directory)
         shutil.rmtree(target)
 
