@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from histfs.store.repository import Repository
 
 _ATTEMPTS = 5
+_WORTH_THREADS = 4 << 20  # bytes
 
 
 class Content:
@@ -90,21 +91,29 @@ class Content:
 
     def blocks(self) -> Iterator[bytes]:
         """All bytes, in blocks of up to 256 KiB; DamagedError at the end if they are not those that were recorded."""
-        expected = self._version.unchecked_sha1
         blocks = (self.pread(BLOCK_SIZE, offset) for offset in range(0, self.size_bytes, BLOCK_SIZE))
-        if expected is None:
-            yield from blocks
+        checked = self._checked if self._version.unchecked_sha1 is not None else iter
+        if self.size_bytes <= _WORTH_THREADS:
+            yield from checked(blocks)
             return
+        with ThreadPoolExecutor(2) as helpers:
+            yield from _ahead(checked(_ahead(blocks, helpers)), helpers)
+
+    def _checked(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
         digest = hashlib.sha1(usedforsecurity=False)
-        with ThreadPoolExecutor(1) as hasher:  # while the caller writes a block
-            hashed = None
-            for block in blocks:
-                if hashed is not None:
-                    hashed.result()
-                hashed = hasher.submit(digest.update, block)
-                yield block
-        if digest.hexdigest().encode() != expected:
+        for block in blocks:
+            digest.update(block)
+            yield block
+        if digest.hexdigest().encode() != self._version.unchecked_sha1:
             raise DamagedError(OTHER_CONTENT, path=self._place, advice=ADVICE)
+
+
+def _ahead(blocks: Iterator[bytes], helpers: ThreadPoolExecutor) -> Iterator[bytes]:
+    """The same blocks. A helper makes the next one while the caller works on one."""
+    following = helpers.submit(next, blocks, None)
+    while (block := following.result()) is not None:
+        following = helpers.submit(next, blocks, None)
+        yield block
 
 
 def open_content(repository: "Repository", entry: Entry, sha1: bytes | None, session_time: int) -> Content:
