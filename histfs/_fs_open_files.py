@@ -8,6 +8,7 @@ places of its own, so that it stays while somebody walks through thousands of sm
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from time import monotonic
 
 from histfs.vfs import File
@@ -91,8 +92,8 @@ class OpenFiles:
         for shelf, limit in self._limits:
             if len(shelf) > limit:
                 newest = next(reversed(shelf))
-                idle = [inode for inode, opened in shelf.items() if not opened.users and inode != newest]
-                self._close(shelf, idle[: len(shelf) - limit])
+                idle = (inode for inode, opened in shelf.items() if not opened.users and inode != newest)
+                self._close(shelf, list(islice(idle, len(shelf) - limit)))
 
     @staticmethod
     def _close(shelf: OrderedDict[int, _Opened], inodes: list[int]) -> None:

@@ -15,7 +15,9 @@ from histfs.store.catalog import LIVE, Catalog, Version
 from histfs.store.catalog.schema import ROOT
 from histfs.store.entry import Entry
 
+ROOT_INODE = 1
 FOREVER_S = 86_400.0  # for what cannot change while it is mounted
+UNKNOWN_S = 0.0
 
 # All numbers fit a signed 64 bit number. Bit 62 tells versions from directories. Of a directory's time, moved to be
 # positive, there are 33 bits: from 1834 to 2106, and docs/format.md 2.1 has none before 1901 or after 2099.
@@ -24,12 +26,14 @@ _TAG_BITS = 29
 TIME_SHIFT = 1 << 32
 _TIMES = range(1 - TIME_SHIFT, TIME_SHIFT)
 TOP_TAG = 0
+SMALL_BYTES = 128 << 10  # of a file that is read as a whole when it is opened
 
 _WITHOUT_MTIME = (stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK)  # docs/format.md 4.1
+_TYPE = 0o170000  # stat.S_IFMT as a mask
 _MAX_SIGNED = (1 << 63) - 1
 _MAX_ID = (1 << 32) - 2  # the last one means "do not change" to chown(2)
 _OVERFLOW_ID = 65_534  # "nobody": what Linux shows for an id that it cannot show
-_TAGS_KEPT = 4096
+_DIRECTORIES_KEPT = 10_000
 _TOPS_KEPT = 256
 
 # Directory offsets: 0 starts, 1 comes after ".", 2 after "..", and 3 more than its number after an entry.
@@ -118,6 +122,50 @@ def number_of(inode: int) -> int | None:
     return inode ^ _VERSION if inode >> 62 == 1 else None
 
 
+class _Directories:
+    """From tags to the catalog's numbers of directories, and back. Remembers a few thousand, which cost nothing."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._tags: dict[int, int] = {}  # by directory
+        self._places: dict[int, tuple[int, int]] = {}  # directory and the one above, by tag
+        self._tag_of_top = TOP_TAG
+        with suppress(NotFoundError):  # there is none where no list could be read
+            self._tag_of_top = catalog.tag(ROOT)
+
+    def tag(self, directory: int, parent: int | None = None) -> int:
+        """The tag of a directory; who knows what is above should say so. NotFoundError."""
+        tag = self._tags.get(directory)
+        if tag is None:
+            tag = self._swapped(self._catalog.tag(directory))
+            self._keep(tag, directory, self._catalog.parent(directory) if parent is None else parent)
+        return tag
+
+    def place(self, tag: int) -> tuple[int, int]:
+        """The directory with a tag, and the one above. NotFoundError."""
+        place = self._places.get(tag)
+        if place is None:
+            directory = self._catalog.directory(self._swapped(tag))
+            if directory is None:
+                raise NotFoundError(f"no directory has the tag {tag}")
+            place = directory, self._catalog.parent(directory)
+            self._keep(tag, *place)
+        return place
+
+    def _swapped(self, tag: int) -> int:
+        """Between the tags of the catalog and those of the mount, where the top has one that is known beforehand."""
+        if tag == TOP_TAG:
+            return self._tag_of_top
+        return TOP_TAG if tag == self._tag_of_top else tag
+
+    def _keep(self, tag: int, directory: int, parent: int) -> None:
+        if len(self._tags) >= _DIRECTORIES_KEPT:
+            self._tags.clear()
+            self._places.clear()
+        self._tags[directory] = tag
+        self._places[tag] = directory, parent
+
+
 class Tree:
     """A catalog in use. `users` is the history's, guarded by its lock; the methods are explained there."""
 
@@ -126,41 +174,36 @@ class Tree:
         self.catalog = catalog
         self._root = root
         self._oldest = min(catalog.sessions, default=0)
-        self._tag_of_top = TOP_TAG
-        with suppress(NotFoundError):  # there is none where no list could be read
-            self._tag_of_top = catalog.tag(ROOT)
         self._top = lru_cache(_TOPS_KEPT)(catalog.root)
-        self._tag = lru_cache(_TAGS_KEPT)(lambda directory: self._swapped(catalog.tag(directory)))
-        self._directory = lru_cache(_TAGS_KEPT)(lambda tag: catalog.directory(self._swapped(tag)))
-
-    def _swapped(self, tag: int) -> int:
-        """Between the tags of the catalog and those of the mount, where the top has one that is known beforehand."""
-        if tag == TOP_TAG:
-            return self._tag_of_top
-        return TOP_TAG if tag == self._tag_of_top else tag
+        self._directories = _Directories(catalog)
 
     def attributes(self, inode: int) -> Attributes:
         if (number := number_of(inode)) is not None:
             return self._of_file(self._version(number))
-        session_time, directory = self._place(inode)
-        return self._of_directory(self._version_of(directory, session_time), session_time)
+        session_time, directory, parent = self._place(inode)
+        return self._of_directory(self._version_of(directory, parent, session_time), session_time)
 
     def child(self, inode: int, name: bytes) -> Attributes | None:
         if name == b".":
             return self.attributes(inode)
-        session_time, directory = self._place(inode)
+        session_time, directory, parent = self._place(inode)
         if name == b"..":
-            return self._parent(directory, session_time)
+            if directory == ROOT:
+                return self._root()
+            return self.attributes(directory_inode(session_time, self._directories.tag(parent)))
         found = self.catalog.child(directory, name, session_time)
         return None if found is None else self._shown(found, session_time)
 
     def children(self, inode: int, offset: int, limit: int) -> list[Child]:
-        session_time, directory = self._place(inode)
+        session_time, directory, parent = self._place(inode)
         children = []
+        # Of the dots nobody but the kernel hears, which looks at type and number only.
         if offset < AFTER_DOT:
-            children.append(Child(b".", self.attributes(inode), AFTER_DOT))
+            children.append(Child(b".", _dot(inode), AFTER_DOT))
         if offset < AFTER_DOTS:
-            children.append(Child(b"..", self._parent(directory, session_time), AFTER_DOTS))
+            is_top = directory == ROOT
+            above = ROOT_INODE if is_top else directory_inode(session_time, self._directories.tag(parent))
+            children.append(Child(b"..", _dot(above), AFTER_DOTS))
         after = None if offset < AFTER_0 else self._version(offset - AFTER_0).name
         for version in self.catalog.children(directory, session_time, after, limit):
             children.append(Child(version.name, self._shown(version, session_time), version.number + AFTER_0))
@@ -171,11 +214,13 @@ class Tree:
         version = None if number is None else self._version(number)
         return version.target or b"" if version is not None and stat.S_ISLNK(version.mode) else None
 
-    def open(self, inode: int, repository: Repository) -> File:
+    def open(self, inode: int, repository: Repository, only_if_quick: bool) -> File | None:
         number = number_of(inode)
         if number is None:
             raise NotFoundError(f"no file has the number {inode}")
         version = self._version(number)
+        if only_if_quick and not (version.last == LIVE and version.size_bytes <= SMALL_BYTES):
+            return None
         entry, at = self.catalog.entry(version), self.catalog.time_of(version)
         content = repository.snapshot(at).open(entry, entry.sha1)
         return File(content, entry.size_bytes, entry.path, at)
@@ -186,33 +231,22 @@ class Tree:
             raise NotFoundError(f"no version has the number {number}")
         return version
 
-    def _place(self, inode: int) -> tuple[int, int]:
-        """The session's time and the catalog's number of a directory; whether it was there then is not looked at."""
+    def _place(self, inode: int) -> tuple[int, int, int]:
+        """Session's time, directory, and the one above; whether it was there then is not looked at."""
         if number_of(inode) is not None:
             raise NotADirectoryEntryError("is not a directory")
         session_time, tag = place_of(inode)
         self._top(session_time)  # which raises where the session has no list that can be read
-        directory = self._directory(tag)
-        if directory is None:
-            raise NotFoundError(f"no directory has the number {inode}")
-        return session_time, directory
+        return session_time, *self._directories.place(tag)
 
-    def _version_of(self, directory: int, session_time: int) -> Version:
-        found: Version | None
-        if self._tag(directory) == TOP_TAG:
-            found = self._top(session_time)
-        else:
-            name = self.catalog.path(directory).rpartition(b"/")[2]
-            found = self.catalog.child(self.catalog.parent(directory), name, session_time)
+    def _version_of(self, directory: int, parent: int, session_time: int) -> Version:
+        if directory == ROOT:
+            return self._top(session_time)
+        path = self.catalog.path(directory)
+        found = self.catalog.child(parent, path.rpartition(b"/")[2], session_time)
         if found is None or found.directory != directory:
-            raise NotFoundError("was not there then", path=self.catalog.path(directory), at=session_time)
+            raise NotFoundError("was not there then", path=path, at=session_time)
         return found
-
-    def _parent(self, directory: int, session_time: int) -> Attributes:
-        if self._tag(directory) == TOP_TAG:
-            return self._root()
-        above = self._version_of(self.catalog.parent(directory), session_time)
-        return self._of_directory(above, session_time)
 
     def _shown(self, version: Version, session_time: int) -> Attributes:
         """What a name that has this version shows in a snapshot."""
@@ -223,13 +257,13 @@ class Tree:
         return self._of_file(version)
 
     def _of_directory(self, version: Version, session_time: int) -> Attributes:
-        tag = self._tag(version.directory)
+        tag = self._directories.tag(version.directory, version.parent)
         # A snapshot's top carries its session's time, for `ls -lt` in the root.
         mtime_s = session_time if tag == TOP_TAG else version.mtime_s
         return _attributes(version, directory_inode(session_time, tag), 1, mtime_s)
 
     def _of_file(self, version: Version) -> Attributes:
-        nlink, kind = 1, stat.S_IFMT(version.mode)
+        nlink, kind = 1, version.mode & _TYPE
         if version.last != LIVE and (version.link is not None or kind in _WITHOUT_MTIME):
             version = self._version(version.number)  # the newest one, where the same was there more than once
         if version.link is not None:
@@ -242,17 +276,22 @@ class Tree:
         return shown
 
 
+def _dot(inode: int) -> Attributes:
+    return Attributes(inode, stat.S_IFDIR | 0o500, 1, 0, 0, 0, 0, 0, UNKNOWN_S)
+
+
 def _attributes(version: Version, inode: int, nlink: int, mtime_s: int) -> Attributes:
-    size = version.size_bytes if not stat.S_ISLNK(version.mode) else len(version.target or b"")
+    mode, uid, gid = version.mode, version.uid, version.gid
+    size = version.size_bytes if mode & _TYPE != stat.S_IFLNK else len(version.target or b"")
     return Attributes(
         inode,
-        version.mode,
-        min(max(1, nlink), (1 << 32) - 1),
-        shown_id(version.uid),
-        shown_id(version.gid),
+        mode,
+        nlink,
+        uid if 0 <= uid <= _MAX_ID else _OVERFLOW_ID,
+        gid if 0 <= gid <= _MAX_ID else _OVERFLOW_ID,
         0,
-        min(max(0, size), _MAX_SIGNED),
-        min(max(-_MAX_SIGNED, mtime_s), _MAX_SIGNED),
+        size if 0 <= size <= _MAX_SIGNED else min(max(0, size), _MAX_SIGNED),
+        mtime_s if -_MAX_SIGNED <= mtime_s <= _MAX_SIGNED else min(max(-_MAX_SIGNED, mtime_s), _MAX_SIGNED),
     )
 
 

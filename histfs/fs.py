@@ -3,10 +3,11 @@
 Its private parts: `_fs_answers` (errors, as error numbers and in the log), `_fs_flights` (one job for all who wait for
 the same), `_fs_open_files` (which versions are kept open, and how long).
 
-Strategy: one task a request, all in one trio loop. A question to the catalog takes some ten microseconds, less than the
-way to a thread and back, so it is answered in the loop; as soon as one was slow, since the disk is, the next ones go to
-threads for a while. Opening and reading is done in threads, unless the kernel has the bytes in memory. There are two
-limiters for that: many slow openings must not keep the reads of what is open from their threads.
+Strategy: one task a request, all in one trio loop. A question to the catalog takes some ten microseconds, to open a
+small file of the mirror a hundred, less than the way to a thread and back: this is done in the loop, until something
+was slow because the disk is; then the next ones go to threads for a while. All else is opened and read in threads,
+unless the kernel has the bytes in memory. There are two limiters: many slow openings must not keep the reads of what
+is open from their threads.
 
 Rules:
 - Only the loop touches the tables here, and never across an `await` without looking again.
@@ -39,6 +40,7 @@ from histfs.vfs import (
     FOREVER_S,
     NOTIFIED_S,
     ROOT_INODE,
+    SMALL_BYTES,
     TOP_TAG,
     Attributes,
     Child,
@@ -252,7 +254,9 @@ class Operations(pyfuse3.Operations):
         await self._open(fh)
         with self._open_files.use(fh) as file:
             data = file.content.pread_nowait(size, off)
-            if data is None:
+            if data is None and file.size_bytes <= SMALL_BYTES and not self._is_slow():
+                data = self._ask_here(file.content.pread, size, off)
+            elif data is None:
                 data = await self._in_thread(self._readers, file.content.pread, size, off)
         # The kernel would put zeros in place of what is missing.
         if len(data) < min(size, file.size_bytes - off):
@@ -271,10 +275,15 @@ class Operations(pyfuse3.Operations):
 
     async def _open_now(self, inode: int) -> None:
         try:
-            file = await self._ask(self._history.open, inode, limiter=self._openers)
+            file = None
+            if not self._is_slow():
+                file = await self._ask(functools.partial(self._history.open, only_if_quick=True), inode)
+            if file is None:
+                file = await self._ask(self._history.open, inode, limiter=self._openers)
         except HistfsError as error:
             self._open_files.add_failure(inode, error)
             raise
+        assert file is not None
         self._open_files.add(inode, file)
 
     # What is refused. The kernel does not even ask, as the mount is read-only.
@@ -309,7 +318,7 @@ class Operations(pyfuse3.Operations):
         """
         for _ in range(_ATTEMPTS):
             with suppress(NotReadyError):
-                if limiter is not None or monotonic() < self._slow_until:
+                if limiter is not None or self._is_slow():
                     return await self._in_thread(limiter or self._readers, question, *args)
                 return self._ask_here(question, *args)
             await self._update()
@@ -325,6 +334,9 @@ class Operations(pyfuse3.Operations):
             answered_at = monotonic()
             if answered_at - asked_at > _SLOW_S:
                 self._slow_until = answered_at + _SLOW_FOR_S
+
+    def _is_slow(self) -> bool:
+        return monotonic() < self._slow_until
 
     async def _update(self) -> None:
         await self._flights.run(ROOT_INODE, functools.partial(self._in_thread, self._updaters, self._history.update))

@@ -29,8 +29,11 @@ from histfs._vfs_tree import (
     AFTER_DOT,
     AFTER_DOTS,
     FOREVER_S,
+    ROOT_INODE,
+    SMALL_BYTES,
     TIME_SHIFT,
     TOP_TAG,
+    UNKNOWN_S,
     Attributes,
     Child,
     Content,
@@ -53,6 +56,7 @@ __all__ = [
     "FOREVER_S",
     "NOTIFIED_S",
     "ROOT_INODE",
+    "SMALL_BYTES",
     "TOP_TAG",
     "UNKNOWN_S",
     "Attributes",
@@ -68,9 +72,7 @@ __all__ = [
     "version_inode",
 ]
 
-ROOT_INODE = 1
 NOTIFIED_S = 60.0  # for what a new session changes: the kernel is told then
-UNKNOWN_S = 0.0
 
 
 class Repository(Protocol):
@@ -240,10 +242,13 @@ class History:
         with self._lent(inode) as tree:
             return tree.target(inode)
 
-    def open(self, inode: int) -> File:
-        """Open a regular file. DamagedError, StorageError."""
+    def open(self, inode: int, *, only_if_quick: bool = False) -> File | None:
+        """Open a regular file; perhaps only if it is small and lies in the mirror, else None.
+
+        DamagedError, StorageError.
+        """
         with self._lent(inode) as tree:
-            return tree.open(inode, self._repository)
+            return tree.open(inode, self._repository, only_if_quick)
 
     @contextmanager
     def _lent(self, inode: int) -> Iterator[Tree]:

@@ -25,6 +25,13 @@ def fuse():
 
 
 @pytest.fixture
+def nothing_is_small(monkeypatch):
+    """Everything is opened and read in threads, so that a test can hold it up."""
+    monkeypatch.setattr("histfs._vfs_tree.SMALL_BYTES", -1)
+    monkeypatch.setattr("histfs.fs.SMALL_BYTES", -1)
+
+
+@pytest.fixture
 def mountpoint(fuse, tmp_path):
     """An empty directory; whatever is mounted there at the end, also several times, is taken away."""
     path = tmp_path / "mnt"

@@ -36,6 +36,7 @@ FIRST_NAME, SECOND_NAME = "@2024-05-01T10:00", "@2024-05-02T10:00"
 OPTIONS = {"ro", "nosuid", "nodev", "fsname=histfs:test", "subtype=histfs"}
 AWKWARD = [b"-x", b" ", b"\n", b"\x1b[31m", b"\xff\xfe", b"n" * 255, "ü".encode(), b"\\040", b"*?["]
 
+pytestmark = pytest.mark.usefixtures("nothing_is_small")
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 

@@ -43,6 +43,8 @@ TREE = Dir(
     }
 )
 
+pytestmark = pytest.mark.usefixtures("nothing_is_small")
+
 WRITING = ["create", "link", "mkdir", "mknod", "rename", "rmdir", "setattr", "symlink", "unlink", "write"]
 WRITING += ["removexattr", "setxattr"]
 LEFT_TO_KERNEL = ["flush", "fsync", "fsyncdir", "poll"]
@@ -587,6 +589,31 @@ async def test_what_is_not_cached_is_read_in_a_thread(mounted):
     mounted.repository.is_cached = False
     assert await mounted.operations.read(handle, 0, 3) == b"012"
     assert mounted.repository.calls["pread", b"a"] == 1
+
+
+async def test_a_small_file_of_the_mirror_is_opened_and_read_in_the_loop(mounted, monkeypatch):
+    monkeypatch.setattr("histfs._vfs_tree.SMALL_BYTES", 10)
+    monkeypatch.setattr("histfs.fs.SMALL_BYTES", 10)
+    mounted.repository.is_cached = False
+    mounted.repository.trees[SECOND] = Dir({"small": File(b"x"), "large": File(b"x" * 11)})
+    threads, in_thread = [], mounted.operations._in_thread
+
+    async def counting(limiter, function, *args):
+        threads.append(function)
+        return await in_thread(limiter, function, *args)
+
+    await mounted.update()
+    monkeypatch.setattr(mounted.operations, "_in_thread", counting)
+    assert await mounted.content(SECOND_NAME, b"small") == b"x"
+    assert threads == []
+    await mounted.content(SECOND_NAME, b"large")
+    assert len(threads) == 2
+    await mounted.content(FIRST_NAME, b"d", b"inner")
+    assert len(threads) == 3  # not from the mirror: to be put together, but then it is in memory
+    mounted.operations._slow_until = float("inf")
+    monkeypatch.setattr(mounted.operations, "_ask_here", lambda *_: 1 / 0)
+    mounted.operations.close()
+    await mounted.content(SECOND_NAME, b"small")
 
 
 async def test_one_version_is_opened_once(mounted):
