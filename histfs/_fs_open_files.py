@@ -2,13 +2,13 @@
 
 Nobody says when a file is closed, and one that is read in several goes should not be put together each time. So all are
 kept for a while, up to a number; the least recently read go first. What is costly to open again, large files, has
-places of its own, so that it stays while somebody walks through thousands of small ones.
+places of its own, so that it stays while somebody walks through thousands of small ones, which may be in memory.
 """
 
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
+from math import inf
 from time import monotonic
 
 from histfs.vfs import File
@@ -26,13 +26,38 @@ class _Opened:
         self.used_at = monotonic()
 
 
-class OpenFiles:
-    """Open versions by inode number. To be used in one trio loop."""
+class _Shelf(OrderedDict[int, _Opened]):
+    """Open versions by inode number, the least recently used first; `max_bytes` of what they are long together."""
 
-    def __init__(self, max_small: int = 256, max_large: int = 64) -> None:
-        self._small: OrderedDict[int, _Opened] = OrderedDict()  # the least recently used first
-        self._large: OrderedDict[int, _Opened] = OrderedDict()
-        self._limits = ((self._small, max_small), (self._large, max_large))
+    def __init__(self, max_files: int, max_bytes: float = inf) -> None:
+        super().__init__()
+        self._max_files = max_files
+        self._max_bytes = max_bytes
+        self._bytes = 0
+
+    def add(self, inode: int, file: File) -> None:
+        """Add the newest, which stays in any case, and drop what is too much of those that nobody reads."""
+        for old, opened in list(self.items()) if self._is_full(file) else []:
+            if self._is_full(file) and not opened.users:
+                self.drop(old)
+        self[inode] = _Opened(file)
+        self._bytes += file.size_bytes
+
+    def drop(self, inode: int) -> None:
+        file = self.pop(inode).file
+        self._bytes -= file.size_bytes
+        file.content.close()
+
+    def _is_full(self, newest: File) -> bool:
+        return len(self) >= self._max_files or self._bytes + newest.size_bytes > self._max_bytes
+
+
+class OpenFiles:
+    """Open versions by inode number. To be used in one trio loop. `small_bytes`: how long all small ones may be."""
+
+    def __init__(self, *, small_bytes: float = inf, max_small: int = 256, max_large: int = 32) -> None:
+        self._small = _Shelf(max_small, small_bytes)
+        self._large = _Shelf(max_large)  # which lie on disk
         self._failures: OrderedDict[int, tuple[float, Exception]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -44,8 +69,7 @@ class OpenFiles:
     def add(self, inode: int, file: File) -> None:
         """Keep what was just opened; it stays at least until somebody had the chance to `use` it."""
         shelf = self._large if file.size_bytes > _LARGE_BYTES else self._small
-        shelf[inode] = _Opened(file)
-        self._drop_surplus()
+        shelf.add(inode, file)
 
     def add_failure(self, inode: int, error: Exception) -> None:
         """Remember that `inode` could not be opened."""
@@ -78,24 +102,12 @@ class OpenFiles:
     def close_idle(self) -> None:
         """Close what was not read for a minute."""
         before = monotonic() - _IDLE_S
-        for shelf, _ in self._limits:
-            self._close(
-                shelf, [inode for inode, opened in shelf.items() if not opened.users and opened.used_at < before]
-            )
+        for shelf in (self._small, self._large):
+            for inode in [inode for inode, opened in shelf.items() if not opened.users and opened.used_at < before]:
+                shelf.drop(inode)
 
     def close(self) -> None:
         """Close all; nothing may be in use any more."""
-        for shelf, _ in self._limits:
-            self._close(shelf, list(shelf))
-
-    def _drop_surplus(self) -> None:
-        for shelf, limit in self._limits:
-            if len(shelf) > limit:
-                newest = next(reversed(shelf))
-                idle = (inode for inode, opened in shelf.items() if not opened.users and inode != newest)
-                self._close(shelf, list(islice(idle, len(shelf) - limit)))
-
-    @staticmethod
-    def _close(shelf: OrderedDict[int, _Opened], inodes: list[int]) -> None:
-        for inode in inodes:
-            shelf.pop(inode).file.content.close()
+        for shelf in (self._small, self._large):
+            for inode in list(shelf):
+                shelf.drop(inode)

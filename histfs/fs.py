@@ -25,6 +25,7 @@ import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from time import monotonic
 from typing import NamedTuple, NoReturn, TypeVar
@@ -73,12 +74,14 @@ class _Page(NamedTuple):
 
 
 class Operations(pyfuse3.Operations):
-    """The handlers. `repository` is asked for the size of its file system. Closed by its maker, after the mount."""
+    """The handlers. `repository` is asked for the size of its file system, `small_bytes` of small files may be kept
+    open. Closed by its maker, after the mount.
+    """
 
     # NFS servers, and whoever opens by handle, look up "." and "..".
     supports_dot_lookup = True
 
-    def __init__(self, history: History, repository: Path) -> None:
+    def __init__(self, history: History, repository: Path, *, small_bytes: float = inf) -> None:
         super().__init__()
         cores = os.cpu_count() or 1
         self.reports = Reports()
@@ -88,7 +91,7 @@ class Operations(pyfuse3.Operations):
         self._openers = trio.CapacityLimiter(max(2, min(cores, 8)))
         self._updaters = trio.CapacityLimiter(1)
         self._flights = Flights()  # by inode; of the root: taking a new catalog
-        self._open_files = OpenFiles()
+        self._open_files = OpenFiles(small_bytes=small_bytes)
         self._pages: OrderedDict[tuple[int, int], _Page] = OrderedDict()  # by inode and offset
         self._shown = history.names()  # what the kernel may know of the root
         self._slow_until = 0.0

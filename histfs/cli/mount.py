@@ -50,6 +50,13 @@ def add_to(verbs: "options.Verbs") -> None:
         type=options.path,
         help="append what goes wrong later to FILE (default: the system's log, or the screen with --foreground)",
     )
+    parser.add_argument(
+        "--cache-size",
+        metavar="MIB",
+        type=options.mebibytes,
+        default=64,
+        help="keep up to MIB mebibytes in memory of what was read (default: 64)",
+    )
     parser.add_argument("--debug", action="store_true", help="log every request of the kernel, and tracebacks")
     parser.add_argument("repository", metavar="REPO", type=options.path, help="the repository")
     parser.add_argument("mountpoint", metavar="MNT", type=options.path, help="an empty directory")
@@ -69,6 +76,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         log_file=arguments.log_file,
         debug=arguments.debug,
         cache=options.cache_directory(),
+        memory_bytes=arguments.cache_size << 20,
         on_ready=lambda: output.tell(f"the past is in {where}; `histfs umount {where}` unmounts it"),
         on_progress=lambda records: output.note(f"reading the history: {records} records"),
     )

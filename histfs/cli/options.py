@@ -30,6 +30,7 @@ TIME, how the past is named:
                               of `histfs list sessions`
 The newest session that is not later than TIME is meant."""
 
+LARGEST_MEMORY_MIB = 1 << 20
 LAST_SECOND = 4_102_444_799  # of the year 2099: the format has no later sessions (docs/format.md 2.1)
 
 
@@ -72,6 +73,13 @@ def seconds(text: str) -> int:
     """Seconds since the epoch, as an argument."""
     if not (text.isascii() and text.isdigit() and int(text) <= LAST_SECOND):
         raise argparse.ArgumentTypeError(f"a whole number of seconds since 1970 is needed, not {printable(text)!r}")
+    return int(text)
+
+
+def mebibytes(text: str) -> int:
+    """An amount of memory in MiB, as an argument."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= LARGEST_MEMORY_MIB):
+        raise argparse.ArgumentTypeError(f"a whole number of MiB is needed, not {printable(text)!r}")
     return int(text)
 
 

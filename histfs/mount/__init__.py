@@ -26,7 +26,7 @@ from histfs.errors import HistfsError, MountError, printable
 from histfs.fs import Operations
 from histfs.mount import background, place, session
 from histfs.mount.place import unmount
-from histfs.store.catalog import open_catalog
+from histfs.store.catalog import Catalog, open_catalog
 from histfs.store.repository import Repository
 from histfs.vfs import History
 
@@ -49,6 +49,7 @@ class _Request(NamedTuple):
     log_file: Path | None
     debug: bool
     cache: Path | None = None
+    memory_bytes: int = 64 << 20
 
 
 def mount(
@@ -61,6 +62,7 @@ def mount(
     log_file: Path | None,
     debug: bool,
     cache: Path | None,
+    memory_bytes: int,
     on_ready: Callable[[], None] = lambda: None,
     on_progress: Callable[[int], None] = lambda _records: None,
 ) -> int:
@@ -70,7 +72,7 @@ def mount(
     `on_ready` is called here when it can be used. `zone` is that of the directories' names, None the local one.
     `cache` is a directory for catalogs of repositories that have none themselves, which are built when the root can be
     listed already; in the foreground `on_progress` then hears every few seconds, from another thread, how many records
-    were read (in the background the log does).
+    were read (in the background the log does). `memory_bytes` is how much may be kept in memory to read faster.
 
     A mount of histfs there whose process has died is cleaned up. Returns the exit code 0.
 
@@ -85,6 +87,7 @@ def mount(
         None if log_file is None else _resolved(log_file),
         debug,
         None if cache is None else _resolved(cache),
+        memory_bytes,
     )
     _check(request)
     task = partial(_run, request, on_progress)
@@ -114,10 +117,10 @@ def _run(request: _Request, on_progress: Callable[[int], None], on_ready: Callab
     logging_to = background.logging_to(request.log_file, foreground=request.foreground, debug=request.debug)
     with logging_to, Repository.open(request.repository) as repository:
         _allow_many_open_files()
-        open_now = partial(open_catalog, repository, cache=request.cache, progress=_progress(request, on_progress))
+        open_now = partial(_open_catalog, request, repository, _progress(request, on_progress))
         history = History(repository, open_now, request.zone, owner=(os.geteuid(), os.getegid()))
         history.refresh()
-        operations = Operations(history, request.repository)
+        operations = Operations(history, request.repository, small_bytes=request.memory_bytes // 8)
         try:
             trio.run(session.serve, operations, request.mountpoint, mount_options(request), on_ready)
         except HistfsError:
@@ -132,6 +135,12 @@ def _run(request: _Request, on_progress: Callable[[int], None], on_ready: Callab
         finally:
             operations.close()
             history.close()
+
+
+def _open_catalog(request: _Request, repository: Repository, progress: Callable[[int], None]) -> Catalog:
+    catalog = open_catalog(repository, cache=request.cache, progress=progress)
+    catalog.keep_in_memory(request.memory_bytes // 8)
+    return catalog
 
 
 def _progress(request: _Request, on_progress: Callable[[int], None]) -> Callable[[int], None]:

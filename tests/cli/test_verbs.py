@@ -235,18 +235,25 @@ class TestRegress:
 class TestMount:
     def test_says_where_and_how_to_end_it(self, cli, monkeypatch):
         monkeypatch.setenv("XDG_CACHE_HOME", "/c")
+        defaults = {"cache": Path("/c/histfs"), "memory_bytes": 64 << 20}
         options = {"zone": None, "foreground": False, "allow_other": False, "log_file": None, "debug": False}
         ran = cli("mount", "repo", "m\x1b")
         del cli.calls["mount"][2]["on_progress"]
-        assert cli.calls["mount"] == (Path("repo"), Path("m\x1b"), {**options, "cache": Path("/c/histfs")})
+        assert cli.calls["mount"] == (Path("repo"), Path("m\x1b"), {**options, **defaults})
         assert (ran.code, ran.err) == (0, "")
         assert ran.out == "the past is in m\\x1b; `histfs umount m\\x1b` unmounts it\n"
         assert cli("-q", "mount", "repo", "mnt").out == ""
 
     def test_options(self, cli):
-        cli("mount", "--fore", "--utc", "--allow-other", "--log-file=l", "--debug", "repo", "mnt")
+        cli("mount", "--fore", "--utc", "--allow-other", "--log-file=l", "--debug", "--cache-size=7", "repo", "mnt")
         options = {"zone": UTC, "foreground": True, "allow_other": True, "log_file": Path("l"), "debug": True}
+        options["memory_bytes"] = 7 << 20
         assert cli.calls["mount"][2].items() >= options.items()
+
+    @pytest.mark.parametrize("size", ["0", "-1", "1.5", "1M", "", "9" * 20])
+    def test_sizes_that_cannot_be(self, cli, size):
+        assert cli("mount", f"--cache-size={size}", "repo", "mnt").code == 1
+        assert "mount" not in cli.calls
 
     def test_without_a_place_for_a_cache(self, cli, monkeypatch):
         monkeypatch.setenv("XDG_CACHE_HOME", "relative")

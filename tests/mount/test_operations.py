@@ -871,6 +871,18 @@ def test_what_is_read_is_not_closed():
     assert len(files) == 1
 
 
+def test_small_files_are_kept_up_to_a_total_of_bytes():
+    files = OpenFiles(small_bytes=100)
+    versions = [opened(number, 40) for number in range(5)]
+    for number, version in enumerate(versions):
+        files.add(number, version)
+        assert len(files) <= 2
+    files.add(7, opened(7, 1000))  # what is more than all of it stays until the next
+    assert len(files) == 1
+    files.add(8, opened(8, 0))
+    assert 7 not in files
+
+
 def test_many_small_files_do_not_close_a_large_one():
     files = OpenFiles(max_small=2, max_large=1)
     large = opened(0, 1 << 30)

@@ -106,6 +106,11 @@ class Catalog:
         with self._lock:
             self._database.close()
 
+    def keep_in_memory(self, size_bytes: int) -> None:
+        """How much of the database is kept in memory, where it is not what `open_catalog` has set."""
+        with self._reading():
+            self._database.execute(f"pragma cache_size = -{size_bytes >> 10}")
+
     def __enter__(self) -> Self:
         return self
 
