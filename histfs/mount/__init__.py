@@ -27,6 +27,7 @@ from histfs.fs import Operations
 from histfs.mount import background, place, session
 from histfs.mount.place import unmount
 from histfs.store.catalog import Catalog, open_catalog
+from histfs.store.content.shared import Sizes
 from histfs.store.repository import Repository
 from histfs.vfs import History
 
@@ -115,7 +116,9 @@ def _check(request: _Request) -> None:
 def _run(request: _Request, on_progress: Callable[[int], None], on_ready: Callable[[], None]) -> None:
     """Mount and answer until it is unmounted. HistfsError; a bug is logged with its traceback and becomes one too."""
     logging_to = background.logging_to(request.log_file, foreground=request.foreground, debug=request.debug)
-    with logging_to, Repository.open(request.repository) as repository:
+    memory = request.memory_bytes
+    sizes = Sizes(members=memory // 2, versions=memory // 8, maps=memory // 4)  # and an eighth is the catalog's
+    with logging_to, Repository.open(request.repository, sizes) as repository:
         _allow_many_open_files()
         open_now = partial(_open_catalog, request, repository, _progress(request, on_progress))
         history = History(repository, open_now, request.zone, owner=(os.geteuid(), os.getegid()))

@@ -1,0 +1,66 @@
+"""pyfuse3 with and without what stands before libfuse: in processes of their own, as loading it decides."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from histfs.fuse import is_by_inode
+
+# The same mount of the same tree, used by other processes. What is printed is what the kernel asked.
+PROGRAM = """
+import {first}
+import subprocess, sys
+from pathlib import Path
+import trio
+from histfs.fuse import is_by_inode
+from tests.mount.test_mount import FIRST, FIRST_NAME, OPTIONS, Dir, File, Symlink, mounted
+
+async def main():
+    mountpoint = Path(sys.argv[1])
+    tree = Dir({{"f": File(b"f" * 300_000), "d": Dir({{"g": File(b"g")}}), "s": Symlink("f")}})
+    async with mounted({{FIRST: tree}}, mountpoint) as operations:
+        for _ in range(2):
+            await trio.run_process(["find", mountpoint, "-ls"], capture_stdout=True)
+            done = await trio.run_process(["sh", "-c", 'cat "$0"/*/f "$0"/*/d/g', mountpoint], capture_stdout=True)
+            assert done.stdout == b"f" * 300_000 + b"g"
+            print(is_by_inode(), *sorted(name for name, count in operations.asked.items() if count))
+            operations.asked.clear()
+
+trio.run(main)
+"""
+
+
+def asked(mountpoint, first):
+    command = [sys.executable, "-c", PROGRAM.format(first=first), os.fspath(mountpoint)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+def test_without_it_everything_is_opened(mountpoint):
+    """Where somebody has loaded pyfuse3 before, as where the module is missing."""
+    first, second = asked(mountpoint, "pyfuse3")
+    assert first[0] == second[0] == "False"
+    assert {"opendir", "readdir", "open", "read"} <= set(first)
+    assert {"opendir", "open"} <= set(second)
+    assert "read" not in second  # the kernel keeps what it has read
+
+
+def test_with_it_nothing_is_opened_and_nothing_asked_for_twice(mountpoint):
+    first, second = asked(mountpoint, "histfs.fuse")
+    if first[0] == "False":
+        pytest.skip("needs libfuse3.so.3 and a kernel that can do without opening")
+    assert not {"releasedir", "release"} & set(first)
+    assert second == ["True"]
+
+
+def test_nothing_is_said_of_what_is_not_mounted():
+    done = subprocess.run(
+        [sys.executable, "-c", "from histfs.fuse import is_by_inode; print(is_by_inode())"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr) == ("False\n", "")
+    assert isinstance(is_by_inode(), bool)
