@@ -41,7 +41,7 @@ STORE_LAYERS = [
     OPERATIONS,
     {"increments", "long_names", "mirror", "records", "recovery"},
     {"repository", "snapshot", "listing", "content", "catalog"},
-    {"batch", "compression", "files", "layout", "lock", "source", "special", "tree"},
+    {"batch", "compression", "delta", "files", "layout", "lock", "source", "special", "tree"},
     {"plan", "selection", "when", "format"},
     {"entry"},
 ]

@@ -1,14 +1,13 @@
 """Writing increments: what leads from the state that a session makes back to the one before (docs/format.md 6)."""
 
-import math
 import os
 import re
 import stat
 from collections.abc import Iterator
 
-from histfs import rsync
 from histfs.store import plan
 from histfs.store.compression import compress_seekable
+from histfs.store.delta import make_delta
 from histfs.store.entry import Entry, Kind
 from histfs.store.files import Attributes, WritableTree
 from histfs.store.layout import Layout
@@ -64,9 +63,7 @@ class IncrementWriter:
         try:
             old_fd = self._tree.open_file(self._layout.mirror_path(old))
             try:
-                parameters = rsync.recommend(block_len=block_len(os.fstat(new_fd).st_size))
-                blocks = rsync.delta(rsync.Signature.of(new_fd, parameters), old_fd)
-                return self._create(old, b"diff", blocks, os.fstat(old_fd))
+                return self._create(old, b"diff", make_delta(old_fd, new_fd), os.fstat(old_fd))
             finally:
                 os.close(old_fd)
         finally:
@@ -118,14 +115,6 @@ class IncrementWriter:
         status = self._tree.stat(path)
         if not stat.S_ISDIR(status.st_mode) and status.st_ctime_ns < self._since_ns:
             self._tree.unlink(path)
-
-
-def block_len(size_bytes: int) -> int:
-    """The block length of a signature: about the square root of the size, and small for small files.
-
-    A change costs about a block of literal data on each side, so small blocks make small increments.
-    """
-    return 64 if size_bytes < 10 * 1024 else math.isqrt(size_bytes) & ~15
 
 
 def mtime_ns(entry: Entry, status: os.stat_result | None) -> int:

@@ -13,11 +13,11 @@ from histfs.errors import DamagedError, NotARepositoryError, StorageError, Usage
 from histfs.store import batch
 from histfs.store import mirror as mirror_module
 from histfs.store.backup import backup
+from histfs.store.delta import block_len
 from histfs.store.entry import Entry
 from histfs.store.files import WritableTree
 from histfs.store.format.stats import SessionStatistics, parse_session_statistics
 from histfs.store.format.times import format_time
-from histfs.store.increments import block_len
 from histfs.store.source import Source, source_error
 from tests.comparison import read
 from tests.store.places import is_root, make_deep, open_descriptors

@@ -1,0 +1,133 @@
+"""The delta back from a large file: right whatever changed, and small where little did."""
+
+import os
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from histfs import rsync
+from histfs.store import delta as delta_module
+from histfs.store.delta import make_delta
+from tests import rsync_reference as reference
+from tests.rsync_reference import Copy, Literal
+
+CHANCE = random.Random(4)
+MiB = 1 << 20
+IMAGE = CHANCE.randbytes(3 * MiB + 1000)
+
+
+def delta_of(old: bytes, new: bytes) -> bytes:
+    with tempfile.TemporaryFile(buffering=0) as one, tempfile.TemporaryFile(buffering=0) as other:
+        one.write(old)
+        other.write(new)
+        return b"".join(make_delta(one.fileno(), other.fileno()))
+
+
+def check(old: bytes, new: bytes) -> list[Copy | Literal]:
+    """That the delta leads back, for two readers; its commands."""
+    delta = delta_of(old, new)
+    assert b"".join(rsync.patch(new, delta, len(old))) == old
+    assert reference.apply(new, delta, len(old)) == old
+    return list(reference.parse(delta))
+
+
+def literal_bytes(commands: list[Copy | Literal]) -> int:
+    return sum(len(command.data) for command in commands if isinstance(command, Literal))
+
+
+def overwritten(image: bytes, *places: int, size: int = 100) -> bytes:
+    new = bytearray(image)
+    for place in places:
+        new[place : place + size] = CHANCE.randbytes(size)
+    return bytes(new)
+
+
+@pytest.fixture
+def searches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+    """Notes when a signature is made."""
+    made: list[object] = []
+    real: Callable[..., rsync.Signature] = rsync.Signature.of
+    monkeypatch.setattr(rsync.Signature, "of", lambda *arguments: (made.append(arguments), real(*arguments))[1])
+    return made
+
+
+def test_nothing_changed(searches: list[object]) -> None:
+    assert check(IMAGE, IMAGE) == [Copy(0, len(IMAGE))]
+    assert searches == []
+
+
+def test_a_change_costs_its_pages(searches: list[object]) -> None:
+    commands = check(IMAGE, overwritten(IMAGE, 0, 100_000, 2 * MiB - 50, len(IMAGE) - 100))
+    assert literal_bytes(commands) <= 6 * 4096
+    assert len(commands) == 7
+    assert searches == []
+
+
+@pytest.mark.parametrize("to", [2 * MiB, 2 * MiB + 77, 0])
+def test_a_file_that_was_cut(to: int) -> None:
+    assert literal_bytes(check(IMAGE, IMAGE[:to])) <= len(IMAGE) - to + 4096
+
+
+def test_a_file_that_grew(searches: list[object]) -> None:
+    assert check(IMAGE, IMAGE + b"more") == [Copy(0, len(IMAGE))]
+    assert searches == []
+
+
+def test_what_moved_is_found(searches: list[object]) -> None:
+    """Inserted before, cut out, or taken to another place; all of it is searched for with one signature."""
+    for new in (
+        IMAGE[:MiB] + b"inserted" + IMAGE[MiB:],
+        IMAGE[:MiB] + IMAGE[MiB + 5000 :],
+        IMAGE[2 * MiB :] + IMAGE[: 2 * MiB],
+    ):
+        searches.clear()
+        assert literal_bytes(check(IMAGE, new)) < 20_000
+        assert len(searches) == 1
+
+
+def test_long_and_short_stretches(searches: list[object]) -> None:
+    places = [100_000, 500_000, 900_000, 2 * MiB]
+    new = bytearray(overwritten(IMAGE, *places))
+    new[MiB : MiB + 200_000] = CHANCE.randbytes(200_000)
+    new[2 * MiB + 300_000 : 2 * MiB + 600_000] = IMAGE[:300_000]
+    commands = check(IMAGE, bytes(new))
+    assert literal_bytes(commands) < 6 * 4096 + 500_000 + 10_000
+    assert len(searches) == 1
+
+
+def test_a_small_file_is_the_business_of_librsync() -> None:
+    old, new = IMAGE[:200_000], overwritten(IMAGE[:200_000], 100_000, size=1)
+    assert literal_bytes(check(old, new)) < 1000
+
+
+@pytest.mark.parametrize("size", [0, 1, 100])
+def test_small_and_large(size: int) -> None:
+    check(IMAGE[:size], IMAGE)
+    check(IMAGE, IMAGE[:size])
+
+
+@given(st.data())
+def test_any_edits(data: st.DataObject) -> None:
+    old = new = data.draw(st.binary(min_size=50, max_size=400))
+    for _ in range(data.draw(st.integers(0, 4))):
+        start, end = sorted(data.draw(st.integers(0, len(new))) for _ in range(2))
+        new = new[:start] + data.draw(st.one_of(st.binary(max_size=80), st.just(new[start:end]))) + new[end:]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(delta_module, "_LARGE", 1)
+        patch.setattr(delta_module, "_PAGE", 8)
+        patch.setattr(delta_module, "_LONG", 40)
+        patch.setattr(delta_module, "BLOCK_SIZE", 64)
+        patch.setattr(delta_module, "block_len", lambda _: 8)
+        check(old, new)
+
+
+def test_files_are_read_from_their_beginning() -> None:
+    with tempfile.TemporaryFile(buffering=0) as one, tempfile.TemporaryFile(buffering=0) as other:
+        one.write(IMAGE)
+        other.write(IMAGE)
+        os.lseek(one.fileno(), 1000, os.SEEK_SET)
+        assert list(reference.parse(b"".join(make_delta(one.fileno(), other.fileno())))) == [Copy(0, len(IMAGE))]
