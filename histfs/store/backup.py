@@ -2,7 +2,7 @@
 
 Order (docs/format.md 7.1, 8.3): lock; undo what a broken session left; a second marker, durable: the session is open;
 increments and new contents in ordered batches (see `batch`); lists and statistics; a barrier; the last session's full
-list goes if a diff replaces it; at the very end its marker goes: this commits the session.
+list goes if a diff replaces it; at the very end its marker goes: this commits the session. The catalog comes after it.
 Any error of the repository stops the session and leaves it open; the next one undoes it. Trouble with files of the
 source is reported, and their last versions stay.
 """
@@ -25,6 +25,7 @@ from histfs.errors import (
     storage_errors,
 )
 from histfs.store.batch import Batch
+from histfs.store.catalog import update_catalog
 from histfs.store.entry import Entry, is_below, sort_key
 from histfs.store.files import WritableTree
 from histfs.store.format.listing import previous_stays_snapshot
@@ -136,6 +137,7 @@ class _Session:
             self._update_mirror(previous, records)
             statistics = records.finish(elapsed_s=time.monotonic() - started)
         self._commit(previous, becomes_diff)
+        update_catalog(self._tree, self._repository)
         return BackupOutcome(statistics, self._errors, self._warnings, False)
 
     def _prepare(self) -> None:

@@ -57,6 +57,7 @@ def test_what_a_repository_is_made_of(sessions: Sessions) -> None:
         "current_mirror.T1.data",
         "error_log.T1.data",
         "file_statistics.T1.data.gz",
+        "histfs",
         "increments",
         "lock.yml",
         "mirror_metadata.T1.snapshot.gz",

@@ -9,7 +9,6 @@ get hashed ones in the upper half, in the same order. So a tag never changes as 
 import sqlite3
 from collections.abc import Iterable
 
-from histfs.errors import FormatError
 from histfs.store.catalog.schema import ROOT
 from histfs.store.format.columns import NUMBER_BITS, number_of
 
@@ -30,7 +29,7 @@ class Directories:
         self._ids: dict[bytes, int] = {}
 
     def of(self, path: bytes) -> int:
-        """The id of the directory `path`, made if it is new. FormatError if it cannot be told from another."""
+        """The id of the directory `path`, made if it is new."""
         known = self._ids.get(path)
         return self._look_up(path, make=True) if known is None else known
 
@@ -52,16 +51,14 @@ class Directories:
 
     def _step(self, parent: int, path: bytes, *, make: bool) -> int:
         """The id of `path`, whose parent's id is `parent`."""
-        key, name = number_of(path), path.rpartition(b"/")[2]
-        query = "select id, parent, name from directory where key = ?"
-        found = self._database.execute(query, (key,)).fetchone()
-        if found is not None and found[1:] != (parent, name):
-            raise FormatError("has the hash of another directory", path=path)
+        place = number_of(path), parent, path.rpartition(b"/")[2]
+        query = "select id from directory where key = ? and parent = ? and name = ?"
+        found = self._database.execute(query, place).fetchone()
         if found is not None:
             number = int(found[0])
         elif make:
             insert = "insert into directory (key, parent, name) values (?, ?, ?)"
-            number = int(self._database.execute(insert, (key, parent, name)).lastrowid or 0)
+            number = int(self._database.execute(insert, place).lastrowid or 0)
             assert path or number == ROOT
         else:
             return 0
@@ -79,7 +76,9 @@ def assign_tags(database: sqlite3.Connection) -> None:
         first, *_ = _rivals(database, wanted)
         database.execute("update directory set tag = null where tag = ?", (wanted,))
         database.execute("update directory set tag = ? where id = ?", (wanted, first))
-    losers = database.execute(f"select d.id, d.key from directory d where d.tag is null order by {_CAME}, d.key")
+    losers = database.execute(
+        f"select d.id, d.key from directory d where d.tag is null order by {_CAME}, d.key, d.name"
+    )
     for number, key in losers.fetchall():
         _probe(database, number, key)
 
@@ -95,7 +94,7 @@ def reassign_tags(database: sqlite3.Connection) -> None:
 
 def _rivals(database: sqlite3.Connection, tag: int) -> Iterable[int]:
     """The directories that want `tag`, in the order of their claims."""
-    query = f"select d.id from directory d where d.key between ? and ? order by {_CAME}, d.key"
+    query = f"select d.id from directory d where d.key between ? and ? order by {_CAME}, d.key, d.name"
     bounds = tag << _SHIFT, (tag + 1 << _SHIFT) - 1
     return [number for (number,) in database.execute(query, bounds).fetchall()]
 
@@ -120,7 +119,7 @@ def remove_unused_directories(database: sqlite3.Connection, *, after: int = 0) -
             )
             union select d.parent from used join directory d on d.id = used.id
         )
-        delete from directory where id > :after and id not in used
+        delete from directory where id > :after and id != :root and id not in used
         """,
-        {"after": after},
+        {"after": after, "root": ROOT},
     )

@@ -17,10 +17,12 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, pairwise
+from typing import Any
 
 from histfs.errors import DamagedError, HistfsError, StorageError
 from histfs.store.catalog.directories import Directories, assign_tags, reassign_tags, remove_unused_directories
 from histfs.store.catalog.lists import Lists
+from histfs.store.catalog.numbers import settle_numbers
 from histfs.store.catalog.schema import (
     COLUMNS,
     LIVE,
@@ -32,28 +34,26 @@ from histfs.store.catalog.schema import (
     read_known,
 )
 from histfs.store.entry import join
-from histfs.store.format.columns import IS_DIRECTORY, TYPE_MASK, Columns, RecordTuple
+from histfs.store.format.columns import IS_DIRECTORY, TYPE_MASK, Record
 
 _BATCH = 5000
-_MOST_TOUCHED = 200_000  # paths that are followed in memory
+_MOST_TOUCHED = 100_000  # paths that are followed in memory
 _STILL_OPEN = OLDEST - 1  # `first` of a version whose beginning is being looked for
 _UNKNOWN_SIZE = -1  # of a list that could not be read this time
 
-_ABSENT = (None,) * (1 + len(Columns._fields))
-_LIST = ", ".join(COLUMNS)
 _REST = ", ".join(COLUMNS[4:])
-_INSERT = f"insert into version values ({', '.join('?' * len(COLUMNS))})"
-_INSERT_CHANGE = f"insert into change values ({', '.join('?' * (len(COLUMNS) - 2))})"
 # With the types of `version`, or its keys could not be looked up; without keys of their own, so that these are.
 _TEMPORARY = f"""
 create temp table if not exists change (parent integer, name blob, {_REST});
 create temp table if not exists listed (parent integer, name blob, number integer);
 create temp table if not exists touched (parent integer, name blob);
+create temp table if not exists fresh (number integer);
 """
 _SAME_PATH = "version.parent = change.parent and version.name = change.name"
 
 Progress = Callable[[int], None]
-Row = tuple[object, ...]  # parent, name, number, directory and the columns; number None: absent
+# As many of the columns of `change` as are not null: the place alone (what is absent), or the common columns, or all.
+Row = tuple[Any, ...]
 
 
 class OutdatedError(HistfsError):
@@ -100,13 +100,12 @@ class Indexer:
         self._note(identity)
         self._database.execute("commit")
         create_indexes(self._database)
+        settle_numbers(self._database)
 
     def _load(self, time: int) -> None:
         """The versions of the newest session."""
         for batch in self._batches(self._lists.whole(time)):
-            rows = [(parent, name, OLDEST, LIVE, *rest) for parent, name, *rest in batch]
-            rows.sort()  # most of it is already, and in order the rows are packed tightly
-            self._database.executemany(_INSERT, rows)
+            self._insert_versions(batch, OLDEST)
 
     def _go_back(self, time: int, newer: int, *, is_next: bool) -> None:
         if self._lists.is_full(time):
@@ -129,15 +128,16 @@ class Indexer:
             f"insert or ignore into version select parent, name, ?, ?, {_REST} from change where number is not null",
             (open_first, time),
         )
+        if open_first == _STILL_OPEN:
+            self._remember_numbers()
 
     # What a session says
 
-    def _stage(self, records: Iterable[RecordTuple]) -> None:
+    def _stage(self, records: Iterable[Record]) -> None:
         """Fill `change` with all of `records`."""
         self._database.execute("delete from change")
         for batch in self._batches(records):
-            batch.sort(key=_place)
-            self._database.executemany(_INSERT_CHANGE, batch)
+            self._insert("change", batch)
 
     def _compare(self, time: int, state: str) -> None:
         """Fill `change` with what is in the tree at `time` and not among the versions with `state`, or differs there.
@@ -148,8 +148,8 @@ class Indexer:
         self._database.execute("delete from listed")
         done = 0
         for batch in self._batches(self._lists.whole(time)):
-            batch.sort(key=_place)
-            self._database.executemany("insert into listed values (?, ?, ?)", (row[:3] for row in batch))
+            present = [row for row in batch if len(row) > 2]
+            self._database.executemany("insert into listed values (?, ?, ?)", (row[:3] for row in present))
             differing = set(
                 self._database.execute(
                     "select parent, name from listed l where rowid > ? and not exists (select 1 from version v"
@@ -157,8 +157,8 @@ class Indexer:
                     (done,),
                 )
             )
-            self._database.executemany(_INSERT_CHANGE, (row for row in batch if row[:2] in differing))
-            done += len(batch)
+            self._insert("change", [row for row in present if row[:2] in differing])
+            done += len(present)
         self._database.execute("create index temp.listed_path on listed (parent, name)")
         self._database.execute(
             f"insert into change (parent, name) select parent, name from version v where v.{state} and not exists"
@@ -166,14 +166,27 @@ class Indexer:
         )
         self._database.execute("drop index temp.listed_path")
 
-    def _batches(self, records: Iterable[RecordTuple]) -> Iterator[list[Row]]:
+    def _insert_versions(self, batch: list[Row], first: int) -> None:
+        rows = [(parent, name, first, LIVE, *rest) for parent, name, *rest in batch if rest]
+        rows.sort()  # most of it is already, and in order they are packed tightly
+        self._insert("version", rows)
+
+    def _insert(self, table: str, rows: list[Row]) -> None:
+        """What a row has too little is null: naming a value for it would take as long as for any other."""
+        columns = len(COLUMNS) if table == "version" else len(COLUMNS) - 2
+        for length in {len(row) for row in rows}:
+            values = ", ".join(["?"] * length + ["null"] * (columns - length))
+            some = (row for row in rows if len(row) == length)
+            self._database.executemany(f"insert into {table} values ({values})", some)
+
+    def _batches(self, records: Iterable[Record]) -> Iterator[list[Row]]:
         rows = self._rows(records)
         while batch := list(islice(rows, _BATCH)):
             self._records += len(batch)
             self._progress(self._records)
             yield batch
 
-    def _rows(self, records: Iterable[RecordTuple]) -> Iterator[Row]:
+    def _rows(self, records: Iterable[Record]) -> Iterator[Row]:
         """The records with the ids of their directories. What is absent from an unknown directory is left out."""
         current: bytes | None = None
         place = 0
@@ -181,16 +194,13 @@ class Indexer:
             if columns is None:
                 absent_from = self._directories.known(parent) if name else 0
                 if absent_from is not None:
-                    yield absent_from, name, None, *_ABSENT
+                    yield absent_from, name
                 continue
             if parent != current:
                 place, current = self._directories.of(parent), parent
             is_directory = columns[0] & TYPE_MASK == IS_DIRECTORY
             directory = self._directories.of(join(parent, name)) if is_directory else 0
-            if name:
-                yield place, name, number, directory, *columns
-            else:
-                yield 0, name, number, directory, *columns
+            yield place if name else 0, name, number, directory, *columns
 
     # Bringing it up to date
 
@@ -207,6 +217,7 @@ class Indexer:
         try:
             (last_directory,) = self._database.execute("select max(id) from directory").fetchone()
             self._advance([known.sessions[-1], *new])
+            settle_numbers(self._database, among="fresh")
             remove_unused_directories(self._database, after=last_directory)
             assign_tags(self._database)
             self._note(identity)
@@ -241,6 +252,11 @@ class Indexer:
             f"insert into version select parent, name, ?, {LIVE}, {_REST} from change where number is not null",
             (newer,),
         )
+        self._remember_numbers()
+
+    def _remember_numbers(self) -> None:
+        """Those of new versions: that none of them is another path's is looked at in the end."""
+        self._database.execute("insert into fresh select number from change where number is not null")
 
     def _follow_differences(self, sessions: list[int]) -> None:
         """Take in `sessions` after the first one, of which the last has a full list and the others differences."""
@@ -251,8 +267,8 @@ class Indexer:
             f"update version set last = ? from touched as change where {_SAME_PATH} and last = {LIVE}", (newest_known,)
         )
         for batch in self._batches(self._lists.some(last, touched)):
-            rows = ((parent, name, _STILL_OPEN, LIVE, *rest) for parent, name, *rest in batch)
-            self._database.executemany(_INSERT, rows)
+            self._insert_versions(batch, _STILL_OPEN)
+            self._database.executemany("insert into fresh values (?)", (row[2:3] for row in batch if len(row) > 2))
         for time, newer in reversed(list(pairwise(sessions[1:]))):
             self._stage(self._lists.own(time))
             self._end_at(time, newer, _STILL_OPEN)
@@ -317,10 +333,6 @@ class Indexer:
 
 def _path_of(error: HistfsError) -> bytes | None:
     return None if error.path is None else os.fsencode(error.path)
-
-
-def _place(row: Row) -> Row:
-    return row[:2]
 
 
 def _new_sessions(known: Known, identity: Identity) -> list[int]:

@@ -10,7 +10,7 @@ from histfs.errors import DamagedError, FormatError, HistfsError, storage_errors
 from histfs.store.catalog.schema import Identity
 from histfs.store.compression import read_decompressed
 from histfs.store.entry import join
-from histfs.store.format.columns import RecordTuple, key_of, read_records
+from histfs.store.format.columns import Record, key_of, read_records
 from histfs.store.format.metadata import quote_path
 from histfs.store.layout import State
 from histfs.store.repository import Repository
@@ -56,28 +56,30 @@ class Lists:
             return False
         return True
 
-    def whole(self, session_time: int) -> Iterator[RecordTuple]:
-        """The tree at a session, put together from as many lists as it needs. DamagedError, StorageError."""
+    def whole(self, session_time: int) -> Iterator[Record]:
+        """The tree at a session, put together from as many lists as it needs; absent records mean nothing in it.
+
+        Raises DamagedError, StorageError.
+        """
         with ExitStack() as stack:
             paths = self._state.listing_files(session_time)
             lists = [self._read(path, session_time, stack) for path in paths]
             if len(lists) == 1:
-                yield from (record for record in lists[0] if record[2] is not None)
+                yield from lists[0]
                 return
             last: bytes | None = None
             for record in heapq.merge(*lists, key=key_of):  # of equals the one of the first list comes first
                 key = key_of(record)
                 if key != last:
                     last = key
-                    if record[2] is not None:
-                        yield record
+                    yield record
 
-    def own(self, session_time: int) -> Iterator[RecordTuple]:
+    def own(self, session_time: int) -> Iterator[Record]:
         """The records of the session's own list only: for a diff, what is different at the next session."""
         with ExitStack() as stack:
             yield from self._read(self._state.listing_files(session_time)[0], session_time, stack)
 
-    def some(self, session_time: int, wanted: Iterable[tuple[bytes, bytes]]) -> Iterator[RecordTuple]:
+    def some(self, session_time: int, wanted: Iterable[tuple[bytes, bytes]]) -> Iterator[Record]:
         """The records of a session's full list for the paths `wanted`, given as parent and name, in its order."""
         texts = {quote_path(join(parent, name)) for parent, name in wanted}
         with ExitStack() as stack:
@@ -119,7 +121,7 @@ class Lists:
 
     def _read(
         self, path: bytes, session_time: int, stack: ExitStack, wanted: set[bytes] | None = None
-    ) -> Iterator[RecordTuple]:
+    ) -> Iterator[Record]:
         with storage_errors(at=session_time):
             try:
                 fd = self._repository.tree.open_file(path)
@@ -130,7 +132,7 @@ class Lists:
         stack.callback(os.close, fd)
         return self._records(path, session_time, fd, wanted)
 
-    def _records(self, path: bytes, session_time: int, fd: int, wanted: set[bytes] | None) -> Iterator[RecordTuple]:
+    def _records(self, path: bytes, session_time: int, fd: int, wanted: set[bytes] | None) -> Iterator[Record]:
         def damaged(error: FormatError) -> None:
             self._warn(DamagedError(f"a record is damaged: {error.problem}", path=error.path or path, at=session_time))
 

@@ -24,7 +24,7 @@ from contextlib import ExitStack, closing, contextmanager
 from hashlib import blake2b
 from pathlib import Path
 
-from histfs.errors import DamagedError, HistfsError, storage_errors
+from histfs.errors import DamagedError, HistfsError, StorageError
 from histfs.store.catalog.indexing import Indexer, OutdatedError, Progress
 from histfs.store.catalog.lists import Lists, ListsChangedError
 from histfs.store.catalog.reading import Catalog
@@ -32,7 +32,7 @@ from histfs.store.catalog.schema import is_busy, is_catalog, read_known
 from histfs.store.files import WritableTree
 from histfs.store.layout import DATA
 from histfs.store.repository import Repository
-from histfs.store.tree import Tree
+from histfs.store.tree import NotRegularError, Tree
 
 log = logging.getLogger(__name__)
 
@@ -40,17 +40,16 @@ OWN = DATA + b"/histfs"
 NAME = b"catalog.sqlite"
 _NEW = b"new.sqlite"
 _LOCK = b"lock"
-_BESIDE = (b"-journal", b"-wal", b"-shm")
+_JOURNAL = b"-journal"
+_BESIDE = (_JOURNAL, b"-wal", b"-shm")
 
 _ATTEMPTS = 5
 _READER_CACHE_KIB = 8 * 1024
 _WRITER_CACHE_KIB = 32 * 1024
-_READER_WAITS_S = 1.0
+_READER_WAITS_S = 5.0
 _WRITER_WAITS_S = 3.0
 _LOCK_WAITS_S = 60.0
 _LOOKS_EVERY_S = 0.02
-_HEADER = re.compile(rb"SQLite format 3\0..[\x01\x02][\x01\x02]", re.DOTALL)
-_HEADER_WITHOUT_LOG = re.compile(rb"SQLite format 3\0..\x01\x01", re.DOTALL)  # it has no write-ahead log
 _GENERATION = re.compile(rb"([0-9]{1,15})\.sqlite")
 _SETTINGS = f"""
 pragma trusted_schema = off;
@@ -70,10 +69,13 @@ def open_catalog(
     made in a temporary file. `progress` is told the number of records read so far, if many have to be.
     Raises StorageError, DamagedError.
     """
-    for _ in range(_ATTEMPTS - 1):
-        with contextlib.suppress(ListsChangedError):
-            return _open_once(repository, cache, progress)
-    return _open_once(repository, cache, progress)
+    try:
+        for _ in range(_ATTEMPTS - 1):
+            with contextlib.suppress(ListsChangedError):
+                return _open_once(repository, cache, progress)
+        return _open_once(repository, cache, progress)
+    except sqlite3.Error as exc:
+        raise StorageError(f"no catalog can be made ({exc})", path=repository.path) from exc
 
 
 def _open_once(repository: Repository, cache: Path | None, progress: Progress) -> Catalog:
@@ -108,7 +110,7 @@ def _open_own(repository: Repository) -> sqlite3.Connection | None:
     with place:
         try:
             _wait_for_writer(place)
-            return _connect(place, NAME, "ro", _HEADER_WITHOUT_LOG)
+            return _connect(place, NAME, "ro")
         except (OSError, sqlite3.Error) as exc:
             log.info("the catalog in the repository is not used: %s", exc)
             return None
@@ -126,35 +128,35 @@ def _wait_for_writer(place: Tree) -> None:
 def update_catalog(tree: WritableTree, repository: Repository) -> None:
     """Bring the catalog in the repository up to date, whose lock is held. What goes wrong is logged, not raised."""
     try:
-        with storage_errors():
-            _update(tree, repository)
-    except (HistfsError, sqlite3.Error) as exc:
-        log.warning("the catalog of the repository was not brought up to date, which costs only time: %s", exc)
+        _update(tree, repository)
+    except (HistfsError, OSError, sqlite3.Error) as exc:
+        log.warning("the catalog in the repository is not up to date, which costs readers time: %s", exc)
 
 
 def _update(tree: WritableTree, repository: Repository) -> None:
     tree.make_directories(OWN)
     with WritableTree(tree.open_directory(OWN)) as place:
         lists = Lists(repository, repository.state())
-        for name in place.names(b""):
-            if name != NAME and not (name == NAME + b"-journal" and stat.S_ISREG(place.stat(name).st_mode)):
-                place.remove_tree(name)
-        if place.exists(NAME) and _was_caught_up(place, NAME, lists, _HEADER_WITHOUT_LOG):
+        for end in _BESIDE:  # of these SQLite leaves only a journal behind, to be rolled back
+            if place.exists(NAME + end) and not (end == _JOURNAL and stat.S_ISREG(place.stat(NAME + end).st_mode)):
+                place.remove_tree(NAME + end)
+        if place.exists(NAME) and _was_caught_up(place, NAME, lists, "delete"):
             return
         _build(place, lists, lambda _records: None)
         # The old one first: its journal must never be found beside the new one.
         place.remove_tree(NAME)
-        place.remove_tree(NAME + b"-journal")
+        place.remove_tree(NAME + _JOURNAL)
         place.rename(_NEW, NAME)
         place.sync_directory(b"")
 
 
 def _was_caught_up(
-    place: WritableTree, name: bytes, lists: Lists, header: re.Pattern[bytes], progress: Progress = lambda _: None
+    place: WritableTree, name: bytes, lists: Lists, journal_mode: str, progress: Progress = lambda _: None
 ) -> bool:
     """Whether the database could be brought up to date; False if it has to be made anew."""
     try:
-        with closing(_connect(place, name, "rw", header)) as database:
+        with closing(_connect(place, name, "rw")) as database:
+            database.execute(f"pragma journal_mode = {journal_mode}")
             if read_known(database).identity != lists.identity():
                 Indexer(database, lists, progress).catch_up()
             return True
@@ -197,10 +199,10 @@ def _open_cached(
         name = _newest_generation(place)
         if name is None and own is not None:
             name = _copied(place, own)
-        if name is None or not _was_caught_up(place, name, lists, _HEADER, progress):
+        if name is None or not _was_caught_up(place, name, lists, "wal", progress):
             _build(place, lists, progress)
             name = _put_in_place(place)
-        database = _connect(place, name, "rw", _HEADER)
+        database = _connect(place, name, "rw")
         database.execute("pragma journal_mode = wal")
         database.execute("pragma query_only = on")
         path = cache / _identity(repository) / os.fsdecode(name)
@@ -308,14 +310,14 @@ def _was_copied(database: sqlite3.Connection, own: sqlite3.Connection, lists: Li
 # Databases
 
 
-def _connect(place: Tree, name: bytes, mode: str, header: re.Pattern[bytes]) -> sqlite3.Connection:
-    """Open a database that must be a catalog. Raises sqlite3.DatabaseError, OSError."""
-    fd = place.open_file(name)
-    try:
-        if not header.match(os.pread(fd, 20, 0)):
-            raise sqlite3.DatabaseError("it is no database")
-    finally:
-        os.close(fd)
+def _connect(place: Tree, name: bytes, mode: str) -> sqlite3.Connection:
+    """Open a database that must be a catalog. Raises sqlite3.DatabaseError, OSError.
+
+    It is not opened by us to look at it: whoever closes a file gives up the locks that SQLite has on it elsewhere in
+    the process.
+    """
+    if not stat.S_ISREG(place.stat(name).st_mode):
+        raise NotRegularError(errno.EINVAL, "is not a regular file", name)
     waits_s = _READER_WAITS_S if mode == "ro" else _WRITER_WAITS_S
     database = sqlite3.connect(
         _url(place, name, mode), uri=True, isolation_level=None, check_same_thread=False, timeout=waits_s

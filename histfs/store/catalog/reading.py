@@ -69,7 +69,7 @@ class Version(NamedTuple):
 _VERSION = """
     ifnull(v.number & -1, 0), ifnull(v.parent & -1, 0), ifnull(cast(v.name as blob), x''),
     ifnull(max(v.first & -1, :oldest), 0), ifnull(v.last & -1, 0),
-    ifnull(v.mode & -1, 0), ifnull(v.uid & -1, 0), ifnull(v.gid & -1, 0),
+    ifnull(v.mode & 65535, 0), ifnull(v.uid & 4294967295, 0), ifnull(v.gid & 4294967295, 0),
     ifnull(v.mtime_s & -1, 0), ifnull(v.size_bytes & -1, 0), v.device_number & -1, cast(v.target as blob),
     cast(nullif(lower(hex(v.sha1)), '') as blob), ifnull(v.directory & -1, 0),
     v.link_inode & -1, v.link_device & -1, v.link_count & -1, v.alternate_mirror & -1, v.alternate_increment & -1
@@ -95,7 +95,7 @@ class Catalog:
         self._database = database
         self._repository = repository
         self._discard = discard
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a query is asked while the rows of another come in
         self._is_damaged = False
         self._groups: _Kept[tuple[int, ...], tuple[Version, int, bytes | None]] = _Kept()
         self._paths: _Kept[int, bytes] = _Kept()
@@ -194,21 +194,31 @@ class Catalog:
     def _group(self, version: Version, time: int) -> tuple[Version, int, bytes | None]:
         """The first member of the link group of `version` at `time`, how many there are, and their digest."""
         assert version.link is not None
-        inode, device, _ = version.link
-        key = inode, device, time, *_shared(version)
+        key = *version.link[:2], time, *_shared(version)
         group = self._groups.get(key)
         if group is None:
-            where = f"v.link_inode = :inode and v.link_device = :device and {_AT}"
-            found = self._versions(where, {"inode": signed(inode), "device": signed(device), "time": time})
-            members = [
-                (sort_key(self._path_of(other)), other)
-                for other in found
-                if _shared(other) == _shared(version) and self._is_reachable(other.parent, time)
-            ]
-            in_order = [member for _, member in sorted(members)] or [version]
-            digest = next((member.sha1 for member in in_order if member.sha1 is not None), None)
-            group = self._groups.keep(key, (in_order[0], len(in_order), digest))
+            first, first_path, count = version, None, 0
+            digest, digest_path = None, None
+            for path, member in self._members(version, time):
+                count += 1
+                if first_path is None or path < first_path:
+                    first, first_path = member, path
+                if member.sha1 is not None and (digest_path is None or path < digest_path):
+                    digest, digest_path = member.sha1, path
+            group = self._groups.keep(key, (first, max(1, count), digest))
         return group
+
+    def _members(self, version: Version, time: int) -> Iterator[tuple[bytes, Version]]:
+        """The members of the link group of `version` at `time`, each with what sorts it as lists are sorted."""
+        assert version.link is not None
+        inode, device = map(signed, version.link[:2])
+        where = f"v.link_inode = :inode and v.link_device = :device and {_AT}"
+        values = {"inode": inode, "device": device, "time": time, "oldest": self._oldest}
+        with self._reading():  # not all at once: there may be a million
+            for row in self._database.execute(f"select {_VERSION} from version v where {where}", values):
+                member = _version(row)
+                if _shared(member) == _shared(version) and self._is_reachable(member.parent, time):
+                    yield sort_key(self._path_of(member)), member
 
     def entry(self, version: Version) -> Entry:
         """The version as an entry, without names of users and groups.
@@ -298,7 +308,7 @@ class Catalog:
         query = f"select {_VERSION} from version v where {where}"
         with self._reading():
             rows = self._database.execute(query, {**values, "oldest": self._oldest}).fetchall()
-        return [Version._make((*row[:14], None if row[14] is None else _link(*row[14:17]), *row[17:])) for row in rows]
+        return list(map(_version, rows))
 
     def _row(self, query: str, *values: object) -> tuple[Any, ...] | None:
         with self._reading():
@@ -325,8 +335,11 @@ class Catalog:
                 ) from exc
 
 
-def _link(inode: int, device: int | None, count: int | None) -> tuple[int, int, int]:
-    return unsigned(inode), unsigned(device or 0), unsigned(count or 0)
+def _version(row: tuple[Any, ...]) -> Version:
+    """The Version of a row of the columns _VERSION."""
+    if row[14] is None:
+        return Version._make((*row[:14], None, *row[17:]))
+    return Version._make((*row[:14], tuple(unsigned(part or 0) for part in row[14:17]), *row[17:]))
 
 
 def _shared(version: Version) -> tuple[int, ...]:

@@ -31,8 +31,9 @@ ROOT = 1
 
 _TABLES = f"""
 create table directory (
-    id integer primary key, key integer not null unique, parent integer not null, name blob not null, tag integer unique
+    id integer primary key, key integer not null, parent integer not null, name blob not null, tag integer unique
 );
+create index directory_key on directory (key);
 create table version (
     parent integer not null, name blob not null, first integer not null, last integer not null,
     number integer not null, directory integer not null,

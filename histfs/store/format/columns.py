@@ -38,7 +38,6 @@ _OTHERS = {b"dir": IS_DIRECTORY, b"fifo": TYPE_BITS[Kind.FIFO], b"sock": TYPE_BI
 _MAX_MODE = 0o7777
 
 _NUMBER = rb"(0|[1-9]\d{0,17})"  # as they are written, and as many digits as surely fit 63 bits
-_ID = rb"(0|[1-9]\d{0,8})"
 _TIME = rb"(0|-?[1-9]\d{0,17})"
 _CANONICAL = re.compile(
     rb"File (?:([^\n\\\0]+)/)?(?!\.\.?\n)([^/\n\\\0]+)\n"
@@ -49,15 +48,21 @@ _CANONICAL = re.compile(
     rb"  ModTime " + _TIME + rb"\n"
     rb"|(dir|fifo|sock)\n  ModTime " + _TIME + rb"\n"
     rb"|sym\n  SymData ([^\n\\\0]+)\n)"
-    rb"  Uid " + _ID + rb"\n  Uname (?!None\n)[^\n\0]+\n  Gid " + _ID + rb"\n  Gname (?!None\n)[^\n\0]+\n"
+    rb"(  Uid [^\0]+)"
+)
+# The end of a record. Few different ones are in a list, so each is looked at once.
+_OWNERSHIP = re.compile(
+    rb"  Uid (0|[1-9]\d{0,8})\n  Uname (?!None\n)[^\n]+\n  Gid (0|[1-9]\d{0,8})\n  Gname (?!None\n)[^\n]+\n"
     rb"  Permissions (0|[1-9]\d{0,3})\n"
 )
+_MOST_KNOWN_ENDS = 10_000
 
 
 class Columns(NamedTuple):
     """The attributes of a version as the catalog keeps them.
 
-    Numbers of 64 bits without a sign are kept as SQLite's signed ones, see `signed`.
+    Numbers of 64 bits without a sign are kept as SQLite's signed ones, see `signed`. Only the first COMMON columns of
+    most records are not None: the iterators here leave the others out then.
     """
 
     mode: int  # st_mode, with the type
@@ -75,19 +80,11 @@ class Columns(NamedTuple):
     alternate_increment: int | None
 
 
-class Record(NamedTuple):
-    """What a list says of `name` in the directory `parent`; the root has no name. Absent: number and columns are None.
+COMMON = 6
 
-    The iterators here give plain tuples of this form, which cost less.
-    """
-
-    parent: bytes
-    name: bytes
-    number: int | None
-    columns: tuple[Any, ...] | None
-
-
-RecordTuple = tuple[bytes, bytes, int | None, tuple[Any, ...] | None]
+# What a list says of a name: its parent, the name, the number and the columns of the version; these two are None for
+# what is absent. The root has no parent and no name. (A plain tuple, as they are made by the million.)
+Record = tuple[bytes, bytes, int | None, tuple[Any, ...] | None]
 
 
 def number_of(text: bytes) -> int:
@@ -105,26 +102,25 @@ def unsigned(number: int) -> int:
     return number & (1 << 64) - 1
 
 
-def key_of(record: RecordTuple) -> bytes:
+def key_of(record: Record) -> bytes:
     """Sorts records as the lists are sorted."""
     return sort_key(join(record[0], record[1]))
 
 
 def read_records(
     chunks: Iterable[bytes], on_damage: Callable[[FormatError], None], wanted: Container[bytes] | None = None
-) -> Iterator[RecordTuple]:
+) -> Iterator[Record]:
     """The records of a metadata file, strictly ascending, as `metadata.read_entries` gives them.
 
     `wanted`: only those of these paths, given as `metadata.quote_path` writes them; others are not even looked at.
     """
-    fullmatch = _CANONICAL.fullmatch
+    canonical = _Canonical()
     last_parent, last_name = b"", None
     for text in split_records(chunks):
         if wanted is not None and text[5 : text.find(b"\n")] not in wanted:
             continue
-        match = fullmatch(text)
         try:
-            record = parse_any(text) if match is None or len(text) > MAX_RECORD_BYTES else _canonical(match, text)
+            record = canonical.parse(text) or parse_any(text)
             parent, name = record[0], record[1]
             if parent == last_parent:
                 if last_name is not None and name <= last_name:
@@ -145,29 +141,50 @@ def _misplaced(path: bytes, *, is_twice: bool) -> FormatError:
     return FormatError("the record is there twice" if is_twice else "the record is out of order", path=path[:4096])
 
 
-def _canonical(match: re.Match[bytes], text: bytes) -> RecordTuple:
-    parent, name, size, nlink, inode, device, sha1, mtime, word, other_mtime, target, uid, gid, mode = match.groups()
-    permissions = int(mode)
-    if permissions > _MAX_MODE:
-        return parse_any(text)  # which says what is wrong with it
-    columns: tuple[Any, ...]
-    if size is not None:
-        links = (None, None, None) if nlink is None else (int(inode), int(device), int(nlink))
-        digest = None if sha1 is None else unhexlify(sha1)
-        columns = (
-            _IS_REGULAR | permissions, int(uid), int(gid), int(mtime), int(size), digest, None, None, *links, None, None
-        )  # fmt: skip
-    elif word is not None:
-        columns = (_OTHERS[word] | permissions, int(uid), int(gid), int(other_mtime), 0, *_NOTHING)
-    else:
-        columns = (_IS_SYMLINK | permissions, int(uid), int(gid), 0, 0, None, target, *_NOTHING[2:])
-    return parent or b"", name, int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 2, columns
+class _Canonical:
+    """Parses what is in canonical form; whether the path of the parent is safe is not checked."""
+
+    def __init__(self) -> None:
+        self._fullmatch = _CANONICAL.fullmatch
+        self._ends: dict[bytes, tuple[int, int, int]] = {}  # user, group and permissions
+
+    def parse(self, text: bytes) -> Record | None:
+        """The record that `text` is, if it is in canonical form."""
+        match = self._fullmatch(text)
+        if match is None or len(text) > MAX_RECORD_BYTES:
+            return None
+        parent, name, size, nlink, inode, device, sha1, mtime, word, other_mtime, target, end = match.groups()
+        known = self._ends.get(end) or self._parse_end(end)
+        if known is None:
+            return None
+        uid, gid, mode = known
+        columns: tuple[Any, ...]
+        if size is not None:
+            digest = None if sha1 is None else unhexlify(sha1)
+            columns = _IS_REGULAR | mode, uid, gid, int(mtime), int(size), digest
+            if nlink is not None:
+                columns = *columns, None, None, int(inode), int(device), int(nlink), None, None
+        elif word is not None:
+            columns = _OTHERS[word] | mode, uid, gid, int(other_mtime), 0, None
+        else:
+            columns = _IS_SYMLINK | mode, uid, gid, 0, 0, None, target, *_NOTHING
+        # `number_of`, but for the call
+        return parent or b"", name, int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 2, columns
+
+    def _parse_end(self, end: bytes) -> tuple[int, int, int] | None:
+        match = _OWNERSHIP.fullmatch(end)
+        if match is None or int(match[3]) > _MAX_MODE:
+            return None
+        if len(self._ends) >= _MOST_KNOWN_ENDS:
+            self._ends.clear()
+        known = self._ends[end] = int(match[1]), int(match[2]), int(match[3])
+        return known
 
 
-_NOTHING = (None,) * 8
+_NOTHING = (None,) * (len(Columns._fields) - COMMON - 1)
 
 
-def parse_any(text: bytes) -> RecordTuple:
+def parse_any(text: bytes) -> Record:
     """A raw record of any form. Raises FormatError."""
     entry = parse_record(text)
     parent, _, name = entry.path.rpartition(b"/")
