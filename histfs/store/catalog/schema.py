@@ -107,9 +107,13 @@ def read_known(database: sqlite3.Connection) -> Known:
     return Known(Identity(list_bytes, b"" if newest is None else newest[0]), problems)
 
 
-def is_busy(error: sqlite3.Error) -> bool:
+# What may be raised by reading a database: a message about a damaged one may be no text.
+DATABASE_ERRORS = (sqlite3.DatabaseError, UnicodeError)
+
+
+def is_busy(error: Exception) -> bool:
     """Whether somebody else was in the way, and nothing is wrong."""
-    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _expected() -> set[tuple[object, ...]]:
