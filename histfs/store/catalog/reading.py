@@ -65,15 +65,17 @@ class Version(NamedTuple):
         return self.mode & TYPE_MASK == IS_DIRECTORY
 
 
-# The fields of Version in their order, the three parts of `link` in the place of the last three.
+# The fields of Version in their order, and the three parts of `link` behind them.
 _VERSION = """
     ifnull(v.number & -1, 0), ifnull(v.parent & -1, 0), ifnull(cast(v.name as blob), x''),
     ifnull(max(v.first & -1, :oldest), 0), ifnull(v.last & -1, 0),
     ifnull(v.mode & 65535, 0), ifnull(v.uid & 4294967295, 0), ifnull(v.gid & 4294967295, 0),
     ifnull(v.mtime_s & -1, 0), ifnull(v.size_bytes & -1, 0), v.device_number & -1, cast(v.target as blob),
     cast(nullif(lower(hex(v.sha1)), '') as blob), ifnull(v.directory & -1, 0),
-    v.link_inode & -1, v.link_device & -1, v.link_count & -1, v.alternate_mirror & -1, v.alternate_increment & -1
+    null, v.alternate_mirror & -1, v.alternate_increment & -1,
+    v.link_inode & -1, v.link_device & -1, v.link_count & -1
 """
+_FIELDS = 17
 _AT = "v.first <= :time and v.last >= :time"
 
 
@@ -337,9 +339,11 @@ class Catalog:
 
 def _version(row: tuple[Any, ...]) -> Version:
     """The Version of a row of the columns _VERSION."""
-    if row[14] is None:
-        return Version._make((*row[:14], None, *row[17:]))
-    return Version._make((*row[:14], tuple(unsigned(part or 0) for part in row[14:17]), *row[17:]))
+    version = Version._make(row[:_FIELDS])
+    if row[_FIELDS] is None:
+        return version
+    inode, device, count = (unsigned(part or 0) for part in row[_FIELDS:])
+    return version._replace(link=(inode, device, count))
 
 
 def _shared(version: Version) -> tuple[int, ...]:

@@ -127,7 +127,7 @@ def read_records(
                     raise _misplaced(join(parent, name), is_twice=name == last_name)
             else:
                 if parent:
-                    check_path(parent)
+                    check_path(join(parent, name))
                 if last_name is not None and key_of(record) <= sort_key(join(last_parent, last_name)):
                     raise _misplaced(join(parent, name), is_twice=False)
         except FormatError as error:
