@@ -118,9 +118,8 @@ class Scenario(ABC):
             for peer, writing in writers.items():
                 if writing.goes_on and peer.wants(session, sessions):
                     self._write_session(writing, session)
-            self.say(f"{self.name}: session {session:,} of {sessions:,} is written") if _is_worth_telling(
-                session
-            ) else None
+            if session < 2 or session % max(sessions // 10, 1) == 0:
+                self.say(f"{self.name}: session {session:,} of {sessions:,} is written")
         for peer, writing in writers.items():
             if not writing.failed:
                 self._keep(peer, writing, history, sessions)
@@ -271,7 +270,3 @@ class _Writing:
 
 def _record(peer: Peer) -> Path:
     return peer.repository.with_name(f"{peer.repository.name}.json")
-
-
-def _is_worth_telling(session: int) -> bool:
-    return session < 3 or session % 10 == 0

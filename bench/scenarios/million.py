@@ -16,7 +16,7 @@ from bench.scenarios.base import LISTED, MEMORY, USABLE, Scenario
 FIRST_ROOT = Measure(
     "first mount: usable",
     "s",
-    "without a catalog, caches dropped: from the start of the program to a listing of its root",
+    "without a catalog, programs cached, repository not: from the start of the program to a listing of its root",
 )
 INDEXED = Measure(
     "first mount: records indexed",
@@ -58,8 +58,10 @@ class MillionScenario(Scenario):
         self._crawl(peer)
 
     def _first_mount(self, peer: Peer) -> None:
+        with mounts.mounted(peer, limit_s=self.limit_s):
+            pass  # so that the program is cached
         shutil.rmtree(peer.cache, ignore_errors=True)
-        self.drop_caches(peer)
+        commands.forget_pages(peer.repository)
         with mounts.mounted(peer, limit_s=self.limit_s) as mount:
             next(peer.mounted_snapshot(0).iterdir())
             listed_s = time.perf_counter() - mount.started
