@@ -17,7 +17,7 @@ from bench.commands import output_of, program_beside_python
 START = 1_750_000_000
 HOUR_S = 3600
 _LIMIT_S = 60
-_PROJECT = Path(__file__).parent
+_PROJECT = Path(__file__).resolve().parents[1]
 
 
 def session_time(session: int) -> int:

@@ -75,7 +75,8 @@ def markdown_table(results: Results) -> str:
         lines.append(
             f"| {name} | " + " | ".join(f"{figure} ({ratio})" if ratio else figure for figure, ratio in row) + " |"
         )
-    lines += ["", *(f"- {_escaped(remark)}" for remark in remarks(results))]
+    if found := remarks(results):
+        lines += ["", *(f"- {_escaped(remark)}" for remark in found)]
     lines += ["", "How each row is measured:", ""]
     lines += [f"- *{measure.name}*: {measure.how}." for measure, _ in results.rows()]
     return "\n".join(lines)

@@ -53,7 +53,7 @@ class Sizes(NamedTuple):
     repeats: int = 3
 
 
-QUICK = Sizes(1500, 3, 48, 8, 50, 50_000, 5, 500, 8, 3, 500, 2)
+QUICK = Sizes(1000, 2, 32, 6, 50, 50_000, 5, 500, 8, 2, 500, 2)
 
 
 class Setting(NamedTuple):
