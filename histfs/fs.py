@@ -118,8 +118,9 @@ class Operations(pyfuse3.Operations):
 
     @reply
     async def update(self) -> None:
-        """Take the catalog that knows all sessions, if there is another one: slow where it has to be built."""
-        await self._update()
+        """Take the catalog that knows all sessions, if `look` has found that there are others: it may take its time."""
+        if not self._history.is_current:
+            await self._update()
 
     # Names and attributes
 
@@ -136,6 +137,9 @@ class Operations(pyfuse3.Operations):
         if name in (b".", b".."):
             return _entry(self._history.root(), NOTIFIED_S)
         session_time = self._history.names().get(name)
+        if session_time is None:  # it may be a session that has just finished
+            await self._in_thread(self._readers, self._history.refresh)
+            session_time = self._history.names().get(name)
         return _absent(NOTIFIED_S) if session_time is None else _entry(await self._top(session_time), NOTIFIED_S)
 
     async def _top(self, session_time: int) -> Attributes:

@@ -197,6 +197,11 @@ class History:
             self._state = state
         return self._is_current
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the catalog knew all sessions at the last `refresh`."""
+        return self._is_current
+
     def update(self) -> None:
         """Take a catalog that knows what is there now: slow where it has to be built. DamagedError, StorageError."""
         if self.refresh():
