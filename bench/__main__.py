@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from bench import machine, plots, tables
+from bench.commands import TroubleError
 from bench.peers import PEERS, Peer, Plain
 from bench.results import Results
 from bench.scenarios import SCENARIOS
@@ -146,8 +147,11 @@ def run_all(arguments: argparse.Namespace, place: Path) -> list[Results]:
     for scenario in scenarios:
         scenario.place.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
-        scenario.run()
         results = scenario.results
+        try:
+            scenario.run()
+        except TroubleError as exc:
+            results.add_trouble("all", str(exc))
         took = {"minutes": round((time.monotonic() - started) / 60, 1), "sizes": scenario.sizes._asdict()}
         named = {peer.name: versions[peer.name] for peer in scenario.setting.programs if peer.name in versions}
         results.facts = {"machine": machine.facts(scenario.place), "versions": named, **took}

@@ -71,7 +71,7 @@ class Setting(NamedTuple):
 
 
 class Scenario(ABC):
-    """One question, with its own data. `names` of measures are rows of its table."""
+    """One question, with its own data. `measures` are the rows of its table."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -112,6 +112,7 @@ class Scenario(ABC):
             return peers
         shutil.rmtree(history.root, ignore_errors=True)
         for peer in writers:
+            _record(peer).unlink(missing_ok=True)
             peer.forget()
         for session in range(sessions + 1):
             history.advance(session)
@@ -124,6 +125,13 @@ class Scenario(ABC):
             if not writing.failed:
                 self._keep(peer, writing, history, sessions)
         return [peer for peer in peers if peer in kept or not writers[peer].failed]
+
+    def plain_of(self, peers: list[Peer]) -> Plain:
+        """The one that keeps the truth; TroubleError if it could not."""
+        for peer in peers:
+            if isinstance(peer, Plain):
+                return peer
+        raise TroubleError("without plain copies there is nothing to check against")
 
     def _write_session(self, writing: "_Writing", session: int) -> None:
         peer = writing.peer

@@ -50,7 +50,7 @@ class ImageScenario(Scenario):
     def run(self) -> None:
         history = Image(self.place / "source", self.sizes.image_mib)
         peers = self.write(history, self.sizes.image_sessions, self.peers(history.root))
-        plain = next(peer for peer in peers if isinstance(peer, Plain))
+        plain = self.plain_of(peers)
         self.truth = plain.copy_of(0) / history.path.name
         self.offsets = some_offsets(self.sizes.image_mib * MIB, self.sizes.random_reads)
         self.pieces = history.pieces(self._sessions_by_age(), {0, *self.offsets})

@@ -30,7 +30,7 @@ class LogScenario(Scenario):
         history = Log(self.place / "source")
         newest = self.sizes.log_sessions
         peers = self.write(history, newest, self.peers(history.root))
-        self.plain = next(peer for peer in peers if isinstance(peer, Plain))
+        self.plain = self.plain_of(peers)
         self.read_each(peers, self._read)
 
     def _read(self, peer: Peer) -> None:

@@ -33,7 +33,7 @@ class SessionsScenario(Scenario):
         history = SmallFiles(self.place / "source", self.sizes.sessions_files, self.sizes.sessions_large_mib)
         self.newest = 1 + self.sizes.sessions_changed
         peers = self.write(history, self.newest, self.peers(history.root))
-        self.plain = next(peer for peer in peers if isinstance(peer, Plain))
+        self.plain = self.plain_of(peers)
         self.read_each(peers, self._read)
 
     def add_writing(self, peer: Peer, took_s: list[float]) -> None:

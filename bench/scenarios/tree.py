@@ -44,7 +44,7 @@ class TreeScenario(Scenario):
         source = self.place / "source"
         history = RealTree(source, self.setting.origins, self.sizes.tree_files)
         peers = self.write(history, self.sizes.tree_sessions, self.peers(source))
-        plain = next(peer for peer in peers if isinstance(peer, Plain))
+        plain = self.plain_of(peers)
         self.oldest, self.second = plain.copy_of(0), plain.copy_of(1)
         self.entries = count_entries(self.oldest)
         self.results.data += f"; {self.entries:,} entries, {size_mib(self.oldest):,} MiB in the oldest snapshot"
