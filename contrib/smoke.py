@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import histfs
-from histfs import rsync
+from histfs import _fuse, rsync
 
 
 def main() -> None:
@@ -17,6 +17,7 @@ def main() -> None:
     assert Path(histfs.__file__).is_relative_to(sys.prefix), f"{histfs.__file__} is not in {sys.prefix}"
 
     old, new = bytes(range(256)) * 4000, bytes(range(256)) * 2000 + b"new" + bytes(range(256)) * 1990
+    assert _fuse.lib.histfs_fuse_is_by_inode() == 0
     delta = b"".join(rsync.delta(rsync.Signature.of(old), new))
     assert len(delta) < len(new) // 10, len(delta)
     assert b"".join(rsync.patch(old, [delta], max_size=len(new))) == new

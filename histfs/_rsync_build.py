@@ -16,7 +16,7 @@ Declare only what is called, and let the compiler fill in sizes and values ("...
 `libraries` in pyproject.toml names it, CFLAGS and LDFLAGS serve unusual prefixes.
 """
 
-from importlib import import_module
+import runpy
 from pathlib import Path
 
 from cffi import FFI
@@ -300,5 +300,6 @@ class build_ext(_build_ext):  # noqa: N801 (distutils names commands so)
         """Called once per extension module: `histfs._x` is described in `histfs/_x_build.py`."""
         Path("build").mkdir(exist_ok=True)
         [source] = ext.sources
-        import_module(f"{ext.name}_build").ffibuilder.emit_c_code(source)
+        script = Path(__file__).with_name(f"{ext.name.rpartition('.')[2]}_build.py")  # nothing is installed yet
+        runpy.run_path(str(script))["ffibuilder"].emit_c_code(source)
         super().build_extension(ext)
