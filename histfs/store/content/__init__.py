@@ -72,6 +72,9 @@ class Content:
                     return version.source.pread(wanted, offset)
             except ChangedError:
                 self._open_anew(version)
+            except StorageError as exc:
+                exc.path = exc.path or self._place
+                raise
             except DamagedError as exc:
                 exc.path = exc.path or self._place
                 exc.advice = exc.advice or ADVICE

@@ -209,6 +209,7 @@ class Mapped:
         return bytes(buffer)
 
     def close(self) -> None:
+        self._fds = []
         for source in self._sources.values():
             source.close()
 
@@ -220,17 +221,19 @@ class Spool:
         self._in_memory_bytes = in_memory_bytes
         self._parts: list[bytes] = []
         self._file: IO[bytes] | None = None
-        self._room = max(in_memory_bytes, free_for_temporary_files())
+        self._room = 0  # known when a file is needed
         self.size_bytes = 0
 
     def write(self, block: bytes) -> None:
         """Raises StorageError when there is no room, OSError."""
         self.size_bytes += len(block)
-        if self.size_bytes > self._room:
-            raise StorageError("there is not enough room for temporary files")
         if self._file is None and self.size_bytes <= self._in_memory_bytes:
             self._parts.append(block)
             return
+        if self._file is None:
+            self._room = free_for_temporary_files()
+        if self.size_bytes > self._room:
+            raise StorageError("there is not enough room for temporary files")
         if self._file is None:
             self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - `close` closes it
             block = b"".join([*self._parts, block])
