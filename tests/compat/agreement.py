@@ -163,7 +163,7 @@ def mounted(repository: Path, scratch: Path) -> Iterator[Path]:
     """The mount point of `repository`, whose directories are named in UTC. Whatever the mount says is a failure."""
     with mount(repository, scratch) as (mountpoint, said):
         yield mountpoint
-    assert said == []
+    assert said == [], said
 
 
 @contextmanager

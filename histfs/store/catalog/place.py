@@ -119,7 +119,7 @@ def _open_own(repository: Repository) -> sqlite3.Connection | None:
             _wait_for_writer(place)
             return _connect(place, NAME, "ro")
         except (OSError, OutdatedError, *DATABASE_ERRORS) as exc:
-            log.info("the catalog in the repository is not used: %s", exc)
+            log.debug("the catalog in the repository is not used: %s", exc)
             return None
 
 
@@ -170,7 +170,7 @@ def _was_caught_up(
     except (OutdatedError, DamagedError, OSError, *DATABASE_ERRORS) as exc:
         if is_busy(exc):
             raise
-        log.info("the catalog is made anew: %s", exc)
+        log.debug("the catalog is made anew: %s", exc)
         return False
 
 
