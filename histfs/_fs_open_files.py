@@ -37,9 +37,11 @@ class _Shelf(OrderedDict[int, _Opened]):
 
     def add(self, inode: int, file: File) -> None:
         """Add the newest, which stays in any case, and drop what is too much of those that nobody reads."""
-        for old, opened in list(self.items()) if self._is_full(file) else []:
-            if self._is_full(file) and not opened.users:
-                self.drop(old)
+        while self._is_full(file):
+            idle = next((old for old, opened in self.items() if not opened.users), None)
+            if idle is None:
+                break
+            self.drop(idle)
         self[inode] = _Opened(file)
         self._bytes += file.size_bytes
 

@@ -32,11 +32,13 @@ def run(task: Callable[[Callable[[], None]], None]) -> None:
     when `task` returns, else 1. Raises MountError if `task` raises before it is ready.
     """
     reading, writing = os.pipe()
+    # Ctrl-C waits until there is somebody to end the child.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     child = os.fork()
     if child == 0:
-        _be_the_child(task, _Parent(writing))
+        _be_the_child(task, _Parent(writing), mask)
     os.close(writing)
-    message = _wait_for_message(reading, child)
+    message = _wait_for_message(reading, child, mask)
     if message == _READY:
         return
     _, status = os.waitpid(child, 0)
@@ -47,10 +49,11 @@ def run(task: Callable[[Callable[[], None]], None]) -> None:
     raise MountError(f"the process in the background {ending} before it was ready")
 
 
-def _wait_for_message(pipe: int, child: int) -> bytes:
+def _wait_for_message(pipe: int, child: int, mask: set[int]) -> bytes:
     with ExitStack() as if_interrupted, open(pipe, "rb") as file:
         if_interrupted.callback(os.waitpid, child, 0)
         if_interrupted.callback(os.kill, child, signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         message = file.read()
         if_interrupted.pop_all()
     return message
@@ -74,9 +77,10 @@ class _Parent:
         os.close(self.pipe)
 
 
-def _be_the_child(task: Callable[[Callable[[], None]], None], parent: _Parent) -> NoReturn:
+def _be_the_child(task: Callable[[Callable[[], None]], None], parent: _Parent, mask: set[int]) -> NoReturn:
     code = EXIT_ERROR
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _leave_everything_behind(parent.pipe)
         task(lambda: parent.tell(_READY))
         code = 0
