@@ -34,6 +34,7 @@ _MAX_SIGNED = (1 << 63) - 1
 _MAX_ID = (1 << 32) - 2  # the last one means "do not change" to chown(2)
 _OVERFLOW_ID = 65_534  # "nobody": what Linux shows for an id that it cannot show
 _DIRECTORIES_KEPT = 10_000
+_LISTED_KEPT = 4096
 _TOPS_KEPT = 256
 
 # Directory offsets: 0 starts, 1 comes after ".", 2 after "..", and 3 more than its number after an entry.
@@ -176,6 +177,7 @@ class Tree:
         self._oldest = min(catalog.sessions, default=0)
         self._top = lru_cache(_TOPS_KEPT)(catalog.root)
         self._directories = _Directories(catalog)
+        self._listed: dict[int, Version] = {}  # by number; what was listed is likely to be opened
 
     def attributes(self, inode: int) -> Attributes:
         if (number := number_of(inode)) is not None:
@@ -207,7 +209,15 @@ class Tree:
         after = None if offset < AFTER_0 else self._version(offset - AFTER_0).name
         for version in self.catalog.children(directory, session_time, after, limit):
             children.append(Child(version.name, self._shown(version, session_time), version.number + AFTER_0))
+            self._remember(version)
         return children
+
+    def _remember(self, version: Version) -> None:
+        """Of versions with the same number the newest counts: one that is not live need not be it."""
+        if version.last == LIVE and not version.directory:
+            if len(self._listed) >= _LISTED_KEPT:
+                self._listed.clear()
+            self._listed[version.number] = version
 
     def target(self, inode: int) -> bytes | None:
         number = number_of(inode)
@@ -226,7 +236,7 @@ class Tree:
         return File(content, entry.size_bytes, entry.path, at)
 
     def _version(self, number: int) -> Version:
-        version = self.catalog.version(number)
+        version = self._listed.get(number) or self.catalog.version(number)
         if version is None:
             raise NotFoundError(f"no version has the number {number}")
         return version

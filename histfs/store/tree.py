@@ -1,14 +1,15 @@
 """A directory tree of the host that nothing leaves: all reading goes through here.
 
-The tree is entered once, by a descriptor of its root. Every path is walked from there component by
-component with O_NOFOLLOW, so that neither a symbolic link nor `..` leads outside, whatever a
-repository or another user puts in the way. Files are opened without blocking and must be regular:
-a fifo or a device in the place of a file is never opened for reading.
+The tree is entered once, by a descriptor of its root. Every path is resolved from there so that neither a
+symbolic link nor `..` leads outside, whatever a repository or another user puts in the way: by openat2(2), or
+component by component with O_NOFOLLOW where that says no. Files are opened without blocking and must be
+regular: a fifo or a device in the place of a file is never opened for reading.
 
 Paths are bytes, relative to the root, b"" is the root itself. Errors are OSErrors whose `filename`
 is the whole relative path; the operations translate them.
 """
 
+import ctypes
 import errno
 import os
 import stat
@@ -21,11 +22,19 @@ from typing import Self
 _WALK = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NOT_TO_BE_OPENED = (errno.ELOOP, errno.ENXIO)  # a symbolic link; a socket, or a device that is not there
+_OPENAT2 = 437  # the number of the system call
+_RESOLVE_BELOW = 0x08 | 0x04 | 0x02  # RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_MAGICLINKS
 BLOCK_SIZE = 256 * 1024
 
 
 class NotRegularError(OSError):
     """A regular file was expected and something else is there."""
+
+
+class _OpenHow(ctypes.Structure):
+    """struct open_how of openat2(2)."""
+
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
 class Tree:
@@ -39,6 +48,9 @@ class Tree:
         self._root_fd = root_fd
         self._capacity = cached_directories
         self._directories: OrderedDict[bytes, int] = OrderedDict()
+        self._syscall = ctypes.CDLL(None).syscall
+        self._syscall.argtypes = ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t
+        self._how = _OpenHow(_WALK, 0, _RESOLVE_BELOW)
 
     @classmethod
     def open(cls, path: Path | bytes, *, cached_directories: int = 0) -> Self:
@@ -213,12 +225,15 @@ class Tree:
 
     def _walk(self, start: int, path: bytes) -> int:
         """A descriptor of the directory `path` below `start`; the caller closes it."""
+        names = path.split(b"/")
+        if b"" in names or b"." in names or b".." in names or b"\0" in path:
+            raise OSError(errno.EINVAL, "is not a path inside of the tree", path)
+        if len(names) > 1:
+            found = int(self._syscall(_OPENAT2, start, path, ctypes.byref(self._how), ctypes.sizeof(_OpenHow)))
+            if found >= 0:
+                return found
         fd = start
-        for name in path.split(b"/"):
-            if name in (b"", b".", b"..") or b"\0" in name:
-                if fd != start:
-                    os.close(fd)
-                raise OSError(errno.EINVAL, "is not a path inside of the tree", path)
+        for name in names:
             try:
                 following = os.open(name, _WALK, dir_fd=fd)
             finally:

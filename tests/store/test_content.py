@@ -189,11 +189,13 @@ def test_an_open_version_stays_what_it_was(edited: Sessions) -> None:
 
 
 def test_a_mirror_file_that_is_cut_while_it_is_open(edited: Sessions) -> None:
+    write(edited.source / "f", b"0123456789" * 10_000, 7)  # more than is kept in memory
+    edited.backup()
     with edited.open() as repository:
         entry = edited.entry(b"f")
         with repository.snapshot(edited.now).open(entry, entry.sha1) as content:
             os.truncate(edited.repository / "f", 10)
-            assert content.pread(10, 0) == TEXT[300:310]
+            assert content.pread(10, 0) == b"0123456789"
             with pytest.raises(DamagedError):
                 content.pread(10, 5)
             assert content.pread_nowait(10, 5) is None
@@ -395,7 +397,7 @@ def test_a_session_that_comes_between_any_two_looks(
                 assert b"".join(content.blocks()) == expected, at
         if interleaved.looks < at:
             break
-    assert at > 4
+    assert at > (1 if number == 3 or path == b"same" else 4)  # what is in the mirror is looked at there alone
     assert edited.reported == []
 
 
