@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from histfs.store import tree as tree_module
 from histfs.store.files import WritableTree
 from histfs.store.tree import BLOCK_SIZE, NotRegularError, Tree, file_blocks
 from tests.store.places import make_deep, open_descriptors
@@ -34,14 +35,16 @@ _OUTSIDE = (
 )
 
 
-@pytest.fixture(params=[0, 2], ids=["keeps none", "keeps two"])
-def tree(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Tree]:
+@pytest.fixture(params=["keeps none", "keeps two", "a kernel without openat2"])
+def tree(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tree]:
     root = tmp_path / "root"
     (root / "a/b/c/d/e/f/g").mkdir(parents=True)
     (root / "a/b/file").write_bytes(b"inside")
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/file").write_bytes(b"secret")
-    with Tree.open(root, cached_directories=request.param) as tree:
+    if request.param == "a kernel without openat2":
+        monkeypatch.setattr(tree_module, "_OPENAT2", -1)  # ENOSYS
+    with Tree.open(root, cached_directories=2 * (request.param == "keeps two")) as tree:
         yield tree
 
 
