@@ -44,7 +44,6 @@ class WritableTree(Tree):
     def __init__(self, root_fd: int, *, cached_directories: int = 128) -> None:
         super().__init__(root_fd, cached_directories=cached_directories)
         self.owners_were_refused = False
-        self._libc = ctypes.CDLL(None, use_errno=True)
 
     @classmethod
     def open(cls, path: Path | bytes, *, cached_directories: int = 128) -> Self:

@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 from pathlib import Path
 from typing import Self
 
@@ -11,11 +10,7 @@ from histfs.store.content.shared import DEFAULT_SIZES, Shared, Sizes
 from histfs.store.layout import DATA, Layout, State, read_layout, read_state
 from histfs.store.listing import Node
 from histfs.store.snapshot import Snapshot
-from histfs.store.tree import Tree
-
-# A directory changed again within the tick of the clock that stamps it looks unchanged: until it is
-# this old, its modification time proves nothing.
-_MTIME_IS_TRUSTED_AFTER_S = 2.0
+from histfs.store.tree import Tree, is_settled
 
 
 class Repository:
@@ -86,8 +81,7 @@ class Repository:
             stamp = (status.st_ino, status.st_mtime_ns)
             if self._state is None or self._state_is_of != stamp:
                 self._state = read_state(self.tree, self.layout)
-                age = time.time() - status.st_mtime
-                self._state_is_of = stamp if age > _MTIME_IS_TRUSTED_AFTER_S else None
+                self._state_is_of = stamp if is_settled(status) else None
             return self._state
 
     def sessions(self) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ import ctypes
 import errno
 import os
 import stat
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,16 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NOT_TO_BE_OPENED = (errno.ELOOP, errno.ENXIO)  # a symbolic link; a socket, or a device that is not there
 _OPENAT2 = 437  # the number of the system call
 _RESOLVE_BELOW = 0x08 | 0x04 | 0x02  # RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_MAGICLINKS
+_SETTLED_AFTER_S = 2.0
 BLOCK_SIZE = 256 * 1024
+
+
+def is_settled(directory: os.stat_result) -> bool:
+    """Whether the same modification time, seen later, proves that the directory has not changed.
+
+    One that is changed again within the tick of the clock that stamps it looks unchanged, until it is old enough.
+    """
+    return time.time() - directory.st_mtime > _SETTLED_AFTER_S
 
 
 class NotRegularError(OSError):
@@ -48,7 +58,8 @@ class Tree:
         self._root_fd = root_fd
         self._capacity = cached_directories
         self._directories: OrderedDict[bytes, int] = OrderedDict()
-        self._syscall = ctypes.CDLL(None).syscall
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._syscall = self._libc.syscall
         self._syscall.argtypes = ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t
         self._how = _OpenHow(_WALK, 0, _RESOLVE_BELOW)
 

@@ -5,10 +5,7 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC
 from pathlib import Path
 
@@ -20,49 +17,26 @@ from tests.compat import agreement
 from tests.compat.test_interrupted import histfs_command, marker_names
 from tests.histories import State
 from tests.oracle import Oracle
+from tests.watching import watched
 
 _DAY = 86_400
 _PATIENCE_S = 30.0
 
 
-class Reader(threading.Thread):
-    """Reads one snapshot of the mount after the other, with all its bytes, until it is told to stop."""
+class Reader:
+    """Reads one snapshot of the mount after the other, with all its bytes."""
 
     def __init__(self, mountpoint: Path, states: list[State], seed: int) -> None:
-        super().__init__(daemon=True)
         self._mountpoint = mountpoint
         self._states = states  # grows
         self._chance = random.Random(seed)
-        self.stop = threading.Event()
-        self.looks = 0
-        self.wrong: list[object] = []
 
-    def run(self) -> None:
-        try:
-            while not self.stop.is_set() and not self.wrong:
-                states = self._states[:]
-                state = self._chance.choice([states[0], *states[-4:]])
-                name = snapshot_names([each.time for each in states], UTC)[state.time]
-                agreement.agree(state, comparison.read(self._mountpoint / name), "the mount", root_mtime=False)
-                self.looks += 1
-        except BaseException as exc:
-            self.wrong.append(exc)
-
-
-@contextmanager
-def readers(mountpoint: Path, states: list[State], count: int) -> Iterator[list[Reader]]:
-    threads = [Reader(mountpoint, states, seed) for seed in range(count)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield threads
-    finally:
-        for thread in threads:
-            thread.stop.set()
-        for thread in threads:
-            thread.join(_PATIENCE_S)
-    assert [thread.wrong for thread in threads] == [[]] * count
-    assert all(thread.looks > 2 for thread in threads)
+    def look(self) -> list[object]:
+        states = self._states[:]
+        state = self._chance.choice([states[0], *states[-4:]])
+        name = snapshot_names([each.time for each in states], UTC)[state.time]
+        agreement.agree(state, comparison.read(self._mountpoint / name), "the mount", root_mtime=False)
+        return []
 
 
 class Writers:
@@ -136,7 +110,7 @@ def test_snapshots_do_not_change_in_a_mount(scratch: Path, rdiff_backup: Oracle,
     writers.session()
     writers.session()
     with agreement.mounted(scratch / "repository", scratch) as mountpoint:
-        with readers(mountpoint, writers.states, 2) as reading:
+        with watched([Reader(mountpoint, writers.states, seed).look for seed in range(2)]) as reading:
             end = time.monotonic() + seconds
             while time.monotonic() < end or not writers.undone:
                 writers.session()

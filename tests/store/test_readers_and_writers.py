@@ -1,10 +1,7 @@
 """Readers that look all the time, while sessions run, die and are undone: no snapshot ever looks different."""
 
 import random
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -18,54 +15,26 @@ from tests.store import rich
 from tests.store.killing import Killer
 from tests.store.places import is_root
 from tests.store.sessions import DAY, Sessions, manifest_of
+from tests.watching import watched
 
 
-class Reader(threading.Thread):
-    """Compares snapshots with what the source was, until it is told to stop."""
+class Reader:
+    """Compares snapshots with what the source was."""
 
-    def __init__(self, sessions: Sessions, seed: int) -> None:
-        super().__init__(daemon=True)
+    def __init__(self, sessions: Sessions, repository: Repository, seed: int) -> None:
         self._sessions = sessions
+        self._repository = repository
         self._chance = random.Random(seed)
-        self.stop = threading.Event()
-        self.looks = 0
-        self.wrong: list[object] = []
 
-    def run(self) -> None:
-        try:
-            with self._sessions.open() as repository:
-                while not self.stop.is_set() and not self.wrong:
-                    self._look(repository)
-        except BaseException as exc:
-            self.wrong.append(exc)
-
-    def _look(self, repository: Repository) -> None:
-        session_time = self._chance.choice(repository.sessions()[-3:])
-        snapshot = repository.snapshot(session_time)
+    def look(self) -> list[str] | None:
+        session_time = self._chance.choice(self._repository.sessions()[-3:])
+        snapshot = self._repository.snapshot(session_time)
         try:
             found = manifest_of(snapshot)
         finally:
             snapshot.close()
         expected = self._sessions.states.get(session_time)  # one that finished just now may not be noted yet
-        if expected is not None:
-            self.wrong += difference(expected, found)
-            self.looks += 1
-
-
-@contextmanager
-def readers(sessions: Sessions, count: int) -> Iterator[None]:
-    threads = [Reader(sessions, number) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        for thread in threads:
-            thread.stop.set()
-        for thread in threads:
-            thread.join(30)
-    assert [thread.wrong for thread in threads] == [[]] * count
-    assert all(thread.looks > 2 for thread in threads)
+        return None if expected is None else difference(expected, found)
 
 
 @pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.long)])
@@ -78,7 +47,11 @@ def test_snapshots_do_not_change(
     chance = random.Random(seconds)
     changes = Changes(str(sessions.source).encode(), chance, Limits(root=is_root()))
     end = time.monotonic() + seconds
-    with readers(sessions, 2):
+    with (
+        sessions.open() as one,
+        sessions.open() as other,
+        watched([Reader(sessions, repository, seed).look for seed, repository in enumerate((one, other))]),
+    ):
         while time.monotonic() < end:
             changes.mutate(10)
             if chance.random() < 0.5:

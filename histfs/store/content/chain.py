@@ -46,6 +46,16 @@ _END = b"\0"
 _LONG_LITERAL = b"\x43"  # a length of four bytes follows
 
 
+def open_increment(tree: Tree, increment: plan.Increment) -> int:
+    """A descriptor of an increment that was listed a moment ago. ChangedError if it is gone, DamagedError, OSError."""
+    try:
+        return tree.open_file(increment.path)
+    except FileNotFoundError:
+        raise ChangedError("one of its increments is gone") from None
+    except NotRegularError as exc:
+        raise DamagedError("its increment is not a regular file") from exc
+
+
 class Links:
     """The files of a chain, opened one at a time as there may be thousands. Those that may change are open already."""
 
@@ -71,12 +81,7 @@ class Links:
             os.lseek(self._newest, 0, os.SEEK_SET)
             yield self._newest
             return
-        try:
-            fd = self._tree.open_file(diff.path)
-        except FileNotFoundError:
-            raise ChangedError("one of its increments is gone") from None
-        except NotRegularError as exc:
-            raise DamagedError("its increment is not a regular file") from exc
+        fd = open_increment(self._tree, diff)
         try:
             yield fd
         finally:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from histfs import rsync
 from histfs.errors import DamagedError, NotADirectoryEntryError, NotFoundError
 from histfs.store import plan
-from histfs.store.content.chain import IN_MEMORY, OTHER_CONTENT, Composed, Composer, Links, Patcher
+from histfs.store.content.chain import IN_MEMORY, OTHER_CONTENT, Composed, Composer, Links, Patcher, open_increment
 from histfs.store.content.sources import ChangedError, File, Memory, Source
 from histfs.store.entry import Entry, Kind
 from histfs.store.tree import BLOCK_SIZE, NotRegularError
@@ -80,7 +80,7 @@ class Opening:
         if (status.st_size, status.st_mtime_ns // 10**9) != (self._entry.size_bytes, self._entry.mtime_s):
             return None
         data = os.pread(fd, self._entry.size_bytes, 0)
-        if hashlib.sha1(data, usedforsecurity=False).hexdigest().encode() != self._sha1:
+        if _digest(data) != self._sha1:
             return None
         source = Memory(data) if len(data) <= IN_MEMORY else File(os.dup(fd))
         return Version(source, status.st_mtime_ns)
@@ -114,12 +114,7 @@ class Opening:
         return fd
 
     def _open_increment(self, increment: plan.Increment, stack: ExitStack) -> int:
-        try:
-            fd = self._tree.open_file(increment.path)
-        except FileNotFoundError:
-            raise ChangedError("one of its increments is gone") from None
-        except NotRegularError as exc:
-            raise DamagedError("its increment is not a regular file") from exc
+        fd = open_increment(self._tree, increment)
         stack.callback(os.close, fd)
         return fd
 
@@ -183,10 +178,7 @@ class Opening:
             stack.callback(version.source.close)
             if self._entry.size_bytes <= CHECKED_AT_ONCE:
                 data = version.source.pread(self._entry.size_bytes, 0)
-                if (
-                    self._sha1 is not None
-                    and hashlib.sha1(data, usedforsecurity=False).hexdigest().encode() != self._sha1
-                ):
+                if self._sha1 is not None and _digest(data) != self._sha1:
                     raise DamagedError(OTHER_CONTENT)
                 if len(data) <= IN_MEMORY:
                     return self._in_memory(data, version.mtime_ns)
@@ -215,6 +207,10 @@ class Opening:
     def _in_memory(self, data: bytes, mtime_ns: int) -> Version:
         self._shared.versions.put(self._key, (data, mtime_ns), len(data) + 1024)
         return Version(Memory(data), mtime_ns)
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha1(data, usedforsecurity=False).hexdigest().encode()
 
 
 def sha1_of(fd: int) -> bytes:

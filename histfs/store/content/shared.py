@@ -7,7 +7,6 @@ while it is the same file, and what a version is made of does not change as long
 import errno
 import os
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
@@ -17,7 +16,7 @@ from histfs.store.entry import Entry, join
 from histfs.store.format.names import parse_increment_name
 from histfs.store.layout import Layout
 from histfs.store.plan import Increment
-from histfs.store.tree import NotRegularError, Tree
+from histfs.store.tree import NotRegularError, Tree, is_settled
 
 if TYPE_CHECKING:
     from histfs.store.content.chain import Composed
@@ -26,9 +25,6 @@ _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
 _R = TypeVar("_R")
 
-# A directory changed again within the tick of the clock that stamps it looks unchanged: until it is
-# this old, its modification time proves nothing.
-_MTIME_IS_TRUSTED_AFTER_S = 2.0
 _LISTINGS_BYTES = 8 << 20
 _OPEN_FILES = 200
 
@@ -129,7 +125,7 @@ class Listings:
         except (FileNotFoundError, NotADirectoryError):
             return b"\0"
         records = b"".join(b"\0" + self._record(name) for name in names) + b"\0"
-        if time.time() - status.st_mtime > _MTIME_IS_TRUSTED_AFTER_S:
+        if is_settled(status):
             self._kept.put(directory, (stamp, records), len(records))
         return records
 
