@@ -3,10 +3,14 @@
 import argparse
 from collections.abc import Iterator
 from datetime import UTC
+from typing import TYPE_CHECKING
 
 from histfs.cli import options
 from histfs.cli.output import Output, iso_time
 from histfs.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from histfs.store.entry import Entry
 
 DESCRIPTION = """\
 Show what is in a repository: the sessions it has, or the files of one moment.
@@ -71,12 +75,14 @@ def add_to(verbs: "options.Verbs") -> None:
     sessions.add_argument(
         "--utc", action="store_true", help="show UTC, not local time; add a Z to such a name to use it with --at"
     )
+    options.add_json(sessions)
     sessions.add_argument("repository", metavar="REPO", type=options.path, help="the repository")
     sessions.set_defaults(run=run_sessions, if_stopped=IF_STOPPED)
     files = options.add_verb(
         subjects, "files", "which files there were", description=FILES_DESCRIPTION, epilog=FILES_EPILOG
     )
     options.add_at(files)
+    options.add_json(files)
     files.add_argument("--null", action="store_true", help="raw names, each ended by a NUL, for `xargs -0`")
     files.add_argument("repository", metavar="REPO[/sub]", type=options.path, help="the repository, or what is in it")
     files.set_defaults(run=run_files, if_stopped=IF_STOPPED)
@@ -91,6 +97,10 @@ def run_sessions(arguments: argparse.Namespace, output: Output) -> int:
         times = repository.sessions()
         unfinished = repository.unfinished()
     names = snapshot_names(times, zone)
+    if arguments.json:
+        sessions = [{"name": names[time], "time": iso_time(time, zone), "seconds": time} for time in times]
+        output.document({"sessions": sessions, "unfinished": unfinished})
+        return 0
     width = max(map(len, names.values()), default=0)
     output.lines(
         f"{names[time]:{width}}  {iso_time(time, zone)}  {time}{'  newest' if time == times[-1] else ''}"
@@ -106,14 +116,28 @@ def run_sessions(arguments: argparse.Namespace, output: Output) -> int:
 
 def run_files(arguments: argparse.Namespace, output: Output) -> int:
     with options.open_past(arguments) as past:
+        if arguments.json:
+            output.document(list(_described(past, output)))
+            return 0
         output.names(_paths(past, output), null=arguments.null)
     return 0
 
 
 def _paths(past: options.Past, output: Output) -> Iterator[bytes]:
+    return (entry.path for entry in _entries(past, output))
+
+
+def _described(past: options.Past, output: Output) -> Iterator[dict[str, object]]:
+    for entry in _entries(past, output):
+        mtime_s = entry.mtime_s if entry.kind.has_mtime else None
+        described = {"path": entry.path or b".", "type": entry.kind.value, "mode": f"{entry.mode:04o}"}
+        yield described | {"size": entry.size_bytes, "mtime": mtime_s, "uid": entry.uid, "gid": entry.gid}
+
+
+def _entries(past: options.Past, output: Output) -> "Iterator[Entry]":
     entry = None
     for entry in past.repository.snapshot(past.session_time).entries(past.path, output.report):
-        yield entry.path
+        yield entry
     if entry is None:
         raise NotFoundError(
             "nothing of this name is in the repository at that time",

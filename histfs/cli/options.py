@@ -109,6 +109,10 @@ def add_at(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--at", metavar="TIME", help="the past to look at (default: the newest session)")
 
 
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, for programs")
+
+
 class Past(NamedTuple):
     """What `[--at TIME] REPO[/sub]` means."""
 

@@ -9,6 +9,7 @@ Results go to standard output, everything said to a person about them to standar
 """
 
 import functools
+import json
 import operator
 import os
 import sys
@@ -59,6 +60,14 @@ class Output:
         else:
             _write_results((path or b".") + b"\n" for path in paths)
 
+    def document(self, value: object) -> None:
+        """Writes a JSON document, which is a YAML document as well. Raises ReaderGoneError, StorageError.
+
+        `value` is made of dicts, lists, tuples, str, bytes (names: what is not UTF-8 becomes lone surrogates, as in
+        PEP 383), numbers, bool and None.
+        """
+        self.text(json.dumps(_readable(value), indent=2))
+
     # For a person. These never fail.
 
     def tell(self, text: str) -> None:
@@ -98,6 +107,15 @@ class Output:
 
     def _say(self, text: str) -> None:
         _write_if_possible(sys.stderr, f"histfs: {one_line(text)}\n")
+
+
+def _readable(value: object) -> object:
+    """`value` with what JSON has no type for as text."""
+    if isinstance(value, bytes):
+        return os.fsdecode(value)
+    if isinstance(value, dict):
+        return {key: _readable(item) for key, item in value.items()}
+    return [_readable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def is_terminal() -> bool:

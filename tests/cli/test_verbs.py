@@ -1,5 +1,7 @@
 """What each verb passes on, says, and makes of the outcome."""
 
+import json
+import os
 import re
 import sys
 from datetime import UTC
@@ -147,6 +149,14 @@ class TestListSessions:
         assert str(NEWEST + 60) not in ran.out
         assert cli("-q", "list", "sessions", "repo").err == ""
 
+    def test_json(self, cli):
+        cli.repository.unfinished_time = NEWEST + 60
+        listed = json.loads(cli("list", "sessions", "--utc", "--json", "repo").out)
+        assert listed["unfinished"] == NEWEST + 60
+        assert [session["seconds"] for session in listed["sessions"]] == [FIRST, SECOND, NEWEST]
+        assert listed["sessions"][0]["name"] == f"@{FIRST}Z"
+        assert listed["sessions"][0]["time"] == "2024-05-01T08:00:00+00:00"
+
     def test_of_nothing(self, cli):
         cli.repository.times = ()
         assert cli("list", "sessions", "repo").out == ""
@@ -167,6 +177,12 @@ class TestListFiles:
     def test_raw_names_for_xargs(self, cli):
         cli.repository.paths = [b"sub/a\nb", b"sub/\x1b"]
         assert cli("list", "files", "--null", "repo/sub").out == "sub/a\nb\0sub/\x1b\0"
+
+    def test_json(self, cli):
+        cli.repository.paths = [b"sub", b"sub/\xff\n"]
+        listed = json.loads(cli("list", "files", "--json", "repo/sub").out)
+        assert [os.fsencode(file["path"]) for file in listed] == [b"sub", b"sub/\xff\n"]
+        assert listed[0] == {"path": "sub", "type": "reg", "mode": "0000", "size": 0, "mtime": 0, "uid": 0, "gid": 0}
 
     def test_a_path_that_was_not_there(self, cli):
         ran = cli("list", "files", "--at", "1B", "repo/sub")
