@@ -17,8 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from histfs import __version__
-from histfs.cli import backup, listing, mount, options, regress, restore, umount, verify
+from histfs.cli import backup, general, listing, mount, options, regress, restore, umount, verify
 from histfs.cli.output import Output, ReaderGoneError, occupy_standard_descriptors
 from histfs.errors import EXIT_ERROR, HistfsError, UsageError, printable
 
@@ -57,8 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.Namespace(if_stopped="nothing was done", debug=False)
     try:
         with _stop_signals():
-            _parse(argv, arguments)
-            return _run(arguments, output) | output.reported
+            _parse(general.expanded(argv), arguments)
+            with general.settled(arguments, output):
+                return _run(arguments, output) | output.reported
     except SystemExit as exc:  # argparse has answered: help, version, wrong arguments
         return exc.code if isinstance(exc.code, int) else 0
     except ReaderGoneError:
@@ -75,7 +75,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, output: Output) -> int:
-    output.quiet = arguments.quiet
     if arguments.force and not getattr(arguments, "takes_force", False):
         raise UsageError("--force has no meaning here", advice="only backup and regress take it")
     arguments.now = int(time.time()) if arguments.current_time is None else arguments.current_time
@@ -95,24 +94,13 @@ def make_parser() -> options.Parser:
     """The parser for the whole command line."""
     parser = options.Parser(
         prog="histfs",
+        usage="histfs [-h] [-V] [-q] [-v LEVEL] [--force] [OPTION ...] VERB ...",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("-V", "--version", action="version", version=f"histfs {__version__}")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no summaries and notes; only what is wrong")
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="with backup and regress: undo an unfinished session although its process seems to be alive",
-    )
-    parser.add_argument(
-        "--current-time",
-        metavar="SECONDS",
-        type=options.seconds,
-        help="take this second since 1970 for the present, as the time of a session and for --at",
-    )
-    verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs")
+    general.add_to(parser)
+    verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs", prog="histfs")
     for verb in VERBS:
         verb.add_to(verbs)
     return parser

@@ -45,12 +45,17 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     from histfs.store.format.stats import format_session_statistics
 
     outcome = backup(
-        arguments.source, arguments.repository, now=arguments.now, report=output.report, force=arguments.force
+        arguments.source,
+        arguments.repository,
+        now=arguments.now,
+        report=output.report,
+        force=arguments.force,
+        null_separator=arguments.null_separator,
     )
     exit_code = 0
     if outcome.regressed:
         exit_code |= EXIT_WARNING
-        output.error("the session before this one had been cut off; it was undone, and this one is complete")
+        output.warn("the session before this one had been cut off; it was undone, and this one is complete")
     if outcome.source_errors:
         exit_code |= EXIT_FILE_ERROR
     if outcome.source_warnings:

@@ -21,17 +21,29 @@ from typing import TextIO
 
 from histfs.errors import EXIT_ERROR, EXIT_WARNING, HistfsError, StorageError, printable, printable_time
 
+# How much is said, as rdiff-backup counts it; each level says what those below it say, and results are always printed.
+ERRORS, QUIET, NORMAL, TRACEBACKS = 1, 2, 3, 8
+
 
 class ReaderGoneError(HistfsError):
     """Whoever read our results has closed the pipe: nobody is left to write for, and nothing is wrong."""
 
 
 class Output:
-    """Where a command writes. `quiet` drops what is said only for comfort: summaries and notes."""
+    """Where a command writes, as much as `verbosity` lets it.
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet
+    `results_only`: a program reads the results; what is for a person goes to standard error then.
+    """
+
+    def __init__(self) -> None:
+        self.verbosity = NORMAL
+        self.results_only = False
         self._reported: set[int] = set()  # exit codes
+
+    @property
+    def quiet(self) -> bool:
+        """Whether what is said only for comfort is dropped: summaries and notes."""
+        return self.verbosity < NORMAL
 
     @property
     def reported(self) -> int:
@@ -72,7 +84,11 @@ class Output:
 
     def tell(self, text: str) -> None:
         """Writes a summary to standard output, unless the person wanted quiet."""
-        if not self.quiet:
+        if self.quiet:
+            return
+        if self.results_only:
+            self._say(text)
+        else:
             self.insist(one_line(text) + "\n")
 
     def insist(self, text: str) -> None:
@@ -85,13 +101,19 @@ class Output:
             self._say(f"note: {text}")
 
     def error(self, problem: HistfsError | str) -> None:
-        """Says what is wrong, in one line on standard error."""
-        self._say(str(problem))
+        """Says what stopped the command, in one line on standard error."""
+        if self.verbosity >= ERRORS:
+            self._say(str(problem))
+
+    def warn(self, problem: HistfsError | str) -> None:
+        """Says what is wrong and did not stop the command."""
+        if self.verbosity >= QUIET:
+            self._say(str(problem))
 
     def report(self, problem: HistfsError) -> None:
         """Says a problem that an operation goes on from: a warning at least, and no error. From any thread."""
         self._reported.add(problem.exit_code & ~EXIT_ERROR or EXIT_WARNING)
-        self.error(problem)
+        self.warn(problem)
 
     def usage(self, usage: str, problem: str) -> None:
         """Says how a command is written and what is wrong with the one that was."""
@@ -100,6 +122,7 @@ class Output:
 
     def bug(self, exception: Exception, *, with_traceback: bool) -> None:
         """Says that histfs itself has failed, and how to find out more."""
+        with_traceback = with_traceback or self.verbosity >= TRACEBACKS
         advice = "" if with_traceback else "; please report it with what HISTFS_DEBUG=1 in the environment shows"
         self._say(f"this is a bug in histfs: {type(exception).__name__}: {exception}{advice}")
         if with_traceback:

@@ -52,12 +52,19 @@ class BackupOutcome(NamedTuple):
 
 
 def backup(
-    source: Path, repository: Path, *, now: int, report: Callable[[HistfsError], None], force: bool = False
+    source: Path,
+    repository: Path,
+    *,
+    now: int,
+    report: Callable[[HistfsError], None],
+    force: bool = False,
+    null_separator: bool = False,
 ) -> BackupOutcome:
     """Run a session at `now` (seconds since the epoch) from the directory `source` to `repository`.
 
     The repository is made if there is none. `report` is told of everything that went wrong without stopping the
-    session. `force` undoes an unfinished session even if its writer seems to run still. Raises HistfsError.
+    session. `force` undoes an unfinished session even if its writer seems to run still. With `null_separator` the
+    lines of file_statistics and error_log end in a NUL. Raises HistfsError.
     """
     with ExitStack() as stack:
         opened = stack.enter_context(Source.open(source))
@@ -68,7 +75,8 @@ def backup(
                 tree.make_directory(DATA)
             stack.enter_context(locked(tree, verb="backup"))
             regressed = recover(tree, repository, report=report, force=force)
-            return _Session(tree, repository, opened, now, report).run()._replace(regressed=regressed)
+            session = _Session(tree, repository, opened, now, report, b"\0" if null_separator else b"\n")
+            return session.run()._replace(regressed=regressed)
 
 
 def _check_apart(source: Path, repository: Path) -> None:
@@ -107,8 +115,10 @@ class _Session:
         source: Source,
         now: int,
         report: Callable[[HistfsError], None],
+        line_end: bytes,
     ) -> None:
         self._tree = tree
+        self._line_end = line_end
         self._repository = Repository(tree, path)
         self._layout = self._repository.layout
         self._source = source
@@ -133,7 +143,8 @@ class _Session:
         if previous is not None:
             self._write_marker()
         becomes_diff = previous is not None and not _previous_stays(self._state, previous)
-        with SessionRecords(self._tree, self._layout, self._now, previous if becomes_diff else None) as records:
+        diff_of = previous if becomes_diff else None
+        with SessionRecords(self._tree, self._layout, self._now, diff_of, self._line_end) as records:
             self._update_mirror(previous, records)
             statistics = records.finish(elapsed_s=time.monotonic() - started)
         self._commit(previous, becomes_diff)

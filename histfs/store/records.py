@@ -10,11 +10,11 @@ from histfs.store.entry import Entry, Kind
 from histfs.store.files import WritableTree, write_blocks
 from histfs.store.format.metadata import format_record
 from histfs.store.format.stats import (
-    FILE_STATISTICS_HEADER,
     FileStatistic,
     LoggedError,
     SessionStatistics,
     format_file_statistic,
+    format_file_statistics_header,
     format_logged_error,
     format_session_statistics,
 )
@@ -68,16 +68,20 @@ class SessionRecords:
     """Everything that is recorded of the session at `session_time`. A context manager that closes the files.
 
     `previous`: the time of the session before, if its list becomes a reverse diff; None to leave its list as it is.
+    `line_end`: what ends a line of what people and tools read about files.
     """
 
-    def __init__(self, tree: WritableTree, layout: Layout, session_time: int, previous: int | None) -> None:
+    def __init__(
+        self, tree: WritableTree, layout: Layout, session_time: int, previous: int | None, line_end: bytes = b"\n"
+    ) -> None:
         self._tree = tree
         self._layout = layout
         self._time = session_time
+        self._line_end = line_end
         self._list = CompressedFile(tree, layout, b"mirror_metadata", session_time, b"snapshot")
         self._diff = None if previous is None else CompressedFile(tree, layout, b"mirror_metadata", previous, b"diff")
         self._file_statistics = CompressedFile(tree, layout, b"file_statistics", session_time, b"data")
-        self._file_statistics.write(FILE_STATISTICS_HEADER)
+        self._file_statistics.write(format_file_statistics_header(line_end))
         self._errors = CompressedFile(tree, layout, b"error_log", session_time, b"data")
         self.statistics = SessionStatistics(start_time_s=session_time)
 
@@ -106,7 +110,7 @@ class SessionRecords:
         kind = b"UpdateError" if isinstance(error, SourceError) else b"SpecialFileError"
         path = os.fsencode(error.path if error.path is not None else b"")
         logged = LoggedError(kind, printable(path).encode(), error.problem.encode("utf-8", "surrogateescape"))
-        self._errors.write(format_logged_error(logged))
+        self._errors.write(format_logged_error(logged, self._line_end))
 
     def finish(self, *, elapsed_s: float) -> SessionStatistics:
         """Write what is left; the statistics of the session."""
@@ -155,6 +159,7 @@ class SessionRecords:
                     None if new is None else new_bytes,
                     None if old is None else old_bytes,
                     update.increment_bytes,
-                )
+                ),
+                self._line_end,
             )
         )

@@ -19,6 +19,7 @@ FIRST, SECOND, NEWEST = 1_714_550_400, 1_714_636_800, 1_714_723_200
 STATISTICS = SessionStatistics(
     1_714_550_400, source_files=7, new_files=3, changed_files=2, deleted_files=1, source_file_bytes=4096
 )
+PLAIN = {"force": False, "null_separator": False}
 
 
 def backed_up(**changes):
@@ -30,7 +31,7 @@ class TestBackup:
     def test_passes_on_its_arguments_and_sums_up_in_one_line(self, cli):
         cli.outcomes["backup"] = backed_up()
         ran = cli("--current-time", 1234, "backup", "src", "repo")
-        assert cli.calls["backup"] == (Path("src"), Path("repo"), {"now": 1234, "force": False})
+        assert cli.calls["backup"] == (Path("src"), Path("repo"), PLAIN | {"now": 1234})
         assert (ran.code, ran.err) == (0, "")
         assert ran.out == "7 files: 3 new, 2 changed, 1 deleted; 4096 bytes\n"
 
@@ -38,7 +39,7 @@ class TestBackup:
         monkeypatch.setattr("time.time", lambda: 99.9)
         cli.outcomes["backup"] = backed_up()
         cli("backup", "src", "repo")
-        assert cli.calls["backup"][2] == {"now": 99, "force": False}
+        assert cli.calls["backup"][2] == PLAIN | {"now": 99}
 
     def test_quiet(self, cli):
         cli.outcomes["backup"] = backed_up()

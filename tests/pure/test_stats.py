@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from histfs.errors import FormatError
 from histfs.store.format.stats import (
-    FILE_STATISTICS_HEADER,
     FileStatistic,
     LoggedError,
     SessionStatistics,
     format_file_statistic,
+    format_file_statistics_header,
     format_logged_error,
     format_session_statistics,
     parse_file_statistic,
@@ -193,12 +193,21 @@ def test_file_statistics_that_are_damaged(line):
 
 
 def test_the_header_is_no_statistic():
-    assert FILE_STATISTICS_HEADER == (
+    header = format_file_statistics_header()
+    assert header == (
         b"# Format of each line in file statistics file:\n# Filename Changed SourceSize MirrorSize IncrementSize\n"
     )
-    for line in FILE_STATISTICS_HEADER.splitlines():
+    for line in header.splitlines():
         with pytest.raises(FormatError):
             parse_file_statistic(line)
+
+
+def test_lines_may_end_in_a_nul():
+    assert format_file_statistics_header(b"\0") == format_file_statistics_header().replace(b"\n", b"\0")
+    line = format_file_statistic(FileStatistic(b"a\nb", True, 1, None, None), b"\0")
+    assert line == b"a\\nb 1 1 NA NA\0"
+    assert parse_file_statistic(line) == FileStatistic(b"a\nb", True, 1, None, None)
+    assert format_logged_error(LoggedError(b"ListError", b"a", b"b"), b"\0") == b"ListError: 'a' b\0"
 
 
 LOG = [

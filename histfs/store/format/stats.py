@@ -15,8 +15,9 @@ from histfs.store.format.metadata import quote_path, unquote_path
 _NUMBER = re.compile(rb"-?\d{1,19}(?:\.\d{1,9})?")
 _UNITS = ("KB", "MB", "GB", "TB", "PB", "EB")
 
-FILE_STATISTICS_HEADER = (
-    b"# Format of each line in file statistics file:\n# Filename Changed SourceSize MirrorSize IncrementSize\n"
+_FILE_STATISTICS_HEADER = (
+    b"# Format of each line in file statistics file:",
+    b"# Filename Changed SourceSize MirrorSize IncrementSize",
 )
 
 
@@ -151,7 +152,7 @@ _FILE_STATISTIC = re.compile(rb"(.+) ([01]) (\d{1,19}|NA) (\d{1,19}|NA) (\d{1,19
 def parse_file_statistic(line: bytes) -> FileStatistic:
     """One line, with or without its newline (or NUL); read from the right, as a path may hold blanks.
 
-    Raises FormatError, also for the two lines of FILE_STATISTICS_HEADER.
+    Raises FormatError, also for the two lines of the header.
     """
     match = _FILE_STATISTIC.fullmatch(line.rstrip(b"\n\0"))
     if match is None:
@@ -160,10 +161,15 @@ def parse_file_statistic(line: bytes) -> FileStatistic:
     return FileStatistic(unquote_path(match[1]), match[2] == b"1", *sizes)
 
 
-def format_file_statistic(statistic: FileStatistic) -> bytes:
-    """One line with its newline."""
+def format_file_statistics_header(end: bytes = b"\n") -> bytes:
+    """The two lines before those of the files, each with `end`: a newline or a NUL."""
+    return b"".join(line + end for line in _FILE_STATISTICS_HEADER)
+
+
+def format_file_statistic(statistic: FileStatistic, end: bytes = b"\n") -> bytes:
+    """One line with its `end`: a newline or a NUL."""
     sizes = (b"NA" if size is None else b"%d" % size for size in statistic[2:])
-    return b" ".join((quote_path(statistic.path), b"%d" % statistic.is_changed, *sizes)) + b"\n"
+    return b" ".join((quote_path(statistic.path), b"%d" % statistic.is_changed, *sizes)) + end
 
 
 class LoggedError(NamedTuple):
@@ -188,6 +194,6 @@ def parse_logged_error(line: bytes) -> LoggedError:
     return LoggedError(match[1], match[3] if match[2] is None else match[2], match[4])
 
 
-def format_logged_error(error: LoggedError) -> bytes:
-    """One line with its newline; line breaks within become blanks."""
-    return b"%b: '%b' %b" % (error.type, *(part.replace(b"\n", b" ") for part in error[1:])) + b"\n"
+def format_logged_error(error: LoggedError, end: bytes = b"\n") -> bytes:
+    """One line with its `end`, a newline or a NUL; line breaks within become blanks."""
+    return b"%b: '%b' %b" % (error.type, *(part.replace(b"\n", b" ") for part in error[1:])) + end
