@@ -41,12 +41,12 @@ STORE_LAYERS = [
     OPERATIONS,
     {"increments", "long_names", "mirror", "records", "recovery"},
     {"repository", "snapshot", "listing", "content", "catalog"},
-    {"batch", "compression", "delta", "files", "layout", "lock", "source", "special", "tree"},
-    {"plan", "selection", "when", "format"},
+    {"accounts", "batch", "compression", "delta", "files", "layout", "lock", "source", "special", "tree"},
+    {"owners", "plan", "selection", "when", "format"},
     {"entry"},
 ]
 BUILD_SCRIPTS = {"_fuse_build", "_rsync_build"}  # not part of the running program
-PURE = {"store.format", "store.entry", "store.plan", "store.selection", "store.when", "remote.protocol"}
+PURE = {"store.format", "store.entry", "store.owners", "store.plan", "store.selection", "store.when", "remote.protocol"}
 IMPURE = re.compile(
     "asyncio|cffi|gzip|io|isal|logging|os|pathlib|pyfuse3|random|select|shutil|signal|socket|sqlite3|subprocess|sys|tempfile"
     "|threading|time|trio|zlib"

@@ -37,6 +37,7 @@ def add_to(verbs: "options.Verbs") -> None:
     parser.add_argument(
         "--print-statistics", action="store_true", help="print the session's statistics instead of the summary"
     )
+    options.add_owners(parser)
     parser.set_defaults(run=run, if_stopped=IF_STOPPED, takes_force=True)
 
 
@@ -51,6 +52,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         report=output.report,
         force=arguments.force,
         null_separator=arguments.null_separator,
+        owners=options.owners(arguments),
     )
     exit_code = 0
     if outcome.regressed:

@@ -15,6 +15,7 @@ from histfs.cli.output import Output
 from histfs.errors import EXIT_ERROR, printable
 
 if TYPE_CHECKING:
+    from histfs.store.owners import Owners
     from histfs.store.repository import Repository
 
 TIMES = """\
@@ -111,6 +112,25 @@ def add_at(parser: argparse.ArgumentParser) -> None:
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON, for programs")
+
+
+def add_owners(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("owners (by name; by number where a name is not known here)")
+    group.add_argument(
+        "--user-mapping-file", metavar="FILE", type=path, help="lines OLD:NEW, names or numbers, for other users"
+    )
+    group.add_argument("--group-mapping-file", metavar="FILE", type=path, help="the same for groups")
+    group.add_argument("--preserve-numerical-ids", action="store_true", help="by number, whatever the names are")
+
+
+def owners(arguments: argparse.Namespace) -> "Owners":
+    """What the options of `add_owners` mean. Raises UsageError."""
+    from histfs.store.accounts import mapped_owners
+    from histfs.store.owners import NUMERICAL
+
+    if arguments.preserve_numerical_ids:
+        return NUMERICAL
+    return mapped_owners(arguments.user_mapping_file, arguments.group_mapping_file)
 
 
 class Past(NamedTuple):

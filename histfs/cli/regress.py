@@ -36,13 +36,16 @@ def add_to(verbs: "options.Verbs") -> None:
         verbs, "regress", "undo a session that did not finish", description=DESCRIPTION, epilog=EPILOG
     )
     parser.add_argument("repository", metavar="REPO", type=options.path, help="the repository")
+    options.add_owners(parser)
     parser.set_defaults(run=run, if_stopped=IF_STOPPED, takes_force=True)
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     from histfs.store.regress import regress
 
-    outcome = regress(arguments.repository, report=output.report, force=arguments.force)
+    outcome = regress(
+        arguments.repository, report=output.report, force=arguments.force, owners=options.owners(arguments)
+    )
     if outcome is None:
         output.tell("nothing to undo: the last session has finished")
         return 0

@@ -38,6 +38,7 @@ def add_to(verbs: "options.Verbs") -> None:
     options.add_at(parser)
     parser.add_argument("repository", metavar="REPO[/sub]", type=options.path, help="the repository, or what is in it")
     parser.add_argument("target", metavar="TARGET", type=options.path, help="where to copy it to; must not exist")
+    options.add_owners(parser)
     parser.set_defaults(run=run, if_stopped=IF_STOPPED)
 
 
@@ -45,7 +46,14 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     from histfs.store.restore import restore
 
     with options.open_past(arguments) as past:
-        outcome = restore(past.repository, past.path, past.session_time, arguments.target, report=output.report)
+        outcome = restore(
+            past.repository,
+            past.path,
+            past.session_time,
+            arguments.target,
+            report=output.report,
+            owners=options.owners(arguments),
+        )
     output.tell(
         f"{counted(outcome.files)} as of {iso_time(past.session_time, None)} restored to {printable(arguments.target)}"
     )

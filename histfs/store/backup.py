@@ -24,6 +24,7 @@ from histfs.errors import (
     printable_time,
     storage_errors,
 )
+from histfs.store.accounts import BY_NAME
 from histfs.store.batch import Batch
 from histfs.store.catalog import update_catalog
 from histfs.store.entry import Entry, is_below, sort_key
@@ -34,6 +35,7 @@ from histfs.store.increments import IncrementWriter
 from histfs.store.layout import CHARS_TO_QUOTE, DATA, INCREMENTS, SPECIAL_ESCAPES, State, read_state
 from histfs.store.lock import locked, marker_text
 from histfs.store.mirror import MirrorUpdate, Update
+from histfs.store.owners import Owners
 from histfs.store.records import SessionRecords
 from histfs.store.recovery import recover
 from histfs.store.repository import Repository
@@ -59,12 +61,14 @@ def backup(
     report: Callable[[HistfsError], None],
     force: bool = False,
     null_separator: bool = False,
+    owners: Owners = BY_NAME,
 ) -> BackupOutcome:
     """Run a session at `now` (seconds since the epoch) from the directory `source` to `repository`.
 
     The repository is made if there is none. `report` is told of everything that went wrong without stopping the
     session. `force` undoes an unfinished session even if its writer seems to run still. With `null_separator` the
-    lines of file_statistics and error_log end in a NUL. Raises HistfsError.
+    lines of file_statistics and error_log end in a NUL. `owners`: whose the files of the mirror are. Raises
+    HistfsError.
     """
     with ExitStack() as stack:
         opened = stack.enter_context(Source.open(source))
@@ -74,8 +78,8 @@ def backup(
             with contextlib.suppress(FileExistsError):
                 tree.make_directory(DATA)
             stack.enter_context(locked(tree, verb="backup"))
-            regressed = recover(tree, repository, report=report, force=force)
-            session = _Session(tree, repository, opened, now, report, b"\0" if null_separator else b"\n")
+            regressed = recover(tree, repository, report=report, owners=owners, force=force)
+            session = _Session(tree, repository, opened, now, report, owners, b"\0" if null_separator else b"\n")
             return session.run()._replace(regressed=regressed)
 
 
@@ -115,6 +119,7 @@ class _Session:
         source: Source,
         now: int,
         report: Callable[[HistfsError], None],
+        owners: Owners,
         line_end: bytes,
     ) -> None:
         self._tree = tree
@@ -124,6 +129,7 @@ class _Session:
         self._source = source
         self._now = now
         self._report = report
+        self._owners = owners
         self._state = read_state(tree, self._layout)
         self._marker = self._layout.data_path(b"current_mirror", now, b"data")
         self._errors = 0
@@ -167,13 +173,13 @@ class _Session:
         increments = None
         if previous is not None:
             since_ns = self._tree.stat(self._marker).st_ctime_ns
-            increments = IncrementWriter(self._tree, self._layout, previous, since_ns)
+            increments = IncrementWriter(self._tree, self._layout, previous, since_ns, self._owners)
 
         def report(error: HistfsError) -> None:
             records.add_error(error)
             self._report(error)
 
-        mirror = MirrorUpdate(self._tree, self._layout, self._source, batch, increments, report)
+        mirror = MirrorUpdate(self._tree, self._layout, self._source, batch, increments, report, self._owners)
         old_entries = iter(()) if previous is None else self._repository.snapshot(previous).entries()
         for old, found in paired(old_entries, self._source.walk(self._is_repository)):
             if isinstance(found, Unreadable):

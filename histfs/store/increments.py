@@ -11,6 +11,7 @@ from histfs.store.delta import make_delta
 from histfs.store.entry import Entry, Kind
 from histfs.store.files import Attributes, WritableTree
 from histfs.store.layout import Layout
+from histfs.store.owners import Owners
 from histfs.store.special import make_special
 from histfs.store.tree import file_blocks
 
@@ -30,11 +31,12 @@ class IncrementWriter:
     another session was undone, and makes way.
     """
 
-    def __init__(self, tree: WritableTree, layout: Layout, session_time: int, since_ns: int) -> None:
+    def __init__(self, tree: WritableTree, layout: Layout, session_time: int, since_ns: int, owners: Owners) -> None:
         self._tree = tree
         self._layout = layout
         self._time = session_time
         self._since_ns = since_ns
+        self._owners = owners
 
     def write(self, old: Entry | None, new: Entry | None, new_content: bytes | None = None) -> int:
         """Preserve `old`, whose place `new` takes; the size of the increment in bytes.
@@ -80,7 +82,7 @@ class IncrementWriter:
                 os.close(fd)
         path = self._layout.increment_path(old, self._time, b"snapshot")
         self._tree.make_directories(path.rpartition(b"/")[0])
-        attributes = Attributes(old.mode & 0o777, old.uid, old.gid, None)
+        attributes = Attributes(old.mode & 0o777, *self._owners.of(old), None)
         try:
             make_special(self._tree, path, old, attributes)
         except FileExistsError:
@@ -96,7 +98,7 @@ class IncrementWriter:
         if compressed:
             blocks = compress_seekable(blocks, commands=type_ == b"diff")
         # Without setuid and setgid: an increment is not a program, and the record keeps these bits.
-        attributes = Attributes(entry.mode & 0o777, entry.uid, entry.gid, mtime_ns(entry, status))
+        attributes = Attributes(entry.mode & 0o777, *self._owners.of(entry), mtime_ns(entry, status))
         return self._tree.fill_file(
             self._create_file(path), path, blocks, attributes=None if type_ == b"missing" else attributes
         )

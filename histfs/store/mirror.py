@@ -21,6 +21,7 @@ from histfs.store.files import Attributes, WritableTree, write_blocks
 from histfs.store.increments import IncrementWriter, mtime_ns
 from histfs.store.layout import Layout
 from histfs.store.long_names import LongNames
+from histfs.store.owners import Owners
 from histfs.store.source import Found, Source
 from histfs.store.special import make_special, mirror_mode
 
@@ -70,6 +71,7 @@ class MirrorUpdate:
         batch: Batch,
         increments: IncrementWriter | None,
         report: Callable[[HistfsError], None],
+        owners: Owners,
     ) -> None:
         self._tree = tree
         self._layout = layout
@@ -77,6 +79,7 @@ class MirrorUpdate:
         self._batch = batch
         self._increments = increments
         self._report = report
+        self._owners = owners
         self._long_names = LongNames(tree)
         self._is_root = os.geteuid() == 0
         self._temporary = (b"%b%d" % (TEMPORARY, number) for number in itertools.count(secrets.randbits(62)))
@@ -407,7 +410,7 @@ class MirrorUpdate:
 
     def _attributes(self, entry: Entry, status: os.stat_result | None) -> Attributes:
         mtime = mtime_ns(entry, status) if entry.kind.has_mtime else None
-        return Attributes(mirror_mode(entry, is_root=self._is_root), entry.uid, entry.gid, mtime)
+        return Attributes(mirror_mode(entry, is_root=self._is_root), *self._owners.of(entry), mtime)
 
 
 def _is_another_file(old: Entry | None, found: Found) -> bool:

@@ -27,13 +27,16 @@ from histfs.store.layout import DATA, INCREMENTS, LOCK, LONG_NAMES, State, read_
 from histfs.store.listing import Listing, Node
 from histfs.store.lock import living_writer
 from histfs.store.mirror import TEMPORARY
+from histfs.store.owners import Owners
 from histfs.store.repository import Repository
 from histfs.store.snapshot import Snapshot
 from histfs.store.source import KINDS
 from histfs.store.special import make_special, mirror_mode
 
 
-def recover(tree: WritableTree, path: Path, *, report: Callable[[HistfsError], None], force: bool = False) -> bool:
+def recover(
+    tree: WritableTree, path: Path, *, report: Callable[[HistfsError], None], owners: Owners, force: bool = False
+) -> bool:
     """Undo an unfinished session of the repository at `path`, whose lock is held; whether there was one.
 
     Raises LockedError if its writer still runs (`force`: all the same), DamagedError if it cannot be undone.
@@ -61,7 +64,7 @@ def recover(tree: WritableTree, path: Path, *, report: Callable[[HistfsError], N
         return False
     if not force:
         _check_writer_is_gone(tree, state.markers[unfinished])
-    _Regress(tree, repository, state, good, unfinished, report).run()
+    _Regress(tree, repository, state, good, unfinished, report, owners).run()
     return True
 
 
@@ -139,6 +142,7 @@ class _Regress:
         good: int,
         unfinished: int,
         report: Callable[[HistfsError], None],
+        owners: Owners,
     ) -> None:
         self._tree = tree
         self._repository = repository
@@ -147,6 +151,7 @@ class _Regress:
         self._good = good
         self._unfinished = unfinished
         self._report = report
+        self._owners = owners
         self._batch = Batch(tree)
         self._is_root = os.geteuid() == 0
         self._rebuilt: dict[int, bytes] = {}  # the mirror paths of rebuilt files by the row of their inode
@@ -308,14 +313,14 @@ class _Regress:
 
     def _attributes(self, entry: Entry, status: os.stat_result | None) -> Attributes:
         mtime = mtime_ns(entry, status) if entry.kind.has_mtime else None
-        return Attributes(mirror_mode(entry, is_root=self._is_root), entry.uid, entry.gid, mtime)
+        return Attributes(mirror_mode(entry, is_root=self._is_root), *self._owners.of(entry), mtime)
 
     def _has(self, status: os.stat_result, wanted: Attributes) -> bool:
         owner = not self._is_root or (status.st_uid, status.st_gid) == (wanted.uid, wanted.gid)
         return owner and stat.S_IMODE(status.st_mode) == wanted.mode and status.st_mtime_ns == wanted.mtime_ns
 
     def _has_owner(self, status: os.stat_result, entry: Entry) -> bool:
-        return not self._is_root or (status.st_uid, status.st_gid) == (entry.uid, entry.gid)
+        return not self._is_root or (status.st_uid, status.st_gid) == self._owners.of(entry)
 
     # Lists and increments
 

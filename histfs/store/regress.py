@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from histfs.errors import HistfsError, NotARepositoryError, storage_errors
+from histfs.store.accounts import BY_NAME
 from histfs.store.files import WritableTree
 from histfs.store.layout import DATA, read_layout, read_state
 from histfs.store.lock import locked
+from histfs.store.owners import Owners
 from histfs.store.recovery import recover
 
 
@@ -18,7 +20,9 @@ class RegressOutcome(NamedTuple):
     newest: int | None
 
 
-def regress(repository: Path, *, report: Callable[[HistfsError], None], force: bool = False) -> RegressOutcome | None:
+def regress(
+    repository: Path, *, report: Callable[[HistfsError], None], force: bool = False, owners: Owners = BY_NAME
+) -> RegressOutcome | None:
     """Bring the repository back to its newest finished session; None if it is there already.
 
     `force` goes on even if the process that began the session seems to run. Raises HistfsError.
@@ -33,6 +37,6 @@ def regress(repository: Path, *, report: Callable[[HistfsError], None], force: b
             raise NotARepositoryError("is not a repository: it has no directory rdiff-backup-data", path=repository)
         with locked(tree, verb="regress"):
             undone = read_state(tree, read_layout(tree)).unfinished
-            if not recover(tree, repository, report=report, force=force):
+            if not recover(tree, repository, report=report, owners=owners, force=force):
                 return None
             return RegressOutcome(undone, read_state(tree, read_layout(tree)).mirror_time)

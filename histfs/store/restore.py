@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from histfs.errors import DamagedError, HistfsError, NotFoundError, StorageError, UsageError, storage_errors
+from histfs.store.accounts import BY_NAME
 from histfs.store.entry import Entry, Kind, LinkDigests, is_below
 from histfs.store.files import Attributes, WritableTree, write_blocks
+from histfs.store.owners import Owners
 from histfs.store.repository import Repository
 from histfs.store.snapshot import Snapshot
 
@@ -31,17 +33,24 @@ class RestoreOutcome(NamedTuple):
 
 
 def restore(
-    repository: Repository, path: bytes, session_time: int, target: Path, *, report: Callable[[HistfsError], None]
+    repository: Repository,
+    path: bytes,
+    session_time: int,
+    target: Path,
+    *,
+    report: Callable[[HistfsError], None],
+    owners: Owners = BY_NAME,
 ) -> RestoreOutcome:
     """Restore what was at `path` at the session of `session_time` to `target`.
 
     A directory needs a `target` that is not there yet or an empty directory, anything else one that is not there. What
-    cannot be restored is told to `report`, and the rest goes on. Raises UsageError, NotFoundError, StorageError.
+    cannot be restored is told to `report`, and the rest goes on. `owners`: whose the files are. Raises UsageError,
+    NotFoundError, StorageError.
     """
     snapshot = repository.snapshot(session_time)
     with storage_errors():
         check_target(repository, target)
-        return _Restore(snapshot, path, report).run(target)
+        return _Restore(snapshot, path, report, owners).run(target)
 
 
 def check_target(repository: Repository, target: Path) -> None:
@@ -60,10 +69,11 @@ def check_target(repository: Repository, target: Path) -> None:
 
 
 class _Restore:
-    def __init__(self, snapshot: Snapshot, path: bytes, report: Callable[[HistfsError], None]) -> None:
+    def __init__(self, snapshot: Snapshot, path: bytes, report: Callable[[HistfsError], None], owners: Owners) -> None:
         self._snapshot = snapshot
         self._path = path
         self._report = report
+        self._owners = owners
         self._files = 0
         self._errors = 0
         self._digests = LinkDigests()
@@ -146,7 +156,7 @@ class _Restore:
             try:
                 write_blocks(fd, content.blocks(), sparse=True)
                 mtime_ns = content.mtime_ns if content.mtime_ns is not None else entry.mtime_s * 10**9
-                tree.set_file_attributes(fd, Attributes(entry.mode, entry.uid, entry.gid, mtime_ns))
+                tree.set_file_attributes(fd, self._attributes(entry, mtime_ns))
             except BaseException as exc:
                 tree.unlink(path)
                 if isinstance(exc, HistfsError):
@@ -172,11 +182,14 @@ class _Restore:
                     advice="restore as root to get it",
                 ) from exc
         mtime_ns = entry.mtime_s * 10**9 if entry.kind.has_mtime else None
-        tree.set_attributes(path, entry.kind, Attributes(entry.mode, entry.uid, entry.gid, mtime_ns))
+        tree.set_attributes(path, entry.kind, self._attributes(entry, mtime_ns))
 
     def _leave(self, tree: WritableTree, entry: Entry) -> None:
-        attributes = Attributes(entry.mode, entry.uid, entry.gid, entry.mtime_s * 10**9)
+        attributes = self._attributes(entry, entry.mtime_s * 10**9)
         tree.set_attributes(self._relative(entry.path), Kind.DIRECTORY, attributes)
+
+    def _attributes(self, entry: Entry, mtime_ns: int | None) -> Attributes:
+        return Attributes(entry.mode, *self._owners.of(entry), mtime_ns)
 
 
 @contextmanager

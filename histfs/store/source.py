@@ -3,17 +3,15 @@
 Trouble with the source is never the end of a session: it comes as a value (`Unreadable`) or a SourceError.
 """
 
-import grp
 import hashlib
 import os
-import pwd
 import stat
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from histfs.errors import EXIT_FILE_WARNING, SourceError, UsageError, storage_errors
+from histfs.store.accounts import group_name, user_name
 from histfs.store.entry import Entry, Kind, LinkGroup, join
 from histfs.store.layout import DATA
 from histfs.store.tree import BLOCK_SIZE, NotRegularError, Tree
@@ -206,8 +204,8 @@ def entry_of(path: bytes, status: os.stat_result, target: bytes = b"") -> Entry:
         mode=stat.S_IMODE(status.st_mode),
         uid=status.st_uid,
         gid=status.st_gid,
-        uname=_user_name(status.st_uid),
-        gname=_group_name(status.st_gid),
+        uname=user_name(status.st_uid),
+        gname=group_name(status.st_gid),
         mtime_s=status.st_mtime_ns // 10**9 if kind.has_mtime else 0,
         size_bytes=status.st_size if is_regular else 0,
         link_group=LinkGroup(status.st_nlink, status.st_ino, status.st_dev)
@@ -216,24 +214,3 @@ def entry_of(path: bytes, status: os.stat_result, target: bytes = b"") -> Entry:
         target=target,
         device_number=(os.major(status.st_rdev), os.minor(status.st_rdev)) if kind.is_device else (0, 0),
     )
-
-
-@lru_cache(maxsize=1024)
-def _user_name(uid: int) -> bytes | None:
-    try:
-        return _recordable(pwd.getpwuid(uid).pw_name)
-    except (KeyError, OverflowError):
-        return None
-
-
-@lru_cache(maxsize=1024)
-def _group_name(gid: int) -> bytes | None:
-    try:
-        return _recordable(grp.getgrgid(gid).gr_name)
-    except (KeyError, OverflowError):
-        return None
-
-
-def _recordable(name: str) -> bytes | None:
-    """ASCII names only: other readers of the format drop records with more (docs/format.md 8.3, rule 7)."""
-    return name.encode("ascii") if name.isascii() and name.isprintable() and name and name != ":" else None

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from histfs.errors import DamagedError, LockedError, MountError, SourceError, StorageError
+from histfs.store.accounts import BY_NAME
 from histfs.store.entry import Entry, Kind
 from histfs.store.format.stats import SessionStatistics, format_session_statistics
 
@@ -19,7 +20,7 @@ FIRST, SECOND, NEWEST = 1_714_550_400, 1_714_636_800, 1_714_723_200
 STATISTICS = SessionStatistics(
     1_714_550_400, source_files=7, new_files=3, changed_files=2, deleted_files=1, source_file_bytes=4096
 )
-PLAIN = {"force": False, "null_separator": False}
+PLAIN = {"force": False, "null_separator": False, "owners": BY_NAME}
 
 
 def backed_up(**changes):
@@ -101,7 +102,7 @@ class TestRestore:
     def test_of_the_newest_session(self, cli):
         cli.outcomes["restore"] = SimpleNamespace(files=2, errors=0)
         ran = cli("restore", "repo/sub", "target")
-        assert cli.calls["restore"] == (cli.repository, b"sub", NEWEST, Path("target"))
+        assert cli.calls["restore"] == (cli.repository, b"sub", NEWEST, Path("target"), {"owners": BY_NAME})
         assert cli.repository.path == Path("repo")
         assert "when" not in cli.calls
         assert cli.repository.asked == ["closed"]
@@ -231,7 +232,7 @@ class TestVerify:
 class TestRegress:
     def test_nothing_to_undo(self, cli):
         ran = cli("regress", "repo")
-        assert cli.calls["regress"] == (Path("repo"), {"force": False})
+        assert cli.calls["regress"] == (Path("repo"), {"force": False, "owners": BY_NAME})
         assert (ran.code, ran.err) == (0, "")
 
     def test_undone(self, cli):
