@@ -22,10 +22,13 @@ TIMES = """\
 TIME, how the past is named:
   now                         this moment
   3D, 2h30m, 1W               so long ago (s m h D W, M = 30 days, Y = 365 days)
+  2 days ago                  the same in words
   0B, 1B, 2B                  the newest session, the one before, ...
   2024-05-03                  midnight at the start of that day
+  today, yesterday, 2024-05   midnight at the start of that day, that month
   2024-05-03T10:00            the end of that minute; also with seconds, and
   2024-05-03T10:00:30+02:00   with an offset (Z for UTC); else it is local time
+  yesterday 10:00             the same
   1714729200                  seconds since 1970
   @2024-05-03T10:00           a folder's name in the mount, and the first column
                               of `histfs list sessions`

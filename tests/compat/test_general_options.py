@@ -2,6 +2,8 @@
 
 import gzip
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,72 @@ def test_errors_may_end_in_a_nul(scratch: Path) -> None:
     assert main(["-v0", "--null-separator", "backup", str(scratch / "source"), str(scratch / "repository")]) == 4
     [log] = (scratch / "repository" / "rdiff-backup-data").glob("error_log.*")
     assert gzip.decompress(log.read_bytes()).endswith(b"\0")
+
+
+EVENING = 1_714_671_000  # 2024-05-02T17:30:00Z
+ZONES = ["UTC", "Europe/Berlin", "America/St_Johns", "Asia/Kolkata", "Australia/Adelaide"]
+
+
+@pytest.fixture(scope="module")
+def sessions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A session every seven hours; each has one file, which has the time as its name."""
+    place = tmp_path_factory.mktemp("sessions")
+    for moment in range(FIRST, EVENING, 7 * 3600):
+        (place / "source").mkdir()
+        (place / "source" / str(moment)).touch()
+        command = ["-q", f"--current-time={moment}", "backup", str(place / "source"), str(place / "repository")]
+        assert main(command) == 0
+        (place / "source" / str(moment)).unlink()
+        (place / "source").rmdir()
+    return place / "repository"
+
+
+@pytest.fixture(params=ZONES)
+def zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("TZ", request.param)
+    time.tzset()
+    yield request.param
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_both_understand_the_same_times(
+    sessions: Path, rdiff_backup: Oracle, zone: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    times = [
+        "now",
+        "0B",
+        "1B",
+        "3B",
+        "99B",
+        "1714557600",
+        "0",
+        "2h",
+        "1D",
+        "20h78m",
+        "2024-05-02",
+        "2024/5/3",
+        "5/2/2024",
+    ]
+    times += ["05-02-2024", "2024-05-02T10:00:00", "2024-05-02T10:00:00Z", "2024-05-02T10:00:00-03:30"]
+    times += [
+        "2024-05-02T10-00-00",
+        "2024-05-02T10-00-00+09-30",
+        "Thu May  2 10:00:00 2024",
+        "",
+        "B",
+        "3d",
+        "1.5D",
+        "2024-13-01",
+    ]
+    for text in times:
+        arguments = [f"--current-time={EVENING}", "list", "files", f"--at={text}", str(sessions)]
+        code = main(arguments)
+        said = capfd.readouterr()
+        expected = rdiff_backup.run(["-v1", *arguments], zone=zone)
+        if "no session that early" in said.err:  # a deliberate difference
+            assert expected.output == f".\n{FIRST}\n", text
+            continue
+        assert code == expected.code, text
+        if code == 0:
+            assert said.out == expected.output, text

@@ -1,7 +1,7 @@
 """Times as people type them, and names of snapshots."""
 
 import time
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -68,6 +68,33 @@ MOMENTS = [
     ("05-03-2024", "2024-05-02T22:00:00"),
     ("5/3/2024", "2024-05-02T22:00:00"),
     ("2024-01-03", "2024-01-02T23:00:00"),
+    ("NOW", "2024-05-03T12:00:00"),
+    ("2024-05-01 10:00", "2024-05-01T08:00:00"),
+    ("2024-05-01 10:00:00", "2024-05-01T08:00:00"),
+    ("2024-05-01 10:00:00 +0200", "2024-05-01T08:00:00"),
+    ("2024-05-01T10:00:00-0330", "2024-05-01T13:30:00"),
+    ("2024-05-01T10-00-0330", "2024-05-01T13:30:59"),
+    ("2024-05-01 10:00 UTC", "2024-05-01T10:00:59"),
+    ("today", "2024-05-02T22:00:00"),
+    ("Yesterday", "2024-05-01T22:00:00"),
+    ("today 10:00", "2024-05-03T08:00:07"),
+    ("yesterday 10:00", "2024-05-02T08:00:00"),
+    ("yesterdayT10:00:30", "2024-05-02T08:00:30"),
+    ("today 10:00Z", "2024-05-03T10:00:59"),
+    ("2024-05", "2024-04-30T22:00:00"),
+    ("2024/5", "2024-04-30T22:00:00"),
+    ("2024-01", "2023-12-31T23:00:00"),
+    ("2 days ago", "2024-05-01T12:00:00"),
+    ("1 day ago", "2024-05-02T12:00:00"),
+    ("2days ago", "2024-05-01T12:00:00"),
+    ("a week ago", "2024-04-26T12:00:00"),
+    ("An hour ago", "2024-05-03T11:00:00"),
+    ("1 hour 30 minutes ago", "2024-05-03T10:30:00"),
+    ("1 hour, 30 min and 5 secs ago", "2024-05-03T10:29:55"),
+    ("2 MONTHS AGO", "2024-03-04T12:00:00"),
+    ("3 years ago", "2021-05-04T12:00:00"),
+    ("1600", "1970-01-01T00:26:40"),  # a year before 1901
+    ("1990128", "1970-01-24T00:48:48"),  # seven digits are no date
 ]
 
 
@@ -80,16 +107,25 @@ def test_what_people_type(text, moment):
     ("text", "complaint"),
     [
         ("", "an empty text is not a time"),
-        ("2024-05", "'2024-05' is not a time"),
-        ("2024-05-02 10:00:00", "is not a time"),
-        ("yesterday", "is not a time"),
-        ("2 days ago", "is not a time"),
-        ("1.5D", "is not a time"),
-        ("3d", "is not a time"),
-        ("-1B", "is not a time"),
-        ("-3D", "is not a time"),
+        ("yesterday 25:00", "no such time"),
+        ("yesterday evening", "'evening' is not a time of the day; write yesterday 18:30, or yesterday alone"),
+        ("2 days", "write 2 days ago for a time back"),
+        ("2 fortnights ago", "is not a time; write a date"),
+        ("1.5D", "has whole numbers"),
+        ("3d", "is not a time; write 3D for days"),
+        ("2b", "write 2B for so many sessions back"),
+        ("2w3h", "units are s m h D W, M"),
+        ("-1B", "is not a time; a time back has no sign: write 1B"),
+        ("-3D", "write 3D"),
+        ("3.5.2024", "dashes: 2024-5-3"),
+        ("13/5/2024", "there is no month 13; write the year first: 2024-05-13"),
+        ("10:00", "write the day as well: today 10:00"),
+        ("1714557600.5", "whole seconds: write 1714557600"),
+        ("2024-05-01T10:00:00.25Z", "whole seconds: write 2024-05-01T10:00:00Z"),
+        ("2024-13", "no such time"),
+        ("2024-00", "no such time"),
         ("B", "is not a time"),
-        ("now ", "is not a time"),
+        ("now ", "is not a time; there is a blank before or behind it"),
         ("٣D", "is not a time"),
         ("٢٠٢٤", "is not a time"),
         ("2024-5/3", "is not a time"),
@@ -97,9 +133,14 @@ def test_what_people_type(text, moment):
         ("\x1b[2J", r"'\\x1b\[2J' is not a time"),
         ("9" * 5000, "too many"),
         ("9" * 5000 + "B", "is not a time"),
-        ("20240501", "20240501 is 1970-08-23 as seconds; for the day write 2024-05-01"),
-        ("20000229", "for the day write 2000-02-29"),
-        ("1714557600000", "no sessions after 2099"),
+        ("20240501", "20240501 as seconds since 1970 is 1970-08-23; if you mean the date, write 2024-05-01"),
+        ("20000229", "write 2000-02-29"),
+        ("2024", "2024 as seconds since 1970 is 1970-01-01; if you mean the date, write 2024-01-01"),
+        ("202405", "write 2024-05$"),
+        ("2024050110", "is 2034-02-20; if you mean the date, write 2024-05-01T10:00"),
+        ("202405011030", "is too many; if you mean the date, write 2024-05-01T10:30"),
+        ("20240501103059", "write 2024-05-01T10:30:59"),
+        ("1714557600000", "no sessions after 2099; if they are milliseconds, write 1714557600"),
         ("4102444800", "no sessions after 2099"),
         ("2024-13-01", "no such time"),
         ("13-13-2024", "no such time"),
@@ -117,6 +158,19 @@ def test_what_people_type(text, moment):
 def test_what_is_refused(text, complaint):
     with pytest.raises(UsageError, match=complaint):
         when(text)
+
+
+def test_small_numbers_are_seconds_where_there_were_sessions():
+    """As in tests with clocks that begin at 0."""
+    assert when("2024", times=[1000, 2000]) == 2024
+    assert when("202405", times=[1000]) == 202405
+
+
+@given(st.dates(date(1971, 1, 1), date(2099, 12, 31)), st.sampled_from(["%Y%m%d", "%Y%m", "%Y"]))
+def test_digits_of_a_date_are_never_a_time_in_1970(day, spelling):
+    with pytest.raises(UsageError) as caught:
+        when(day.strftime(spelling))
+    assert when(caught.value.problem.rpartition(" ")[2], zone=UTC) <= at(f"{day}T00:00:00")
 
 
 def test_sessions_back_without_sessions():
@@ -324,6 +378,34 @@ def test_changed_clocks(text, times, moment):
 def test_days_begin_at_their_first_second(day, moment):
     """In Havana midnight comes twice on one day, and is left out on another."""
     assert when(day, zone=ZoneInfo("America/Havana")) == at(moment)
+
+
+@given(st.integers(at("1975-01-01T00:00:00"), at("2037-12-31T00:00:00")), st.sampled_from(ZONES))
+def test_days_and_months_begin_with_their_first_second(now, zone):
+    """However they are written; the second before is another day."""
+
+    def begins(text):
+        moment = parse_when(text, now=now, times=[], zone=zone)
+        first, before = (datetime.fromtimestamp(time, UTC).astimezone(zone) for time in (moment, moment - 1))
+        assert first.date() != before.date()
+        return first.date()
+
+    today = datetime.fromtimestamp(now, UTC).astimezone(zone).date()
+    for spelling in ("today", today.isoformat(), f"{today.month}/{today.day}/{today.year}"):
+        assert begins(spelling) == today
+    assert begins("yesterday") == today - timedelta(days=1)
+    assert begins(f"{today.year}-{today.month:02}") == today.replace(day=1)
+
+
+counts = st.integers(0, 999)
+UNITS = {"s": "second", "m": "minute", "h": "hour", "D": "day", "W": "week", "M": "month", "Y": "year"}
+
+
+@given(st.lists(st.tuples(counts, st.sampled_from(sorted(UNITS))), min_size=1, max_size=7), st.sampled_from(["", "s"]))
+def test_words_mean_what_letters_mean(parts, plural):
+    letters = "".join(f"{count}{unit}" for count, unit in parts)
+    words = " ".join(f"{count} {UNITS[unit]}{plural}" for count, unit in parts)
+    assert when(f"{words} ago") == when(letters) <= NOW
 
 
 @given(st.integers(at("1975-01-01T00:00:00"), at("2037-12-31T00:00:00")), st.sampled_from(ZONES))
