@@ -2,7 +2,7 @@
 
 import argparse
 
-from histfs.cli import options
+from histfs.cli import options, selection
 from histfs.cli.output import Output, counted
 from histfs.errors import EXIT_FILE_ERROR, EXIT_FILE_WARNING, EXIT_WARNING
 
@@ -38,6 +38,7 @@ def add_to(verbs: "options.Verbs") -> None:
         "--print-statistics", action="store_true", help="print the session's statistics instead of the summary"
     )
     options.add_owners(parser)
+    selection.add_to(parser)
     parser.set_defaults(run=run, if_stopped=IF_STOPPED, takes_force=True)
 
 
@@ -53,6 +54,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         force=arguments.force,
         null_separator=arguments.null_separator,
         owners=options.owners(arguments),
+        selection=selection.read(arguments, arguments.source, output),
     )
     exit_code = 0
     if outcome.regressed:

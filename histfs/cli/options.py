@@ -6,7 +6,7 @@ and all its output goes through `histfs.cli.output`.
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
@@ -58,6 +58,22 @@ class Parser(argparse.ArgumentParser):
         return super()._get_values(action, arg_strings)
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Leaves what is laid out by hand as it is, and names the many options of a selection as one in the usage."""
+
+    def add_usage(
+        self,
+        usage: str | None,
+        actions: Iterable[argparse.Action],
+        groups: Iterable[argparse._MutuallyExclusiveGroup],
+        prefix: str | None = None,
+    ) -> None:
+        shown = [action for action in actions if action.dest != "selection"]
+        if len(shown) < len(list(actions)):
+            shown.append(argparse.Action(["SELECTION..."], "selection", nargs=0))
+        super().add_usage(usage, shown, groups, prefix)
+
+
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[Parser]
 
@@ -69,7 +85,7 @@ def add_verb(verbs: "Verbs", name: str, summary: str, *, description: str, epilo
         help=summary,
         description=description,
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HelpFormatter,
     )
 
 

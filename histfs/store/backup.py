@@ -39,6 +39,7 @@ from histfs.store.owners import Owners
 from histfs.store.records import SessionRecords
 from histfs.store.recovery import recover
 from histfs.store.repository import Repository
+from histfs.store.selection import Selection
 from histfs.store.source import Found, Source, Unreadable
 
 _KEEP = INCREMENTS + b"/.keep"  # an empty `increments` would keep other programs from undoing a session (trap 4)
@@ -62,16 +63,17 @@ def backup(
     force: bool = False,
     null_separator: bool = False,
     owners: Owners = BY_NAME,
+    selection: Selection | None = None,
 ) -> BackupOutcome:
     """Run a session at `now` (seconds since the epoch) from the directory `source` to `repository`.
 
     The repository is made if there is none. `report` is told of everything that went wrong without stopping the
     session. `force` undoes an unfinished session even if its writer seems to run still. With `null_separator` the
-    lines of file_statistics and error_log end in a NUL. `owners`: whose the files of the mirror are. Raises
-    HistfsError.
+    lines of file_statistics and error_log end in a NUL. `owners`: whose the files of the mirror are. What `selection`
+    leaves out is deleted if the last session had it. Raises HistfsError.
     """
     with ExitStack() as stack:
-        opened = stack.enter_context(Source.open(source))
+        opened = stack.enter_context(Source.open(source, selection))
         _check_apart(source, repository)
         tree = stack.enter_context(_open_repository(repository))
         with storage_errors(advice="the session is left open, and undone by the next one"):

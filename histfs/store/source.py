@@ -7,6 +7,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -14,6 +15,7 @@ from histfs.errors import EXIT_FILE_WARNING, SourceError, UsageError, storage_er
 from histfs.store.accounts import group_name, user_name
 from histfs.store.entry import Entry, Kind, LinkGroup, join
 from histfs.store.layout import DATA
+from histfs.store.selection import Outcome, Place, Scanned, Selection, Subject
 from histfs.store.tree import BLOCK_SIZE, NotRegularError, Tree
 
 KINDS = {
@@ -30,6 +32,8 @@ KINDS = {
 # Eight times what open(2) takes. Whoever may make directories in a source must not be able to stop its backups, by a
 # record that does not fit metadata.MAX_RECORD_BYTES, or by so many levels that a list becomes gigabytes of paths.
 LONGEST_PATH = 32 * 1024
+_CACHE_TAG = b"CACHEDIR.TAG"
+_CACHE_SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"  # https://bford.info/cachedir
 _SHOWN = 1000  # bytes of such a path in a message
 
 # Of times on file systems: NTFS 100 ns, some network file systems 1 us or 1 ms, exFAT 10 ms, others whole seconds.
@@ -67,15 +71,24 @@ class Unreadable(NamedTuple):
     error: SourceError
 
 
-class Source:
-    """The tree at `path`. A context manager."""
+class _Directory(NamedTuple):
+    """A directory that the walk is in."""
 
-    def __init__(self, tree: Tree, path: Path) -> None:
+    path: bytes
+    place: Place | None
+    names: Iterator[tuple[bytes, bool]]  # that are still to come
+
+
+class Source:
+    """The tree at `path`, as far as it is selected. A context manager."""
+
+    def __init__(self, tree: Tree, path: Path, selection: Selection | None = None) -> None:
         self.path = path
         self._tree = tree
+        self._selection = selection
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path, selection: Selection | None = None) -> Self:
         """Enter the source; UsageError if it is not there or not a directory, StorageError if it cannot be listed."""
         try:
             tree = Tree.open(path, cached_directories=64)
@@ -86,7 +99,7 @@ class Source:
         except OSError:
             with storage_errors():
                 raise
-        return cls(tree, path)
+        return cls(tree, path, selection)
 
     def __enter__(self) -> Self:
         return self
@@ -95,47 +108,103 @@ class Source:
         self._tree.close()
 
     def walk(self, is_skipped: Callable[[bytes, os.stat_result], bool]) -> Iterator[Found | Unreadable]:
-        """Everything in the source, parents first, names of a directory in byte order: metadata order.
+        """Everything that is selected, parents first, names of a directory in byte order: metadata order.
 
-        A directory that `is_skipped(path, status)` is left out with all that is in it. A directory that cannot be
-        listed is followed by an Unreadable with its own path. `rdiff-backup-data` at the top is never part of a source.
+        A directory that `is_skipped(path, status)` is left out with all that is in it, and so is one that is excluded;
+        what is excluded by its name is not looked at at all. A directory that cannot be listed is followed by an
+        Unreadable with its own path. `rdiff-backup-data` at the top is never part of a source.
         """
         root = self._look(b"")
         yield root
         if isinstance(root, Unreadable):
             return
-        pending: list[tuple[bytes, Iterator[bytes]]] = []
+        selection = self._selection
         names = self._names(b"")
         if isinstance(names, Unreadable):
             yield names
             return
-        pending.append((b"", iter(name for name in names if name != DATA)))
+        pending: list[_Directory] = [_Directory(b"", None if selection is None else selection.root, iter(names))]
+        scanned: Scanned[Found] = Scanned()
         while pending:
-            directory, following = pending[-1]
-            name = next(following, None)
+            directory = pending[-1]
+            name, is_directory = next(directory.names, (None, False))
             if name is None:
                 pending.pop()
                 continue
-            found = self._look(join(directory, name))
+            path = join(directory.path, name)
+            place = None
+            if selection is not None and directory.place is not None:
+                place = selection.enter(directory.place, name)
+                if selection.excludes_by_name(place, is_directory=is_directory):
+                    continue
+            found = self._look(path)
             if isinstance(found, Unreadable):
+                yield from scanned.release(path)
                 yield found
                 continue
             is_directory = found.entry.kind is Kind.DIRECTORY
-            if is_directory and is_skipped(found.path, found.status):
+            if is_directory and is_skipped(path, found.status):
                 continue
-            yield found
+            if selection is not None and place is not None:
+                outcome = selection.verdict(place, self.subject(found)).outcome
+                if outcome is Outcome.EXCLUDED:
+                    continue
+                if outcome is Outcome.SCANNED:
+                    scanned.hold(path, found)
+                else:
+                    yield from scanned.release(path)
+                    yield found
+            else:
+                yield found
             if is_directory:
-                names = self._names(found.path)
+                names = self._names(path)
                 if isinstance(names, Unreadable):
+                    yield from scanned.release(path)
                     yield names
                 else:
-                    pending.append((found.path, iter(names)))
+                    pending.append(_Directory(path, place, iter(names)))
 
-    def _names(self, path: bytes) -> list[bytes] | Unreadable:
+    def subject(self, found: Found) -> Subject:
+        """What the rules of a selection ask about."""
+        entry = found.entry
+        is_directory = entry.kind is Kind.DIRECTORY
+        return Subject(is_directory, entry.kind, entry.size_bytes, found.status.st_dev, self)
+
+    @cached_property
+    def device(self) -> int:
+        """The file system of the root."""
+        return self._tree.stat(b"").st_dev
+
+    def holds(self, directory: bytes, name: bytes) -> bool:
+        """Whether `name` can be seen in the directory."""
         try:
-            return sorted(self._tree.names(path))
+            return self._tree.exists(join(directory, name))
+        except OSError:
+            return False
+
+    def is_cache(self, directory: bytes) -> bool:
+        """Whether the directory has the mark of a cache."""
+        try:
+            fd = self._tree.open_file(join(directory, _CACHE_TAG))
+        except OSError:
+            return False
+        try:
+            return os.read(fd, len(_CACHE_SIGNATURE)) == _CACHE_SIGNATURE
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+
+    def _names(self, path: bytes) -> list[tuple[bytes, bool]] | Unreadable:
+        """The names in a directory in their order, and where rules may ask for it, whether they are directories."""
+        try:
+            if self._selection is None:
+                names = [(name, False) for name in sorted(self._tree.names(path))]
+            else:
+                names = sorted(self._tree.names_and_types(path))
         except OSError as exc:
             return Unreadable(path, source_error(exc, path, "the directory cannot be listed"))
+        return names if path else [item for item in names if item[0] != DATA]
 
     def _look(self, path: bytes) -> Found | Unreadable:
         if len(path) > LONGEST_PATH:

@@ -10,6 +10,8 @@ import pytest
 
 from histfs.cli import make_parser
 from histfs.cli.options import TIMES
+from histfs.store.entry import Entry, Kind
+from histfs.store.selection import Option, Selection, selected
 from histfs.store.when import choose_session, parse_when
 
 MANUAL = (Path(__file__).parents[2] / "docs" / "manual.md").read_text()
@@ -33,6 +35,11 @@ def leaves(parser, name=""):
 
 
 VERBS = dict(leaves(make_parser()))
+SELECTION = SECTIONS["Selecting files"]
+
+
+def is_selection(action):
+    return action.dest == "selection"
 
 
 def options_of(parser):
@@ -46,7 +53,12 @@ def documented_options(section):
 
 
 def spellings(parser):
-    for action in parser._actions:
+    """The options of the verb itself."""
+    return spelled(action for action in parser._actions if not is_selection(action))
+
+
+def spelled(actions):
+    for action in actions:
         for option in action.option_strings:
             yield f"{option} {action.metavar}" if action.metavar and option.startswith("--") else option
 
@@ -57,7 +69,7 @@ def text_of(markdown):
 
 
 def test_sections():
-    assert list(SECTIONS) == ["I have lost a file. What now?", "For every verb", *VERBS]
+    assert list(SECTIONS) == ["I have lost a file. What now?", "For every verb", "Selecting files", *VERBS]
     for verb in VERBS:
         assert f"[`{verb}`](#{verb.replace(' ', '-')})" in MANUAL
 
@@ -73,6 +85,31 @@ def test_usage(verb):
 @pytest.mark.parametrize("verb", VERBS)
 def test_options(verb):
     assert documented_options(SECTIONS[verb]) == set(spellings(VERBS[verb])) - HELP
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_options_that_select_files_are_the_same_everywhere(verb):
+    options = set(spelled(filter(is_selection, VERBS[verb]._actions)))
+    assert bool(options) == ("](#selecting-files)" in SECTIONS[verb]) == ("[SELECTION...]" in SECTIONS[verb])
+    if options:
+        rows = re.findall(r"^\| (`--.*?) \|", SELECTION, flags=re.M)
+        assert {spelling for row in rows for spelling in re.findall(r"`([^`]*)`", row)} == options
+
+
+def listed_paths(cell):
+    return re.findall(r"`([^`]*)`", cell)
+
+
+@pytest.mark.parametrize("row", re.findall(r"^\| (`.*`) \| (`.*`) \| (`.*`) \| (`.*`) \|$", SELECTION, flags=re.M))
+def test_the_examples_of_patterns_are_right(row):
+    [root], [pattern], matching, others = map(listed_paths, row)
+    for path in matching + others:
+        directories = [path[:at] for at, char in enumerate(path) if char == "/" and at < len(path) - 1]
+        entries = [Entry(b"", Kind.DIRECTORY), *(Entry(above.encode(), Kind.DIRECTORY) for above in directories)]
+        kind = Kind.DIRECTORY if path.endswith("/") else Kind.REGULAR
+        entries.append(Entry(path.rstrip("/").encode(), kind))
+        selection = Selection.parse([Option("exclude", pattern.encode())], root.encode())
+        assert (entries[-1] in list(selected(entries, selection))) == (path in others), path
 
 
 def test_options_before_the_verb():

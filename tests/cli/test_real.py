@@ -204,3 +204,47 @@ def test_mount_in_the_background_and_umount(tmp_path, repo):
         assert histfs("umount", mountpoint) == (0, "", "")
     assert os.listdir(mountpoint) == []
     assert histfs("umount", mountpoint)[0] == 1
+
+
+class TestSelection:
+    @pytest.fixture
+    def source(self, tmp_path):
+        build(tmp_path / "source", Dir({"a": File(b"a"), "b": Dir({"c": File(b"c")}), "d": File(b"d")}))
+        return tmp_path / "source"
+
+    def test_rules_in_their_order(self, tmp_path, run, source):
+        ran = run("backup", "--exclude", "./b/c", "--include", "b", "--exclude", "*", source, tmp_path / "repo")
+        assert (ran.code, ran.err) == (0, "")
+        assert sorted(os.listdir(tmp_path / "repo")) == ["b", "rdiff-backup-data"]
+        assert os.listdir(tmp_path / "repo" / "b") == []
+
+    @pytest.mark.parametrize("name", ["filelist", "globbing-filelist"])
+    def test_a_list_from_standard_input(self, tmp_path, run, source, name, monkeypatch):
+        (tmp_path / "list").write_bytes(b"a\0" + os.fsencode(source) + b"/b\0")
+        with open(tmp_path / "list") as standard_input:
+            monkeypatch.setattr("sys.stdin", standard_input)
+            ran = run("--null-separator", "backup", f"--exclude-{name}-stdin", source, tmp_path / "repo")
+        assert (ran.code, ran.err) == (0, "")
+        assert sorted(os.listdir(tmp_path / "repo")) == ["d", "rdiff-backup-data"]
+
+    def test_lines_that_name_nothing_are_named(self, tmp_path, run, source):
+        (tmp_path / "list").write_text("".join(f"/elsewhere/\x1b{number}\n" for number in range(8)))
+        ran = run("-q", "backup", "--exclude-filelist", tmp_path / "list", source, tmp_path / "repo")
+        assert ran.code == 0
+        assert len(ran.err.splitlines()) == 6
+        assert "line 1 of --exclude-filelist" in ran.err
+        assert "/elsewhere/\\x1b0 is not in the tree" in ran.err
+        assert "3 more lines" in ran.err
+
+    def test_what_cannot_be_done(self, tmp_path, run, source):
+        for options, problem in (
+            (["--exclude-filelist-stdin", "--include-filelist-stdin"], "only once"),
+            (["--exclude-filelist", tmp_path / "missing"], "missing: cannot be read (No such file or directory)"),
+            (["--exclude-filelist", tmp_path], "Is a directory"),
+            (["--exclude", "/elsewhere"], "cannot match"),
+            (["--include", "a"], "only includes"),
+        ):
+            ran = run("backup", *options, source, tmp_path / "repo")
+            assert (ran.code, ran.out) == (1, "")
+            assert problem in ran.err
+            assert not (tmp_path / "repo").exists()

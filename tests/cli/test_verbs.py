@@ -20,7 +20,7 @@ FIRST, SECOND, NEWEST = 1_714_550_400, 1_714_636_800, 1_714_723_200
 STATISTICS = SessionStatistics(
     1_714_550_400, source_files=7, new_files=3, changed_files=2, deleted_files=1, source_file_bytes=4096
 )
-PLAIN = {"force": False, "null_separator": False, "owners": BY_NAME}
+PLAIN = {"force": False, "null_separator": False, "owners": BY_NAME, "selection": None}
 
 
 def backed_up(**changes):

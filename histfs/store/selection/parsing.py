@@ -1,0 +1,186 @@
+"""From the options of a command line to the stages of a selection."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from histfs.errors import UsageError, printable
+from histfs.store.entry import Kind
+from histfs.store.selection.globs import Pattern
+from histfs.store.selection.patterns import PlainPath, below_base, normalized, parse_pattern
+from histfs.store.selection.stages import (
+    Caches,
+    FileList,
+    Globs,
+    IfPresent,
+    Kinds,
+    OtherFilesystems,
+    Paths,
+    Regexp,
+    Rule,
+    Sizes,
+    Stage,
+)
+
+_DEVICES = frozenset({Kind.CHARACTER_DEVICE, Kind.BLOCK_DEVICE})
+KINDS = {
+    "device-files": _DEVICES,
+    "fifos": frozenset({Kind.FIFO}),
+    "sockets": frozenset({Kind.SOCKET}),
+    "symbolic-links": frozenset({Kind.SYMLINK}),
+    "special-files": _DEVICES | {Kind.FIFO, Kind.SOCKET, Kind.SYMLINK},
+}
+
+
+class Option(NamedTuple):
+    """One option that selects files, as it was typed."""
+
+    name: str  # without the dashes, unshortened
+    argument: bytes = b""
+    lines: tuple[bytes, ...] = ()  # of a list, without their ends
+
+    @property
+    def is_include(self) -> bool:
+        return self.name.startswith("include-") or self.name == "include"
+
+    @property
+    def subject(self) -> str:
+        """What is left of the name without "include" or "exclude"; "" for a pattern."""
+        return self.name.removeprefix("include").removeprefix("exclude").removeprefix("-")
+
+    @property
+    def rule(self) -> Rule:
+        return Rule(f"--{self.name}", self.argument)
+
+
+class Parsed(NamedTuple):
+    stages: list[Stage]
+    ignored: list[Rule]  # lines of lists that do not lie in the tree
+
+
+def split_lines(content: bytes, *, null_separated: bool) -> tuple[bytes, ...]:
+    """The lines of a list of files or patterns."""
+    if null_separated:
+        return tuple(content.split(b"\0"))
+    return tuple(line.removesuffix(b"\r") for line in content.split(b"\n"))
+
+
+def parse_options(options: Sequence[Option], base: bytes) -> Parsed:
+    """The rules that `options` are, in their order, for a tree whose root is at `base`, which is normalized.
+
+    Raises UsageError for what makes no sense, or could have no effect.
+    """
+    parsed = Parsed([], [])
+    run: list[tuple[Rule, bool, Pattern | PlainPath]] = []
+    slots = 0
+    last: tuple[Rule, bool] | None = None
+    for option in options:
+        if option.subject in ("", "globbing-filelist", "globbing-filelist-stdin"):
+            patterns = [(rule, is_include, parse_pattern(text, base)) for rule, is_include, text in _patterns(option)]
+            run += patterns
+            last = patterns[-1][:2] if patterns else last
+            continue
+        slots += _add_run(parsed.stages, run, base, slots)
+        run = []
+        parsed.stages.append(_parse_other(option, base, parsed.ignored))
+        last = option.rule, option.is_include
+    _add_run(parsed.stages, run, base, slots)
+    if last is not None and last[1]:
+        raise UsageError(
+            f"the last rule, {last[0]}, only includes, and what no rule excludes is included anyway",
+            advice="say what is to be left out after it, for instance with --exclude '**'",
+        )
+    return parsed
+
+
+def _patterns(option: Option) -> Iterator[tuple[Rule, bool, bytes]]:
+    """Each pattern of the option with its rule, and whether it includes."""
+    if not option.subject:
+        yield option.rule, option.is_include, option.argument
+    yield from _lines(option)
+
+
+def _lines(option: Option) -> Iterator[tuple[Rule, bool, bytes]]:
+    """The lines of a list that are not empty; "+ " and "- " say what a line is, whatever the list is."""
+    for number, line in enumerate(option.lines, 1):
+        is_include, text = option.is_include, line
+        if line[:2] in (b"+ ", b"- "):
+            is_include, text = line[:1] == b"+", line[2:]
+        if line:
+            yield option.rule._replace(line=number, text=line), is_include, text
+
+
+def _add_run(stages: list[Stage], run: Sequence[tuple[Rule, bool, Pattern | PlainPath]], base: bytes, slot: int) -> int:
+    """Add stages for patterns that stand side by side; the number of automata that they have."""
+    added = 0
+    while run:
+        kind = type(run[0][2])
+        length = next((number for number, (_, _, other) in enumerate(run) if type(other) is not kind), len(run))
+        globs = [(rule, include, glob) for rule, include, glob in run[:length] if isinstance(glob, Pattern)]
+        if globs:
+            stages.append(Globs(globs, base, slot + added))
+            added += 1
+        else:
+            stages.append(
+                Paths(
+                    [
+                        (rule, include, plain.path)
+                        for rule, include, plain in run[:length]
+                        if isinstance(plain, PlainPath)
+                    ]
+                )
+            )
+        run = run[length:]
+    return added
+
+
+def _parse_other(option: Option, base: bytes, ignored: list[Rule]) -> Stage:
+    rule, is_include, subject = option.rule, option.is_include, option.subject
+    if subject in ("filelist", "filelist-stdin"):
+        return FileList(list(_paths(option, base, ignored)))
+    if subject in KINDS:
+        return Kinds(rule, is_include, KINDS[subject])
+    makers: dict[str, Callable[[], Stage]] = {
+        "regexp": lambda: Regexp(rule, is_include, _parse_regexp(option.argument), base),
+        "if-present": lambda: IfPresent(rule, is_include, _parse_name(option.argument)),
+        "other-filesystems": lambda: OtherFilesystems(rule, is_include),
+        "caches": lambda: Caches(rule),
+        "max-file-size": lambda: Sizes(rule, most_bytes=_parse_size(option.argument)),
+        "min-file-size": lambda: Sizes(rule, least_bytes=_parse_size(option.argument)),
+    }
+    return makers[subject]()
+
+
+def _paths(option: Option, base: bytes, ignored: list[Rule]) -> Iterator[tuple[Rule, bool, bytes]]:
+    for rule, is_include, text in _lines(option):
+        path = below_base(text, base)
+        if path is None and not text.startswith(b"/"):
+            path = normalized(text)
+            if b".." in path.split(b"/"):
+                path = None
+            elif path == b".":
+                path = b""
+        if path is None:
+            ignored.append(rule)
+        else:
+            yield rule, is_include, path
+
+
+def _parse_regexp(text: bytes) -> re.Pattern[bytes]:
+    try:
+        return re.compile(text)
+    except (re.error, OverflowError, RecursionError) as exc:
+        raise UsageError(f"the regular expression {printable(text)} makes no sense: {exc}") from None
+
+
+def _parse_name(text: bytes) -> bytes:
+    names = text.split(b"/")
+    if b"" in names or b"." in names or b".." in names:
+        raise UsageError(f"{printable(text) if text else 'an empty name'} is not the name of something in a directory")
+    return text
+
+
+def _parse_size(text: bytes) -> int:
+    if not (text.isdigit() and int(text) > 0):
+        raise UsageError(f"a size is a whole number of bytes that is more than 0, not {printable(text)}")
+    return int(text)
