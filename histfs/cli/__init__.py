@@ -17,11 +17,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from histfs.cli import backup, general, listing, mount, options, regress, restore, umount, verify
+from histfs.cli import backup, general, listing, mount, options, regress, restore, status, umount, verify
 from histfs.cli.output import Output, ReaderGoneError, occupy_standard_descriptors
 from histfs.errors import EXIT_ERROR, HistfsError, UsageError, printable
 
-VERBS = (backup, restore, mount, umount, listing, verify, regress)
+VERBS = (backup, restore, mount, umount, listing, status, verify, regress)
 
 DESCRIPTION = """\
 Your backups, as a folder of folders by time. `backup` keeps a plain copy of a

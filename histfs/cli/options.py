@@ -152,6 +152,11 @@ def owners(arguments: argparse.Namespace) -> "Owners":
     return mapped_owners(arguments.user_mapping_file, arguments.group_mapping_file)
 
 
+def wants_document(arguments: argparse.Namespace) -> bool:
+    """Whether the result is for a program, as JSON or YAML."""
+    return bool(arguments.json or arguments.parsable_output)
+
+
 class Past(NamedTuple):
     """What `[--at TIME] REPO[/sub]` means."""
 

@@ -157,6 +157,15 @@ def counted(files: int) -> str:
     return "1 file" if files == 1 else f"{files} files"
 
 
+def roughly(seconds: float) -> str:
+    """How long, in one unit: `40 seconds`, `1 minute`, `14 hours`, `3 days`."""
+    amount, unit = int(seconds), "second"
+    for size, longer in ((60, "minute"), (3600, "hour"), (86400, "day")):
+        if seconds >= 2 * size or (size == 60 <= seconds):
+            amount, unit = int(seconds // size), longer
+    return f"{amount} {unit}" if amount == 1 else f"{amount} {unit}s"
+
+
 def iso_time(session_time: int, zone: tzinfo | None) -> str:
     """A session time (seconds since the epoch) to the second with its offset, in `zone` (None: local time)."""
     if zone is None:

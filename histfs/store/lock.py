@@ -7,16 +7,19 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from histfs.errors import LockedError
 from histfs.store.files import WritableTree, write_blocks
 from histfs.store.format.times import format_time
 from histfs.store.layout import LOCK
-from histfs.store.tree import file_blocks
+from histfs.store.tree import Tree, file_blocks
 
 # With the end of the line: half of a number is another process.
 _PID = re.compile(rb"^PID[ \t]*([0-9]{1,9})[ \t\r]*\n", re.IGNORECASE | re.MULTILINE)
 _CLOCK_SLACK_S = 2.0
+# A line of /proc/locks: the process that holds a lock for itself, the device and the number of the file.
+_FLOCK = re.compile(rb"\d+: FLOCK +ADVISORY +WRITE (\d+) ([0-9a-f]+:[0-9a-f]+):(\d+) ")
 
 
 @contextmanager
@@ -46,8 +49,13 @@ def locked(tree: WritableTree, *, verb: str) -> Iterator[None]:
 
 
 def _holder(fd: int) -> str:
+    return _said(fd) or "it does not say which"
+
+
+def _said(fd: int) -> str:
+    """What the open lock file says about who holds it."""
     text = b"".join(file_blocks(fd, 1024)).decode("ascii", "replace")
-    return ", ".join(line for line in text.splitlines() if line.isprintable()) or "it does not say which"
+    return ", ".join(line for line in text.splitlines() if line.isprintable())
 
 
 def marker_text() -> bytes:
@@ -79,3 +87,46 @@ def _started_at(pid: int) -> float | None:
         return None
     since_boot_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot_s
+
+
+class Writer(NamedTuple):
+    """A process that changes the repository: its number, since when (seconds since the epoch), what it says it is."""
+
+    pid: int
+    since_s: float
+    says: str = ""
+
+
+def lock_holder(tree: Tree) -> Writer | None:
+    """Who holds the lock now, by what the kernel shows (/proc/locks); None where it shows nobody.
+
+    The lock is not tried: who comes in that moment would be refused.
+    """
+    try:
+        fd = tree.open_file(LOCK)
+    except OSError:
+        return None
+    try:
+        status, said = os.fstat(fd), _said(fd)
+        device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}".encode()
+        with open("/proc/locks", "rb") as locks:
+            for found in filter(None, map(_FLOCK.match, locks)):
+                pid = int(found[1])
+                # Some file systems show another device there: then the file must name the process.
+                if int(found[3]) == status.st_ino and (found[2] == device or f"pid: {pid}" in said):
+                    return Writer(pid, status.st_mtime, said)
+        return None
+    except OSError:  # no /proc
+        return None
+    finally:
+        os.close(fd)
+
+
+def marker_writer(tree: Tree, marker: bytes) -> Writer | None:
+    """The process that wrote the marker at the path `marker`, if it still runs."""
+    try:
+        text, written_at = tree.read_small_file(marker, limit=4096), tree.stat(marker).st_mtime
+    except FileNotFoundError:  # the session has finished meanwhile
+        return None
+    pid = living_writer(text, written_at)
+    return None if pid is None else Writer(pid, written_at)

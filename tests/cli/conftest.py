@@ -100,7 +100,7 @@ def cli(monkeypatch, capfdbinary):
         return cli.operation("mount")(*args, **options)
 
     fake("histfs.mount", mount=mount, unmount=cli.operation("unmount"))
-    for name in ("backup", "restore", "verify", "regress"):
+    for name in ("backup", "restore", "verify", "regress", "status"):
         fake(f"histfs.store.{name}", **{name: cli.operation(name)})
 
     def find_repository(path):

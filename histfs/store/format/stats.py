@@ -109,7 +109,7 @@ def _format_line(key: bytes, field: str, value: float, zone: tzinfo | None) -> b
     if field.endswith("_s"):
         return b"%b %.2f (%b)\n" % (key, value, _duration(value).encode())
     if field.endswith("_bytes"):
-        return b"%b %d (%b)\n" % (key, value, _size(int(value)).encode())
+        return b"%b %d (%b)\n" % (key, value, format_size(int(value)).encode())
     return b"%b %d\n" % (key, value)
 
 
@@ -125,7 +125,7 @@ def _counted(count: int, unit: str) -> str:
     return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
 
 
-def _size(size_bytes: int) -> str:
+def format_size(size_bytes: int) -> str:
     """`1 byte`, `1023 bytes`, `1.00 KB`, `12.3 MB`, `123 GB`: three digits, units of 1024."""
     amount = float(abs(size_bytes))
     if amount < 1024:

@@ -1,0 +1,129 @@
+"""The operation `status`: how a repository is, as far as it can be told at once, without reading what is in it.
+
+Nothing is written and nothing locked: to try the lock, even for a moment, could keep a session from starting, so the
+kernel's own list of locks is asked. Looked at are the names in the data directory, the statistics of the newest
+session, and both ends of every list of files. What files hold, `verify` reads.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from histfs.errors import DamagedError, FormatError, HistfsError, NotARepositoryError, storage_errors
+from histfs.store.format.stats import SessionStatistics, parse_session_statistics
+from histfs.store.layout import DATA, INCREMENTS, Layout, State, read_layout, read_state
+from histfs.store.lock import Writer, lock_holder, marker_writer
+from histfs.store.tree import Tree, file_blocks
+
+_STATISTICS_BYTES = 64 * 1024
+_GZIP = b"\x1f\x8b"
+_SMALLEST_GZIP_BYTES = 18  # the header and the sums
+
+
+class Status(NamedTuple):
+    """How a repository is. Times are seconds since the epoch."""
+
+    sessions: tuple[int, ...]  # those that have finished
+    unfinished: int | None  # the time of the session that runs now or died; None also for a first one
+    is_first: bool  # no session has finished yet, but one has begun
+    writer: Writer | None  # who changes the repository now
+    statistics: SessionStatistics | None  # of the newest session; None where they cannot be read
+    damage: tuple[HistfsError, ...]
+    can_go_on: bool  # whether `backup` can tell which session is the newest, and undo the one that was cut off
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether a session was cut off that must be undone."""
+        return self.writer is None and (self.is_first or self.unfinished is not None)
+
+
+def status(repository: Path) -> Status:
+    """How the repository at the directory `repository` is. Raises NotARepositoryError, StorageError."""
+    with storage_errors():
+        try:
+            tree = Tree.open(repository)
+        except FileNotFoundError:
+            raise NotARepositoryError("there is no such directory", path=repository) from None
+        except NotADirectoryError:
+            raise NotARepositoryError("is not a directory, so not a repository", path=repository) from None
+        with tree:
+            if not tree.is_directory(DATA):
+                raise NotARepositoryError(
+                    "is not a repository: it has no directory rdiff-backup-data",
+                    path=repository,
+                    advice="make one with `histfs backup SOURCE REPOSITORY`",
+                )
+            return _status(tree, read_layout(tree))
+
+
+def _status(tree: Tree, layout: Layout) -> Status:
+    state = read_state(tree, layout)
+    writer = lock_holder(tree)
+    if writer is None and state.unfinished is not None:
+        writer = marker_writer(tree, state.markers[state.unfinished])
+    newest = state.mirror_time
+    return Status(
+        sessions=state.sessions,
+        unfinished=state.unfinished,
+        is_first=newest is None and tree.is_directory(INCREMENTS),
+        writer=writer,
+        statistics=None if newest is None else _statistics(tree, layout, newest),
+        damage=tuple(_damage(tree, state)),
+        can_go_on=newest is None or 1 <= len(state.markers) <= 2,
+    )
+
+
+def _statistics(tree: Tree, layout: Layout, session_time: int) -> SessionStatistics | None:
+    try:
+        path = layout.data_path(b"session_statistics", session_time, b"data")
+        return parse_session_statistics(tree.read_small_file(path, limit=_STATISTICS_BYTES))
+    except (OSError, FormatError):
+        return None
+
+
+def _damage(tree: Tree, state: State) -> Iterator[HistfsError]:
+    if state.mirror_time is None:
+        return
+    if not state.markers:
+        yield DamagedError("there is no current_mirror marker: `histfs backup` will refuse")
+    if len(state.markers) > 2:
+        yield DamagedError("there are more than two current_mirror markers: `histfs backup` will refuse")
+    if not tree.is_directory(INCREMENTS):
+        yield DamagedError("the directory with the increments is missing")
+    bad = {path: problem for path in _lists(state) if (problem := _list_problem(tree, path))}
+    for path, problem in bad.items():
+        yield DamagedError(problem, path=path)
+    for time in state.sessions:
+        try:
+            needed = state.listing_files(time)
+        except DamagedError as error:
+            error.at = time
+            yield error
+            continue
+        if not bad.keys().isdisjoint(needed):
+            yield DamagedError("needs a damaged list of files, and cannot be read", at=time)
+
+
+def _lists(state: State) -> list[bytes]:
+    return [path for _, files in sorted(state.metadata.items()) for path in files if path is not None]
+
+
+def _list_problem(tree: Tree, path: bytes) -> str:
+    """What can be seen to be wrong with a list of files; an empty text if nothing."""
+    try:
+        fd = tree.open_file(path)
+        try:
+            size = os.fstat(fd).st_size
+            begin = b"".join(file_blocks(fd, len(_GZIP)))
+        finally:
+            os.close(fd)
+    except FileNotFoundError:  # a session has replaced it meanwhile
+        return ""
+    except OSError as exc:
+        return f"cannot be read ({exc.strerror})"
+    if path.endswith(b".gz") and (size < _SMALLEST_GZIP_BYTES or begin != _GZIP):
+        return "is no compressed list of files"
+    if size == 0 and b".snapshot" in path:
+        return "is an empty list of files"
+    return ""
