@@ -3,7 +3,7 @@
 PYTHON = .venv/bin/python3
 ARGS =
 
-.PHONY: help run test test-long check bench bench-quick dist clean
+.PHONY: help run test test-long check bench bench-quick man dist clean
 .DEFAULT_GOAL = help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo 'make check       style, types, layers'
 	@echo 'make bench       speed, side by side with others: hours (ARGS="--help")'
 	@echo 'make bench-quick the same with little data: minutes'
+	@echo 'make man         the manual pages, in man/'
 	@echo 'make dist        sdist and wheel, tried out in an empty environment'
 	@echo 'make clean       remove what was built, and .venv'
 
@@ -44,10 +45,14 @@ bench-quick:
 	@sh contrib/setup.sh bench
 	$(PYTHON) -m bench --quick $(ARGS)
 
+man:
+	@sh contrib/setup.sh run
+	$(PYTHON) contrib/manpages.py man
+
 dist:
 	@sh contrib/setup.sh dev
 	sh contrib/dist.sh
 
 clean:
-	rm -rf build dist .venv *.egg-info .*_cache .hypothesis histfs/_*.abi3.so
+	rm -rf build dist man .venv *.egg-info .*_cache .hypothesis histfs/_*.abi3.so
 	find histfs tests bench -name __pycache__ -prune -exec rm -rf {} +

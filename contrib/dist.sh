@@ -13,10 +13,11 @@ fail() {
 }
 
 # What an older egg-info lists would get into the sdist even if it is no longer wanted.
-rm -rf dist ./*.egg-info
+rm -rf dist man ./*.egg-info
 log=$(mktemp)
 scratch=$(mktemp -d)
 trap 'rm -rf "$log" "$scratch"' EXIT
+"$python" contrib/manpages.py man
 "$python" -m build --outdir dist . >"$log" 2>&1 || {
     cat "$log" >&2
     fail "the build stopped, see above"
@@ -28,7 +29,8 @@ wheel=$1
 
 tar -tzf "$sdist" | sed 's,^[^/]*/,,' >"$scratch/sdist"
 for name in pyproject.toml README.md LICENSE Makefile contrib/setup.sh histfs/_rsync_build.py histfs/csrc/maps.h histfs/csrc/maps.c \
-    histfs/csrc/parser.c histfs/_rsync.pyi histfs/_fuse_build.py histfs/_fuse.pyi histfs/py.typed tests/conftest.py; do
+    histfs/csrc/parser.c histfs/_rsync.pyi histfs/_fuse_build.py histfs/_fuse.pyi histfs/py.typed tests/conftest.py \
+    man/histfs.1 man/histfs-restore.1 contrib/completion/_histfs; do
     grep -qx "$name" "$scratch/sdist" || fail "$name is missing in $sdist"
 done
 ! grep -E '\.(so|pyc)$|__pycache__|^build/|^\.venv' "$scratch/sdist" || fail "built files in $sdist"
@@ -36,6 +38,10 @@ done
 "$python" -m zipfile -l "$wheel" | sed -n '2,$s, .*,,p' >"$scratch/wheel"
 for name in histfs/_rsync.abi3.so histfs/_rsync.pyi histfs/_fuse.abi3.so histfs/_fuse.pyi histfs/py.typed histfs/cli/__init__.py; do
     grep -qx "$name" "$scratch/wheel" || fail "$name is missing in $wheel"
+done
+for name in man/man1/histfs.1 man/man1/histfs-restore.1 bash-completion/completions/histfs.bash zsh/site-functions/_histfs \
+    fish/vendor_completions.d/histfs.fish; do
+    grep -q "/data/share/$name\$" "$scratch/wheel" || fail "$name is missing in $wheel"
 done
 ! grep -E '\.(c|h|o|pyc)$|^(tests|bench|contrib)/' "$scratch/wheel" || fail "sources or foreign files in $wheel"
 # Of our own modules, no more and no less than git's, or than the directory's.

@@ -36,12 +36,12 @@ LAYERS = [
 ]
 # The same inside of the store; here modules on one line may know each other (in a circle for types only), except for
 # the operations.
-OPERATIONS = {"backup", "restore", "compare", "verify", "remove", "regress", "prune", "status"}
+OPERATIONS = {"backup", "restore", "compare", "verify", "remove", "regress", "prune", "status", "calculate"}
 STORE_LAYERS = [
     OPERATIONS,
     {"increments", "long_names", "mirror", "records", "recovery"},
     {"repository", "snapshot", "listing", "content", "catalog"},
-    {"accounts", "batch", "compression", "delta", "files", "layout", "lock", "source", "special", "tree"},
+    {"accounts", "batch", "compression", "delta", "files", "layout", "lock", "logs", "source", "special", "tree"},
     {"owners", "plan", "selection", "when", "format"},
     {"entry"},
 ]

@@ -17,11 +17,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from histfs.cli import backup, general, listing, mount, options, regress, restore, status, umount, verify
+from histfs.cli import (
+    backup,
+    calculate,
+    complete,
+    general,
+    info,
+    listing,
+    mount,
+    options,
+    regress,
+    restore,
+    status,
+    umount,
+    verify,
+)
 from histfs.cli.output import Output, ReaderGoneError, occupy_standard_descriptors
 from histfs.errors import EXIT_ERROR, HistfsError, UsageError, printable
 
-VERBS = (backup, restore, mount, umount, listing, status, verify, regress)
+VERBS = (backup, restore, mount, umount, listing, status, verify, regress, calculate, info, complete)
 
 DESCRIPTION = """\
 Your backups, as a folder of folders by time. `backup` keeps a plain copy of a
@@ -56,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.Namespace(if_stopped="nothing was done", debug=False)
     try:
         with _stop_signals():
-            _parse(general.expanded(argv), arguments)
+            arguments.argv = ["histfs", *general.expanded(argv)]
+            _parse(arguments.argv[1:], arguments)
             with general.settled(arguments, output):
                 return _run(arguments, output) | output.reported
     except SystemExit as exc:  # argparse has answered: help, version, wrong arguments
@@ -72,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as exc:
         output.bug(exc, with_traceback=arguments.debug or bool(os.environ.get("HISTFS_DEBUG")))
         return EXIT_ERROR
+    finally:
+        output.close_log()
 
 
 def _run(arguments: argparse.Namespace, output: Output) -> int:
@@ -99,6 +116,7 @@ def make_parser() -> options.Parser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(parser=parser)  # for `complete`
     general.add_to(parser)
     verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs", prog="histfs")
     for verb in VERBS:

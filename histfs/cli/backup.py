@@ -1,10 +1,12 @@
 """`histfs backup SRC REPO`: add a session to a repository."""
 
 import argparse
+from pathlib import Path
 
-from histfs.cli import options, selection
-from histfs.cli.output import Output, counted
-from histfs.errors import EXIT_FILE_ERROR, EXIT_FILE_WARNING, EXIT_WARNING
+from histfs.cli import general, options, selection
+from histfs.cli.output import Output, counted, iso_time
+from histfs.cli.progress import Expected, progress
+from histfs.errors import EXIT_FILE_ERROR, EXIT_FILE_WARNING, EXIT_WARNING, HistfsError
 
 DESCRIPTION = """\
 Copy the state of SRC into REPO, as a new session. Afterwards REPO holds a plain
@@ -39,23 +41,36 @@ def add_to(verbs: "options.Verbs") -> None:
     )
     options.add_owners(parser)
     selection.add_to(parser)
+    options.add_json(parser)
     parser.set_defaults(run=run, if_stopped=IF_STOPPED, takes_force=True)
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     from histfs.store.backup import backup
     from histfs.store.format.stats import format_session_statistics
+    from histfs.store.records import Fate
 
-    outcome = backup(
-        arguments.source,
-        arguments.repository,
-        now=arguments.now,
-        report=output.report,
-        force=arguments.force,
-        null_separator=arguments.null_separator,
-        owners=options.owners(arguments),
-        selection=selection.read(arguments, arguments.source, output),
-    )
+    general.keep_log(arguments, output, "backup")
+    with progress(output, "backing up", arguments.progress, _expected(arguments.repository)) as step:
+
+        def tell(fate: Fate, path: bytes, size_bytes: int) -> None:
+            output.begin_log()
+            if fate is not Fate.SAME:
+                output.name(fate.value, path)
+            if step is not None:
+                step(size_bytes)
+
+        outcome = backup(
+            arguments.source,
+            arguments.repository,
+            now=arguments.now,
+            report=output.report,
+            force=arguments.force,
+            null_separator=arguments.null_separator,
+            owners=options.owners(arguments),
+            selection=selection.read(arguments, arguments.source, output),
+            tell=tell,
+        )
     exit_code = 0
     if outcome.regressed:
         exit_code |= EXIT_WARNING
@@ -65,7 +80,11 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     if outcome.source_warnings:
         exit_code |= EXIT_FILE_WARNING
     statistics = outcome.statistics
-    if arguments.print_statistics:
+    if options.wants_document(arguments):
+        counts = statistics._asdict() | {"time": iso_time(int(statistics.start_time_s), None)}
+        trouble = {"source_errors": outcome.source_errors, "source_warnings": outcome.source_warnings}
+        output.document({"statistics": counts, "regressed": outcome.regressed} | trouble)
+    elif arguments.print_statistics:
         output.insist(format_session_statistics(statistics).decode("utf-8", "backslashreplace"))
     else:
         output.tell(
@@ -73,3 +92,15 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             f"{statistics.deleted_files} deleted; {statistics.source_file_bytes} bytes"
         )
     return exit_code
+
+
+def _expected(repository: Path) -> Expected:
+    """What the last session has counted."""
+    from histfs.store.repository import Repository
+
+    try:
+        with Repository.open(repository) as opened:
+            statistics = opened.statistics(opened.sessions()[-1])
+    except HistfsError:  # there is none yet; what is wrong otherwise, the session tells
+        statistics = None
+    return Expected() if statistics is None else Expected(statistics.source_files, statistics.source_file_bytes)

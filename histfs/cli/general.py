@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from histfs import __version__
 from histfs.cli import options
-from histfs.cli.output import NORMAL, QUIET, Output
+from histfs.cli.output import NORMAL, QUIET, Output, iso_time, one_line
 from histfs.errors import StorageError, UsageError, printable
 
 _LEVELS = tuple("0123456789")
@@ -29,10 +29,20 @@ def add_to(parser: options.Parser) -> None:
         "--verbosity",
         metavar="LEVEL",
         type=_level,
+        choices=range(10),
         help="how much is said, from 0 (results alone) over 3 (the default) to 9; `docs/manual.md` has them all",
     )
     parser.add_argument(
-        "--terminal-verbosity", metavar="LEVEL", type=_level, help="the same for what is printed, not for logs"
+        "--terminal-verbosity",
+        metavar="LEVEL",
+        type=_level,
+        choices=range(10),
+        help="the same for what is printed, not for logs",
+    )
+    parser.add_argument(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        help="show how far long work is, also where no terminal is; or not at all",
     )
     parser.add_argument(
         "--force",
@@ -113,11 +123,24 @@ def settled(arguments: argparse.Namespace, output: Output) -> Iterator[None]:
 def _terminal_verbosity(arguments: argparse.Namespace) -> int:
     if arguments.quiet:
         return QUIET
-    for level in (arguments.terminal_verbosity, arguments.verbosity):
-        if level is not None:
-            return int(level)
+    return _verbosity(arguments) if arguments.terminal_verbosity is None else int(arguments.terminal_verbosity)
+
+
+def _verbosity(arguments: argparse.Namespace) -> int:
+    if arguments.verbosity is not None:
+        return int(arguments.verbosity)
     by_environment = os.environ.get("RDIFF_BACKUP_VERBOSITY", "")
     return int(by_environment) if by_environment in _LEVELS else NORMAL
+
+
+def keep_log(arguments: argparse.Namespace, output: Output, verb: str) -> None:
+    """Has what is said written to the log of `verb` in `arguments.repository`, as soon as that is held."""
+    import shlex
+
+    from histfs.store.logs import Log
+
+    heading = f"{iso_time(arguments.now, None)} {shlex.join(arguments.argv)}"
+    output.keep_log(Log(arguments.repository, verb, one_line(heading)), _verbosity(arguments))
 
 
 @contextmanager

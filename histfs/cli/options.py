@@ -41,6 +41,8 @@ LAST_SECOND = 4_102_444_799  # of the year 2099: the format has no later session
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser with our exit code and our output."""
 
+    default_verb = ""  # of those behind this one, the one that is meant where none is named
+
     def error(self, message: str) -> NoReturn:
         """Says how the command is written and what is wrong; exit code 1."""
         Output().usage(self.format_usage(), f"{message}; see `{self.prog} --help`")
@@ -51,8 +53,11 @@ class Parser(argparse.ArgumentParser):
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> object:
         """Mends how argparse treats "--": as the name of a verb, and as no value at all where it is one."""
-        if action.nargs == argparse.PARSER and arg_strings[0] == "--":
-            arg_strings = arg_strings[1:]
+        if action.nargs == argparse.PARSER:
+            if arg_strings[0] == "--":
+                arg_strings = arg_strings[1:]
+            if self.default_verb and arg_strings[0] not in (action.choices or ()):
+                arg_strings = [self.default_verb, *arg_strings]
         elif arg_strings == ["--"]:
             raise argparse.ArgumentError(action, "-- is no value; for a name, write ./--")
         return super()._get_values(action, arg_strings)

@@ -9,20 +9,21 @@ Results go to standard output, everything said to a person about them to standar
 """
 
 import functools
-import json
 import operator
 import os
 import sys
-import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime, tzinfo
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from histfs.errors import EXIT_ERROR, EXIT_WARNING, HistfsError, StorageError, printable, printable_time
 
+if TYPE_CHECKING:
+    from histfs.store.logs import Log
+
 # How much is said, as rdiff-backup counts it; each level says what those below it say, and results are always printed.
-ERRORS, QUIET, NORMAL, TRACEBACKS = 1, 2, 3, 8
+ERRORS, QUIET, NORMAL, LINES, FILES, TRACEBACKS = 1, 2, 3, 4, 5, 8
 
 
 class ReaderGoneError(HistfsError):
@@ -33,12 +34,16 @@ class Output:
     """Where a command writes, as much as `verbosity` lets it.
 
     `results_only`: a program reads the results; what is for a person goes to standard error then.
+    `above`: writes a line above what is drawn at the bottom of the terminal, while something is.
     """
 
     def __init__(self) -> None:
         self.verbosity = NORMAL
         self.results_only = False
+        self.above: Callable[[str], object] | None = None
         self._reported: set[int] = set()  # exit codes
+        self._log: Log | None = None
+        self._log_verbosity = NORMAL
 
     @property
     def quiet(self) -> bool:
@@ -49,6 +54,27 @@ class Output:
     def reported(self) -> int:
         """The exit code that all reported problems make together."""
         return functools.reduce(operator.or_, self._reported, 0)
+
+    # The log in the repository.
+
+    def keep_log(self, log: "Log", verbosity: int) -> None:
+        """From now on `log` is told what a person is told, as much as `verbosity` lets it."""
+        self._log = log
+        self._log_verbosity = verbosity
+
+    def begin_log(self) -> None:
+        """The repository is held: what the log has been told is written to it."""
+        if self._log is not None:
+            self._log.begin()
+
+    def close_log(self) -> None:
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def _record(self, level: int, text: str) -> None:
+        if self._log is not None and level <= self._log_verbosity:
+            self._log.write(one_line(text))
 
     # Results, for programs as well.
 
@@ -78,12 +104,15 @@ class Output:
         `value` is made of dicts, lists, tuples, str, bytes (names: what is not UTF-8 becomes lone surrogates, as in
         PEP 383), numbers, bool and None.
         """
+        import json
+
         self.text(json.dumps(_readable(value), indent=2))
 
     # For a person. These never fail.
 
     def tell(self, text: str) -> None:
         """Writes a summary to standard output, unless the person wanted quiet."""
+        self._record(NORMAL, f"NOTE: {text}")
         if self.quiet:
             return
         if self.results_only:
@@ -91,28 +120,45 @@ class Output:
         else:
             self.insist(one_line(text) + "\n")
 
+    def name(self, fate: str, path: bytes) -> None:
+        """Says what became of a file, for who wants to know of each."""
+        if max(self.verbosity, self._log_verbosity) < FILES:
+            return
+        line = f"{fate}: {printable(path)}"
+        self._record(FILES, line)
+        if self.verbosity < FILES:
+            return
+        if self.above is not None:
+            self._draw_above(line)
+        else:
+            _write_if_possible(sys.stderr if self.results_only else sys.stdout, line + "\n")
+
     def insist(self, text: str) -> None:
         """Writes text to standard output that was asked for, as it is, but is not worth a failure."""
         _write_if_possible(sys.stdout, text)
 
     def note(self, text: str) -> None:
         """Says on standard error what is good to know, unless the person wanted quiet."""
+        self._record(NORMAL, f"NOTE: {text}")
         if not self.quiet:
             self._say(f"note: {text}")
 
     def error(self, problem: HistfsError | str) -> None:
         """Says what stopped the command, in one line on standard error."""
+        self._record(ERRORS, f"ERROR: {problem}")
         if self.verbosity >= ERRORS:
             self._say(str(problem))
 
     def warn(self, problem: HistfsError | str) -> None:
         """Says what is wrong and did not stop the command."""
+        self._record(QUIET, f"WARNING: {problem}")
         if self.verbosity >= QUIET:
             self._say(str(problem))
 
     def report(self, problem: HistfsError) -> None:
         """Says a problem that an operation goes on from: a warning at least, and no error. From any thread."""
         self._reported.add(problem.exit_code & ~EXIT_ERROR or EXIT_WARNING)
+        self.begin_log()  # an operation that reports has the repository
         self.warn(problem)
 
     def usage(self, usage: str, problem: str) -> None:
@@ -126,10 +172,21 @@ class Output:
         advice = "" if with_traceback else "; please report it with what HISTFS_DEBUG=1 in the environment shows"
         self._say(f"this is a bug in histfs: {type(exception).__name__}: {exception}{advice}")
         if with_traceback:
+            import traceback
+
             _write_if_possible(sys.stderr, "".join(traceback.format_exception(exception)))
 
     def _say(self, text: str) -> None:
-        _write_if_possible(sys.stderr, f"histfs: {one_line(text)}\n")
+        line = f"histfs: {one_line(text)}"
+        if self.above is not None:
+            self._draw_above(line)
+        else:
+            _write_if_possible(sys.stderr, line + "\n")
+
+    def _draw_above(self, line: str) -> None:
+        assert self.above is not None
+        with suppress(OSError, ValueError):
+            self.above(line.encode("utf-8", "backslashreplace").decode())
 
 
 def _readable(value: object) -> object:
@@ -144,6 +201,11 @@ def _readable(value: object) -> object:
 def is_terminal() -> bool:
     """Whether results go to a person's screen."""
     return sys.stdout is not None and sys.stdout.isatty()
+
+
+def error_is_terminal() -> bool:
+    """Whether what is said to a person goes to a screen that can be drawn on."""
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def one_line(text: str) -> str:

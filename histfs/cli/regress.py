@@ -2,7 +2,7 @@
 
 import argparse
 
-from histfs.cli import options
+from histfs.cli import general, options
 from histfs.cli.output import Output, iso_time
 from histfs.errors import EXIT_WARNING
 
@@ -37,15 +37,22 @@ def add_to(verbs: "options.Verbs") -> None:
     )
     parser.add_argument("repository", metavar="REPO", type=options.path, help="the repository")
     options.add_owners(parser)
+    options.add_json(parser)
     parser.set_defaults(run=run, if_stopped=IF_STOPPED, takes_force=True)
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     from histfs.store.regress import regress
 
+    general.keep_log(arguments, output, "regress")
     outcome = regress(
         arguments.repository, report=output.report, force=arguments.force, owners=options.owners(arguments)
     )
+    if outcome is not None:
+        output.begin_log()
+    if options.wants_document(arguments):
+        output.document({"was_unfinished": outcome is not None} | (outcome._asdict() if outcome is not None else {}))
+        return 0 if outcome is None else EXIT_WARNING
     if outcome is None:
         output.tell("nothing to undo: the last session has finished")
         return 0

@@ -4,6 +4,7 @@ import argparse
 
 from histfs.cli import options
 from histfs.cli.output import Output, counted, iso_time
+from histfs.cli.progress import reading
 from histfs.errors import EXIT_FILE_ERROR, printable
 
 DESCRIPTION = """\
@@ -45,7 +46,7 @@ def add_to(verbs: "options.Verbs") -> None:
 def run(arguments: argparse.Namespace, output: Output) -> int:
     from histfs.store.restore import restore
 
-    with options.open_past(arguments) as past:
+    with options.open_past(arguments) as past, reading(output, past, "restoring", arguments.progress):
         outcome = restore(
             past.repository,
             past.path,

@@ -4,6 +4,7 @@ import argparse
 
 from histfs.cli import options
 from histfs.cli.output import Output, counted, is_terminal, iso_time
+from histfs.cli.progress import reading
 from histfs.errors import EXIT_FILE_ERROR, EXIT_FILE_WARNING
 
 DESCRIPTION = """\
@@ -44,7 +45,7 @@ def add_to(verbs: "options.Verbs") -> None:
 def run(arguments: argparse.Namespace, output: Output) -> int:
     from histfs.store.verify import verify
 
-    with options.open_past(arguments) as past:
+    with options.open_past(arguments) as past, reading(output, past, "verifying", arguments.progress):
         outcome = verify(past.repository, past.path, past.session_time, report=output.report)
     if is_terminal():
         output.tell(

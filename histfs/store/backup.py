@@ -36,7 +36,7 @@ from histfs.store.layout import CHARS_TO_QUOTE, DATA, INCREMENTS, SPECIAL_ESCAPE
 from histfs.store.lock import locked, marker_text
 from histfs.store.mirror import MirrorUpdate, Update
 from histfs.store.owners import Owners
-from histfs.store.records import SessionRecords
+from histfs.store.records import SessionRecords, Tell, tell_nobody
 from histfs.store.recovery import recover
 from histfs.store.repository import Repository
 from histfs.store.selection import Selection
@@ -64,13 +64,14 @@ def backup(
     null_separator: bool = False,
     owners: Owners = BY_NAME,
     selection: Selection | None = None,
+    tell: Tell = tell_nobody,
 ) -> BackupOutcome:
     """Run a session at `now` (seconds since the epoch) from the directory `source` to `repository`.
 
     The repository is made if there is none. `report` is told of everything that went wrong without stopping the
     session. `force` undoes an unfinished session even if its writer seems to run still. With `null_separator` the
     lines of file_statistics and error_log end in a NUL. `owners`: whose the files of the mirror are. What `selection`
-    leaves out is deleted if the last session had it. Raises HistfsError.
+    leaves out is deleted if the last session had it. `tell` is told what becomes of each path. Raises HistfsError.
     """
     with ExitStack() as stack:
         opened = stack.enter_context(Source.open(source, selection))
@@ -81,7 +82,7 @@ def backup(
                 tree.make_directory(DATA)
             stack.enter_context(locked(tree, verb="backup"))
             regressed = recover(tree, repository, report=report, owners=owners, force=force)
-            session = _Session(tree, repository, opened, now, report, owners, b"\0" if null_separator else b"\n")
+            session = _Session(tree, repository, opened, now, report, owners, b"\0" if null_separator else b"\n", tell)
             return session.run()._replace(regressed=regressed)
 
 
@@ -123,8 +124,10 @@ class _Session:
         report: Callable[[HistfsError], None],
         owners: Owners,
         line_end: bytes,
+        tell: Tell,
     ) -> None:
         self._tree = tree
+        self._tell = tell
         self._line_end = line_end
         self._repository = Repository(tree, path)
         self._layout = self._repository.layout
@@ -152,7 +155,7 @@ class _Session:
             self._write_marker()
         becomes_diff = previous is not None and not _previous_stays(self._state, previous)
         diff_of = previous if becomes_diff else None
-        with SessionRecords(self._tree, self._layout, self._now, diff_of, self._line_end) as records:
+        with SessionRecords(self._tree, self._layout, self._now, diff_of, self._line_end, self._tell) as records:
             self._update_mirror(previous, records)
             statistics = records.finish(elapsed_s=time.monotonic() - started)
         self._commit(previous, becomes_diff)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from histfs.store.entry import Entry, Kind
-from histfs.store.tree import Tree
+from histfs.store.tree import NotRegularError, Tree
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _ZEROS = bytes(128 * 1024)
@@ -115,6 +115,16 @@ class WritableTree(Tree):
         with self._at(path) as (directory, name):
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             return os.open(name, flags, 0o600, dir_fd=directory)
+
+    def open_to_append(self, path: bytes) -> int:
+        """A descriptor to write at the end of the regular file `path`, made if it is missing."""
+        with self._at(path) as (directory, name):
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            fd = os.open(name, flags, 0o600, dir_fd=directory)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise NotRegularError(errno.EINVAL, "is not a regular file", path)
+        return fd
 
     def make_directory(self, path: bytes) -> None:
         with self._at(path) as (directory, name):

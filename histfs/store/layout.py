@@ -8,10 +8,12 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from histfs.errors import FormatError
 from histfs.store.entry import Entry, join
 from histfs.store.format.listing import lists_needed
 from histfs.store.format.names import format_increment_name, parse_increment_name
 from histfs.store.format.quoting import NO_QUOTING, Quoting
+from histfs.store.format.stats import SessionStatistics, parse_session_statistics
 from histfs.store.tree import Tree
 
 DATA = b"rdiff-backup-data"
@@ -24,6 +26,7 @@ SPECIAL_ESCAPES = DATA + b"/special_escapes"
 # The name of an increment adds at most this much to the name of the file (docs/format.md 3.4).
 LONGEST_SUFFIX = 50
 NAME_MAX = 255
+_STATISTICS_BYTES = 64 * 1024
 _LIKE_AN_INCREMENT = re.compile(rb"\.(?:snapshot|diff|dir|missing|data)(?:\.gz)?(?:/|\Z)")
 
 
@@ -176,6 +179,15 @@ def read_layout(tree: Tree) -> Layout:
 
 def read_state(tree: Tree, layout: Layout) -> State:
     return parse_state(tree.names(DATA), layout.quoting)
+
+
+def read_statistics(tree: Tree, layout: Layout, session_time: int) -> SessionStatistics | None:
+    """What a session has counted; None where that cannot be read: it is for people, and nothing depends on it."""
+    try:
+        path = layout.data_path(b"session_statistics", session_time, b"data")
+        return parse_session_statistics(tree.read_small_file(path, limit=_STATISTICS_BYTES))
+    except (OSError, FormatError):
+        return None
 
 
 def _read_optional(tree: Tree, path: bytes) -> bytes:

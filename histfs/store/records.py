@@ -2,7 +2,9 @@
 
 import os
 import zlib
+from collections.abc import Callable
 from contextlib import ExitStack
+from enum import Enum
 
 from histfs.errors import HistfsError, SourceError, printable
 from histfs.store.compression import GZIP, LEVEL
@@ -64,20 +66,44 @@ class CompressedFile:
             self._fd = None
 
 
+class Fate(Enum):
+    """What became of a path in a session."""
+
+    NEW = "new"
+    CHANGED = "changed"
+    DELETED = "deleted"
+    SAME = "same"
+
+
+Tell = Callable[[Fate, bytes, int], None]  # what became of a path, and its size now
+
+
+def tell_nobody(_fate: Fate, _path: bytes, _size_bytes: int) -> None:
+    """A `Tell` where nobody listens."""
+
+
 class SessionRecords:
     """Everything that is recorded of the session at `session_time`. A context manager that closes the files.
 
     `previous`: the time of the session before, if its list becomes a reverse diff; None to leave its list as it is.
-    `line_end`: what ends a line of what people and tools read about files.
+    `line_end`: what ends a line of what people and tools read about files. `tell` is told of each path as it is
+    recorded.
     """
 
     def __init__(
-        self, tree: WritableTree, layout: Layout, session_time: int, previous: int | None, line_end: bytes = b"\n"
+        self,
+        tree: WritableTree,
+        layout: Layout,
+        session_time: int,
+        previous: int | None,
+        line_end: bytes = b"\n",
+        tell: Tell = tell_nobody,
     ) -> None:
         self._tree = tree
         self._layout = layout
         self._time = session_time
         self._line_end = line_end
+        self._tell = tell
         self._list = CompressedFile(tree, layout, b"mirror_metadata", session_time, b"snapshot")
         self._diff = None if previous is None else CompressedFile(tree, layout, b"mirror_metadata", previous, b"diff")
         self._file_statistics = CompressedFile(tree, layout, b"file_statistics", session_time, b"data")
@@ -151,6 +177,7 @@ class SessionRecords:
                 "increment_file_bytes": s.increment_file_bytes + update.increment_bytes,
             }
         self.statistics = s._replace(**counts)
+        self._tell(_fate(old, update), path, new_bytes)
         self._file_statistics.write(
             format_file_statistic(
                 FileStatistic(
@@ -163,3 +190,11 @@ class SessionRecords:
                 self._line_end,
             )
         )
+
+
+def _fate(old: Entry | None, update: Update) -> Fate:
+    if old is None:
+        return Fate.NEW
+    if update.record is None:
+        return Fate.DELETED
+    return Fate.CHANGED if update.is_changed else Fate.SAME

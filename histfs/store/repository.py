@@ -2,12 +2,15 @@
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
 from histfs.errors import NotARepositoryError, NotFoundError, printable_time, storage_errors
 from histfs.store.content.shared import DEFAULT_SIZES, Shared, Sizes
-from histfs.store.layout import DATA, Layout, State, read_layout, read_state
+from histfs.store.entry import Entry
+from histfs.store.format.stats import SessionStatistics
+from histfs.store.layout import DATA, Layout, State, read_layout, read_state, read_statistics
 from histfs.store.listing import Node
 from histfs.store.snapshot import Snapshot
 from histfs.store.tree import Tree, is_settled
@@ -27,6 +30,7 @@ class Repository:
         self._state: State | None = None
         self._state_is_of: tuple[int, int] | None = None
         self.trusts_catalog = True
+        self.on_entry: Callable[[Entry], object] | None = None  # called for each entry of a list that is gone through
 
     @classmethod
     def open(cls, path: Path, sizes: Sizes = DEFAULT_SIZES) -> Self:
@@ -91,6 +95,10 @@ class Repository:
     def unfinished(self) -> int | None:
         """The time of the session that runs now or died before its end; None if the repository is at rest."""
         return self.state().unfinished
+
+    def statistics(self, session_time: int) -> SessionStatistics | None:
+        """What the session has counted; None where that is not known."""
+        return read_statistics(self.tree, self.layout, session_time)
 
     def snapshot(self, session_time: int) -> Snapshot:
         """The tree at the finished session of `session_time`; NotFoundError if there is none."""

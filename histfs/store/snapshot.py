@@ -55,6 +55,8 @@ class Snapshot:
         end = sort_key(below) + b"\1"
         for entry in well_formed(self._records(damaged), damaged):
             if is_below(entry.path, below):
+                if self.repository.on_entry is not None:
+                    self.repository.on_entry(entry)
                 yield entry
             elif below and sort_key(entry.path) >= end:
                 return

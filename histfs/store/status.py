@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from histfs.errors import DamagedError, FormatError, HistfsError, NotARepositoryError, storage_errors
-from histfs.store.format.stats import SessionStatistics, parse_session_statistics
-from histfs.store.layout import DATA, INCREMENTS, Layout, State, read_layout, read_state
+from histfs.errors import DamagedError, HistfsError, NotARepositoryError, storage_errors
+from histfs.store.format.stats import SessionStatistics
+from histfs.store.layout import DATA, INCREMENTS, Layout, State, read_layout, read_state, read_statistics
 from histfs.store.lock import Writer, lock_holder, marker_writer
 from histfs.store.tree import Tree, file_blocks
 
-_STATISTICS_BYTES = 64 * 1024
 _GZIP = b"\x1f\x8b"
 _SMALLEST_GZIP_BYTES = 18  # the header and the sums
 
@@ -68,18 +67,10 @@ def _status(tree: Tree, layout: Layout) -> Status:
         unfinished=state.unfinished,
         is_first=newest is None and tree.is_directory(INCREMENTS),
         writer=writer,
-        statistics=None if newest is None else _statistics(tree, layout, newest),
+        statistics=None if newest is None else read_statistics(tree, layout, newest),
         damage=tuple(_damage(tree, state)),
         can_go_on=newest is None or 1 <= len(state.markers) <= 2,
     )
-
-
-def _statistics(tree: Tree, layout: Layout, session_time: int) -> SessionStatistics | None:
-    try:
-        path = layout.data_path(b"session_statistics", session_time, b"data")
-        return parse_session_statistics(tree.read_small_file(path, limit=_STATISTICS_BYTES))
-    except (OSError, FormatError):
-        return None
 
 
 def _damage(tree: Tree, state: State) -> Iterator[HistfsError]:

@@ -36,6 +36,9 @@ class FakeRepository:
     def unfinished(self):
         return self.unfinished_time
 
+    def statistics(self, session_time):
+        return None
+
     def snapshot(self, session_time):
         self.asked.append(session_time)
         return self
@@ -64,7 +67,7 @@ class Cli:
         return SimpleNamespace(code=code, out=out, err=err)
 
     def operation(self, name):
-        def run(*args, report=None, **options):
+        def run(*args, report=None, tell=None, **options):
             self.calls[name] = (*args, options) if options else args
             for problem in self.reports:
                 report(problem)

@@ -181,7 +181,7 @@ from histfs.store.format.stats import SessionStatistics
 
 paths = [b"", *(b"dir/%d \\x1b[31m\\n" % number for number in range(int(sys.argv.pop(1))))]
 snapshot = SimpleNamespace(entries=lambda *_: (SimpleNamespace(path=path) for path in paths))
-repository = SimpleNamespace(sessions=lambda: (1, 2), snapshot=lambda _: snapshot)
+repository = SimpleNamespace(sessions=lambda: (1, 2), snapshot=lambda _: snapshot, statistics=lambda _: None)
 fake = ModuleType("histfs.store.repository")
 fake.find_repository = lambda path: (path, b"")
 fake.Repository = SimpleNamespace(open=lambda _: nullcontext(repository))
@@ -274,3 +274,36 @@ def test_main_takes_the_command_line_of_the_process(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["histfs", "--version"])
     assert main() == 0
     assert capsys.readouterr().out == f"histfs {__version__}\n"
+
+
+class TestClosedPipes:
+    """`histfs -v5 backup ... | head -n 1`, with a real pipe that is closed in the middle of a session."""
+
+    @pytest.fixture
+    def place(self, tmp_path):
+        (tmp_path / "source").mkdir()
+        for number in range(3000):  # more names than fit into a pipe
+            (tmp_path / "source" / f"{number} {'x' * 60}").touch()
+        return tmp_path
+
+    @pytest.mark.parametrize("stream", ["stdout", "stderr"])
+    def test_never_hurt_a_session(self, place, stream):
+        options = ["-v5", "--json"] if stream == "stderr" else ["-v5"]
+        argv = [*options[:1], "backup", *options[1:], place / "source", place / "repo"]
+        command = [sys.executable, "-m", "histfs", *map(str, argv)]
+        streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | {stream: subprocess.PIPE}
+        with subprocess.Popen(command, **streams) as process:
+            pipe = getattr(process, stream)
+            assert pipe.readline() == b"new: .\n"
+            pipe.close()
+            assert process.wait(timeout=60) == 0
+        assert histfs("verify", place / "repo").returncode == 0
+        assert len(histfs("list", "files", place / "repo").stdout.splitlines()) == 3001
+
+
+def test_help_imports_little():
+    """How many modules it takes beside those of an interpreter that does nothing, as time depends on the machine."""
+    program = "import sys; before = set(sys.modules); from histfs.cli import main; main(['--help'])"
+    program += "; print(len(set(sys.modules) - before), file=sys.stderr)"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=True)
+    assert int(ran.stderr) < 90

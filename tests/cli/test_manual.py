@@ -76,7 +76,7 @@ def test_sections():
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_usage(verb):
-    usage = text_of(VERBS[verb].format_usage().removeprefix("usage: ")).replace("[-h] ", "")
+    usage = text_of(VERBS[verb].format_usage().removeprefix("usage: ").replace("[-h]", ""))
     written = re.match(r"\n```\n(.*?)\n```\n", SECTIONS[verb], flags=re.S)
     assert written
     assert text_of(written[1]) == usage

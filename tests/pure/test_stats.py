@@ -12,6 +12,8 @@ from histfs.store.format.stats import (
     FileStatistic,
     LoggedError,
     SessionStatistics,
+    average_statistics,
+    format_average,
     format_file_statistic,
     format_file_statistics_header,
     format_logged_error,
@@ -19,6 +21,7 @@ from histfs.store.format.stats import (
     parse_file_statistic,
     parse_logged_error,
     parse_session_statistics,
+    parse_statistics_fields,
 )
 from tests.strategies import file_statistics, logged_errors, session_statistics, tricky_bytes
 
@@ -262,3 +265,27 @@ def test_any_bytes_parse_or_are_a_format_error(text):
 @pytest.mark.parametrize("line", [b"", b"hello", b"OtherError: 'a' b", b"ListError"])
 def test_error_logs_that_are_damaged(line):
     assert isinstance(error_or_value(parse_logged_error, line), FormatError)
+
+
+AVERAGED = """\
+--------------[ Average of 2 stat files ]--------------
+ElapsedTime 65.50 (1 minute 5.50 seconds)
+SourceFiles 2.5
+SourceFileSize 61728397.5 (58.9 MB)
+Errors 2
+-------------------------------------------------------
+
+"""
+
+
+def test_averages_are_of_what_all_have():
+    first = b"StartTime 1\nEndTime 2\nElapsedTime 1\nSourceFiles 2\nSourceFileSize 123456789\nErrors 3\nNewFiles 1\n"
+    second = b"StartTime 5\nElapsedTime 130\nSourceFiles 3\nSourceFileSize 6\nErrors 2\n"
+    average = average_statistics([parse_statistics_fields(text) for text in (first, second)])
+    assert format_average(average) == AVERAGED
+
+
+def test_the_average_growth_follows_from_the_other_averages():
+    texts = [format_session_statistics(SessionStatistics(0, new_file_bytes=new).completed()) for new in (1, 2, 4)]
+    average = average_statistics([parse_statistics_fields(text) for text in texts])
+    assert average.fields["total_destination_change_bytes"] == average.fields["new_file_bytes"] == 7 / 3

@@ -6,6 +6,8 @@ parentheses is ignored, numbers may have a fraction, keys may be unknown or lack
 
 import math
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, tzinfo
 from typing import NamedTuple
 
@@ -46,13 +48,14 @@ class SessionStatistics(NamedTuple):
     def completed(self) -> "SessionStatistics":
         """With the two fields that follow from the others: how long it took, how much the repository grew."""
         return self._replace(
-            elapsed_s=self.end_time_s - self.start_time_s,
-            total_destination_change_bytes=self.new_file_bytes
-            + self.changed_source_bytes
-            + self.increment_file_bytes
-            - self.deleted_file_bytes
-            - self.changed_mirror_bytes,
+            elapsed_s=self.end_time_s - self.start_time_s, total_destination_change_bytes=int(_growth(self._asdict()))
         )
+
+
+def _growth(fields: dict[str, float]) -> float:
+    """How much the repository grew; KeyError where a field is lacking that tells it."""
+    came = fields["new_file_bytes"] + fields["changed_source_bytes"] + fields["increment_file_bytes"]
+    return came - fields["deleted_file_bytes"] - fields["changed_mirror_bytes"]
 
 
 _KEYS = {  # in the order of the file
@@ -83,6 +86,11 @@ def parse_session_statistics(text: bytes) -> SessionStatistics:
 
     Raises FormatError for a known key without a number, and without a start time.
     """
+    return SessionStatistics(**parse_statistics_fields(text))  # type: ignore[arg-type]  # whole numbers but in _s
+
+
+def parse_statistics_fields(text: bytes) -> dict[str, float]:
+    """The same, of the fields that are there."""
     found: dict[str, float] = {}
     for line in text.split(b"\n"):
         key, *words = line.split(maxsplit=2) or [b""]
@@ -94,7 +102,42 @@ def parse_session_statistics(text: bytes) -> SessionStatistics:
         found[field] = float(words[0]) if field.endswith("_s") else int(words[0].partition(b".")[0])
     if "start_time_s" not in found:
         raise FormatError("the session statistics have no start time")
-    return SessionStatistics(**found)  # type: ignore[arg-type]  # whole numbers except in fields that end in _s
+    return found
+
+
+class Average(NamedTuple):
+    """Of session statistics, so many. `fields`: those that all of them have, but for the moments, by their names."""
+
+    sessions: int
+    fields: dict[str, float]
+
+
+def average_statistics(statistics: Sequence[dict[str, float]]) -> Average:
+    """The average of at least one."""
+    count = len(statistics)
+    fields = {
+        field: sum(each[field] for each in statistics) / count
+        for field in _KEYS
+        if not field.endswith("_time_s") and all(field in each for each in statistics)
+    }
+    if "total_destination_change_bytes" in fields:
+        with suppress(KeyError):
+            fields["total_destination_change_bytes"] = _growth(fields)
+    return Average(count, fields)
+
+
+def format_average(average: Average) -> str:
+    """The text that rdiff-backup makes of it, with all decimals; of errors it tells whole ones."""
+    lines = [f"--------------[ Average of {average.sessions} stat files ]--------------"]
+    for field, value in average.fields.items():
+        key = _KEYS[field].decode()
+        if field.endswith("_s"):
+            lines.append(f"{key} {value:.2f} ({_duration(value)})")
+        elif field.endswith("_bytes"):
+            lines.append(f"{key} {value} ({format_size(round(value))})")
+        else:
+            lines.append(f"{key} {int(value) if field == 'errors' else value}")
+    return "\n".join([*lines, "-" * 55, "", ""])
 
 
 def format_session_statistics(statistics: SessionStatistics, zone: tzinfo | None = None) -> bytes:

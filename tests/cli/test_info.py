@@ -1,0 +1,35 @@
+"""`histfs info`: a YAML document with the keys that rdiff-backup has."""
+
+import sys
+
+import pytest
+
+from histfs import __version__
+from tests.oracle import Oracle
+
+yaml = pytest.importorskip("yaml")
+
+
+def test_a_document(cli):
+    ran = cli("-v5", "--parsable-output", "info")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.startswith("---\n")
+    assert ran.out.endswith("...\n")
+    told = yaml.safe_load(ran.out)
+    assert told["exec"]["version"] == __version__
+    assert told["exec"]["argv"] == ["histfs", "-v5", "--parsable-output", "info"]
+    assert told["exec"]["parsed"]["verbosity"] == 5
+    assert told["python"]["executable"] == sys.executable
+    assert told["libraries"]["cffi"]
+
+
+def test_the_keys(cli, rdiff_backup: Oracle):
+    def keys(value):
+        return {key: keys(below) for key, below in value.items()} if isinstance(value, dict) else None
+
+    told = yaml.safe_load(cli("info").out)
+    expected = yaml.safe_load(rdiff_backup.run(["--api-version", "201", "info"]).check())
+    del told["libraries"]
+    told["exec"]["parsed"] = expected["exec"]["parsed"] = None
+    assert keys(told) == keys(expected)
+    assert told["system"] == expected["system"]
