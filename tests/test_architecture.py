@@ -36,7 +36,7 @@ LAYERS = [
 ]
 # The same inside of the store; here modules on one line may know each other (in a circle for types only), except for
 # the operations.
-OPERATIONS = {"backup", "restore", "compare", "verify", "remove", "regress", "prune", "status", "calculate"}
+OPERATIONS = {"backup", "explain", "restore", "compare", "verify", "remove", "regress", "prune", "status", "calculate"}
 STORE_LAYERS = [
     OPERATIONS,
     {"increments", "long_names", "mirror", "records", "recovery"},

@@ -21,6 +21,7 @@ from histfs.cli import (
     backup,
     calculate,
     complete,
+    explain,
     general,
     info,
     listing,
@@ -35,7 +36,7 @@ from histfs.cli import (
 from histfs.cli.output import Output, ReaderGoneError, occupy_standard_descriptors
 from histfs.errors import EXIT_ERROR, HistfsError, UsageError, printable
 
-VERBS = (backup, restore, mount, umount, listing, status, verify, regress, calculate, info, complete)
+VERBS = (backup, explain, restore, mount, umount, listing, status, verify, regress, calculate, info, complete)
 
 DESCRIPTION = """\
 Your backups, as a folder of folders by time. `backup` keeps a plain copy of a

@@ -114,7 +114,7 @@ class Source:
         what is excluded by its name is not looked at at all. A directory that cannot be listed is followed by an
         Unreadable with its own path. `rdiff-backup-data` at the top is never part of a source.
         """
-        root = self._look(b"")
+        root = self.look(b"")
         yield root
         if isinstance(root, Unreadable):
             return
@@ -137,7 +137,7 @@ class Source:
                 place = selection.enter(directory.place, name)
                 if selection.excludes_by_name(place, is_directory=is_directory):
                     continue
-            found = self._look(path)
+            found = self.look(path)
             if isinstance(found, Unreadable):
                 yield from scanned.release(path)
                 yield found
@@ -206,7 +206,7 @@ class Source:
             return Unreadable(path, source_error(exc, path, "the directory cannot be listed"))
         return names if path else [item for item in names if item[0] != DATA]
 
-    def _look(self, path: bytes) -> Found | Unreadable:
+    def look(self, path: bytes) -> Found | Unreadable:
         if len(path) > LONGEST_PATH:
             return Unreadable(path, SourceError("its path is too long to be recorded", path=path[:_SHOWN]))
         try:

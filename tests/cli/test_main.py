@@ -90,7 +90,19 @@ class TestArguments:
 class TestAnswers:
     @pytest.mark.parametrize(
         "verb",
-        ["", "backup", "restore", "mount", "umount", "list", "list sessions", "list files", "verify", "regress"],
+        [
+            "",
+            "backup",
+            "explain",
+            "restore",
+            "mount",
+            "umount",
+            "list",
+            "list sessions",
+            "list files",
+            "verify",
+            "regress",
+        ],
     )
     def test_help(self, cli, monkeypatch, verb):
         monkeypatch.setenv("COLUMNS", "80")

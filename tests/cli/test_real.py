@@ -1,5 +1,6 @@
 """The command line over the real store, with small trees: what a person sees from the first backup to the rescue."""
 
+import json
 import os
 import subprocess
 import sys
@@ -248,3 +249,52 @@ class TestSelection:
             assert (ran.code, ran.out) == (1, "")
             assert problem in ran.err
             assert not (tmp_path / "repo").exists()
+
+
+class TestExplain:
+    @pytest.fixture
+    def source(self, tmp_path):
+        build(
+            tmp_path / "source",
+            Dir({"a": File(b"a"), "b": Dir({"c.x": File(b"c"), "d": Dir({"e": File()})}), "q": Dir()}),
+        )
+        return tmp_path / "source"
+
+    def test_which_rule_decides(self, tmp_path, run, source):
+        (tmp_path / "list").write_text("\nb/d\n")
+        rules = ["--exclude-filelist", tmp_path / "list", "--include", "*.x", "--exclude", "[bq]", "--exclude-fifos"]
+        ran = run("explain", *rules, source, ".", "a", source / "b", "./b/c.x", "b/d/e", "q")
+        assert (ran.code, ran.err) == (0, "")
+        scanned = "included if something in it is, as it may hold what is wanted by --include *.x"
+        assert ran.out.splitlines() == [
+            ".: included, as no rule is about it",
+            "a: included, as no rule is about it",
+            f"b: {scanned}",
+            "b/c.x: included by --include *.x",
+            f"b/d/e: excluded, as its directory b/d is, by line 2 of --exclude-filelist {tmp_path / 'list'}: b/d",
+            f"q: {scanned}",
+        ]
+        ran = run("backup", *rules, source, tmp_path / "repo")
+        assert sorted(os.listdir(tmp_path / "repo")) == ["a", "b", "rdiff-backup-data"]
+        assert os.listdir(tmp_path / "repo" / "b") == ["c.x"]
+
+    def test_json(self, run, source):
+        ran = run("explain", source, "--exclude", "./b", "--json", "b/c.x", ".")
+        rule = {"option": "--exclude", "argument": "./b", "line": 0, "text": ""}
+        assert json.loads(ran.out) == [
+            {"path": "b/c.x", "outcome": "excluded", "decided": "b", "rule": rule},
+            {"path": ".", "outcome": "included", "decided": ".", "rule": None},
+        ]
+
+    def test_what_is_not_there(self, tmp_path, run, source):
+        ran = run("explain", source, "a", "b/no", "a/b")
+        assert ran.code == 4
+        assert ran.out == "a: included, as no rule is about it\n"
+        assert ran.err.splitlines() == [
+            f"histfs: {path}: is not there, or cannot be looked at" for path in ("b/no", "a/b")
+        ]
+        for path in ("../x", "/elsewhere"):
+            ran = run("explain", source, path)
+            assert (ran.code, ran.out) == (1, "")
+            assert "does not lie in SRC" in ran.err
+        assert run("explain", tmp_path / "no", "x").code == 1

@@ -208,7 +208,7 @@ def test_a_file_that_changes_between_two_looks_at_its_links(
         shutil.rmtree(group.source)
         build(group.source, Dir({"b": File(A), "c": Link("b"), "d": Dir({"e": Link("b")})}))
     write(group.source / "b", A + b"1")
-    real = Source._look
+    real = Source.look
 
     def look(source: Source, path: bytes) -> object:
         if path == which:
@@ -216,7 +216,7 @@ def test_a_file_that_changes_between_two_looks_at_its_links(
         return real(source, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Source, "_look", look)
+        patch.setattr(Source, "look", look)
         group.backup()
     assert group.verify(group.now) == (6 if is_known else 3, 0, 0)
     contents = {path: group.content(path, group.now) for path in (b"b", b"c", b"d/e")}
@@ -230,7 +230,7 @@ def test_a_file_that_changes_between_two_looks_at_its_links(
 
 def test_a_file_with_another_mode_at_the_second_look(group: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
     write(group.source / "b", B)
-    real = Source._look
+    real = Source.look
 
     def look(source: Source, path: bytes) -> object:
         if path == b"c":
@@ -238,7 +238,7 @@ def test_a_file_with_another_mode_at_the_second_look(group: Sessions, monkeypatc
         return real(source, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Source, "_look", look)
+        patch.setattr(Source, "look", look)
         group.backup()
     assert group.verify(group.now)[1:] == (0, 0)
     assert (group.entry(b"b").mode, group.entry(b"c").mode) == (0o644, 0o600)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from histfs.errors import UsageError, printable
 from histfs.store.entry import Kind
 from histfs.store.selection.globs import Pattern
-from histfs.store.selection.patterns import PlainPath, below_base, normalized, parse_pattern
+from histfs.store.selection.patterns import PlainPath, parse_pattern, path_in
 from histfs.store.selection.stages import (
     Caches,
     FileList,
@@ -153,13 +153,7 @@ def _parse_other(option: Option, base: bytes, ignored: list[Rule]) -> Stage:
 
 def _paths(option: Option, base: bytes, ignored: list[Rule]) -> Iterator[tuple[Rule, bool, bytes]]:
     for rule, is_include, text in _lines(option):
-        path = below_base(text, base)
-        if path is None and not text.startswith(b"/"):
-            path = normalized(text)
-            if b".." in path.split(b"/"):
-                path = None
-            elif path == b".":
-                path = b""
+        path = path_in(text, base)
         if path is None:
             ignored.append(rule)
         else:

@@ -42,6 +42,17 @@ def below_base(path: bytes, base: bytes) -> bytes | None:
     return path[len(base) + 1 :] if path and is_below(path, base) else None
 
 
+def path_in(path: bytes, root: bytes) -> bytes | None:
+    """The path from `root` on that a person means, who begins it with the root or there; None if it lies elsewhere."""
+    found = below_base(path, normalized(root))
+    if found is not None:
+        return found
+    found = normalized(path)
+    if found.startswith(b"/") or b".." in found.split(b"/"):
+        return None
+    return b"" if found == b"." else found
+
+
 def parse_pattern(text: bytes, base: bytes) -> Pattern | PlainPath:
     """What the pattern `text` means for a tree whose root is at `base`, which is normalized; UsageError if nothing."""
     ignore_case = text[: len(_IGNORE_CASE)].lower() == _IGNORE_CASE

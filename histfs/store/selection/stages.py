@@ -6,7 +6,7 @@ disk; others ask for the type, the size or the device, or through `Surroundings`
 
 import re
 from collections.abc import Iterator, Sequence
-from enum import Enum, auto
+from enum import Enum
 from typing import NamedTuple, Protocol
 
 from histfs.errors import printable
@@ -16,9 +16,9 @@ from histfs.store.selection.patterns import joined
 
 
 class Outcome(Enum):
-    INCLUDED = auto()
-    EXCLUDED = auto()
-    SCANNED = auto()  # a directory that stays only if something in it is included
+    INCLUDED = "included"
+    EXCLUDED = "excluded"
+    SCANNED = "scanned"  # a directory that stays only if something in it is included
 
 
 class Rule(NamedTuple):
