@@ -1,6 +1,7 @@
 """The same rules, given to both programs, select the same files."""
 
 import os
+import random
 import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from histfs.cli import main
+from tests import histories
 from tests.oracle import Oracle
+from tests.selections import random_rules
 from tests.trees import Dir, Fifo, File, Socket, Symlink, build
 
 AT = 1_700_000_000
@@ -191,14 +194,14 @@ def selected_by_both(
     rdiff_backup: Oracle,
     options: Sequence[str],
     *,
-    tree: Dir = TREE,
     general: Sequence[str] = (),
     typed: str | None = None,
+    source: Path | None = None,
 ) -> tuple[list[bytes], list[bytes]]:
     """What each of the programs copies of the tree; both must have worked."""
-    source = scratch / "source"
-    if not source.exists():
-        build(source, tree)
+    if source is None:
+        source = scratch / "source"
+        build(source, TREE)
     typed = typed or str(source)
     options = [option.replace("SRC", str(source)) for option in options]
     ours, theirs = scratch / "ours", scratch / "theirs"
@@ -272,3 +275,33 @@ def test_relative_sources(
     ours, theirs = selected_by_both(scratch, rdiff_backup, options, typed=typed.format(relative, top=top))
     assert ours == theirs
     assert b"a" not in ours
+
+
+def compare_random_rules(scratch: Path, rdiff_backup: Oracle, seed: int, rounds: int) -> None:
+    """Random trees, and for each a few lists of random rules."""
+    chance = random.Random(f"selection {seed}")
+    source = scratch / "source"
+    for _state in histories.random_history(source, seed, 1, histories.RDIFF_BACKUP_WRITES):
+        paths = sorted(paths_below(os.fsencode(source), b""))
+    for path in paths:
+        if os.path.isdir(full := os.path.join(os.fsencode(source), path)) and not os.path.islink(full):
+            os.chmod(full, 0o755)  # what is in a directory that nobody may read is seen by one of the programs only
+    for number in range(rounds):
+        place = scratch / str(number)
+        place.mkdir()
+        options = random_rules(chance, paths, place)
+        for path in place.iterdir():
+            path.write_bytes(path.read_bytes().replace(b"SRC", os.fsencode(source)))
+        ours, theirs = selected_by_both(place, rdiff_backup, options, source=source)
+        assert ours == theirs, options
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_rules(scratch: Path, rdiff_backup: Oracle, seed: int) -> None:
+    compare_random_rules(scratch, rdiff_backup, seed, 2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(100, 200))
+def test_many_random_rules(scratch: Path, rdiff_backup: Oracle, seed: int) -> None:
+    compare_random_rules(scratch, rdiff_backup, seed, 10)
