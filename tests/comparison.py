@@ -134,6 +134,18 @@ def below(manifest: Manifest, directory: bytes) -> Manifest:
     return found
 
 
+def part(manifest: Manifest, paths: set[bytes]) -> Manifest:
+    """What is left of a manifest if only the `paths` are there."""
+    found: Manifest = {}
+    for path in paths:
+        attributes = manifest[path]
+        if attributes.links is not None:
+            links = tuple(link for link in attributes.links if link in paths)
+            attributes = attributes._replace(links=links, nlink=len(links))
+        found[path] = attributes
+    return found
+
+
 def difference(
     expected: Manifest,
     actual: Manifest,

@@ -1,7 +1,7 @@
 """Random rules about the files of a tree, as command line options that both programs take.
 
-Patterns are made of the paths that are there, so that most rules mean something. SRC stands for the source as it is
-typed. What the programs deliberately take otherwise does not come up (docs/rdiff-backup.md).
+Patterns are made of the paths that are there, so that most rules mean something. What the programs deliberately take
+otherwise does not come up (docs/rdiff-backup.md).
 """
 
 import os
@@ -13,9 +13,14 @@ _TYPES = ("symbolic-links", "special-files")
 _ONLY_EXCLUDED = ("device-files", "fifos", "sockets", "other-filesystems")  # there, to include these is an error
 
 
-def random_rules(chance: random.Random, paths: Sequence[bytes], scratch: Path) -> list[str]:
-    """Options for one to six rules about `paths`, the last of which excludes; lists become files in `scratch`."""
-    rules = _Rules(chance, [os.fsdecode(path) for path in paths] or ["nothing"], scratch)
+def random_rules(
+    chance: random.Random, source: Path, paths: Sequence[bytes], scratch: Path, *, present: bool = True
+) -> list[str]:
+    """Options for one to six rules about `paths` in `source`, the last of which excludes; lists are put into `scratch`.
+
+    Rules about what is `present` in a directory are taken alike only where all directories can be read.
+    """
+    rules = _Rules(chance, str(source), [os.fsdecode(path) for path in paths] or ["nothing"], scratch, present)
     options = [
         option for _ in range(chance.randrange(6)) for option in rules.make(chance.choice(("include", "exclude")))
     ]
@@ -23,15 +28,17 @@ def random_rules(chance: random.Random, paths: Sequence[bytes], scratch: Path) -
 
 
 class _Rules:
-    def __init__(self, chance: random.Random, paths: Sequence[str], scratch: Path) -> None:
+    def __init__(self, chance: random.Random, source: str, paths: Sequence[str], scratch: Path, present: bool) -> None:
         self._random = chance
+        self._source = source
+        self._some_present = present
         self._paths = paths
         self._scratch = scratch
         self._lists = 0
 
     def make(self, kind: str) -> list[str]:
-        makers = (self._pattern, self._pattern, self._pattern, self._list, self._globs, self._regexp, self._present)
-        makers += (self._type, self._size) if kind == "exclude" else (self._type,)
+        makers = [self._pattern, self._pattern, self._pattern, self._list, self._globs, self._regexp, self._type]
+        makers += [self._present] * self._some_present + [self._size] * (kind == "exclude")
         return self._random.choice(makers)(kind)
 
     def _pattern(self, kind: str) -> list[str]:
@@ -41,7 +48,7 @@ class _Rules:
         path = self._random.choice(self._paths)
         shape = self._random.random()
         if shape < 0.3:
-            return f"SRC/{_literal(path)}"
+            return f"{self._source}/{_literal(path)}"
         if shape < 0.35:
             return "**"
         names = [self._vague(name) for name in path.split("/")]
@@ -51,7 +58,7 @@ class _Rules:
         if shape < 0.7:
             names[self._random.randrange(len(names))] = "**"
         ignore_case = "ignorecase:" * (self._random.random() < 0.2)
-        return f"{ignore_case}SRC/{'/'.join(names)}{'/' * (self._random.random() < 0.05)}"
+        return f"{ignore_case}{self._source}/{'/'.join(names)}{'/' * (self._random.random() < 0.05)}"
 
     def _vague(self, name: str) -> str:
         """A pattern that matches the name, or nearly."""
@@ -79,19 +86,20 @@ class _Rules:
     def _list(self, kind: str) -> list[str]:
         paths = self._random.choices([path for path in self._paths if "\n" not in path] or ["no"], k=4)
         sign = self._random.choice(("", "", "+ ", "- "))  # one for all of them
-        lines = [f"{sign}SRC/{path}" for path in paths]
+        lines = [f"{sign}{self._source}/{path}" for path in paths]
         return [f"--{kind}-filelist={self._written(lines, kind)}"]
 
     def _globs(self, kind: str) -> list[str]:
         globs = [glob for glob in (self._glob() for _ in range(4)) if "\n" not in glob and not glob.endswith("\r")]
         lines = [self._random.choice(("", "", "+ ", "- ")) + glob for glob in globs]
-        lines.append("- SRC/nothing" if kind == "exclude" else "")
+        lines.append(f"- {self._source}/nothing" if kind == "exclude" else "")
         return [f"--{kind}-globbing-filelist={self._written(lines, kind)}"]
 
     def _regexp(self, kind: str) -> list[str]:
         name = self._random.choice(self._paths).rpartition("/")[2]
         plain = "".join(char if char.isalnum() else "." for char in name if char.isascii()) or "."
-        return [f"--{kind}-regexp={self._random.choice((f'/{plain}$', plain, f'(?i){plain}', f'^SRC/.*{plain}'))}"]
+        expressions = (f"/{plain}$", plain, f"(?i){plain}", f"^{self._source}/.*{plain}")
+        return [f"--{kind}-regexp={self._random.choice(expressions)}"]
 
     def _present(self, kind: str) -> list[str]:
         return [f"--{kind}-if-present={self._random.choice(self._paths).rpartition('/')[2]}"]

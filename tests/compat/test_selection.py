@@ -289,9 +289,7 @@ def compare_random_rules(scratch: Path, rdiff_backup: Oracle, seed: int, rounds:
     for number in range(rounds):
         place = scratch / str(number)
         place.mkdir()
-        options = random_rules(chance, paths, place)
-        for path in place.iterdir():
-            path.write_bytes(path.read_bytes().replace(b"SRC", os.fsencode(source)))
+        options = random_rules(chance, source, paths, place)
         ours, theirs = selected_by_both(place, rdiff_backup, options, source=source)
         assert ours == theirs, options
 
