@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 from histfs.errors import UsageError, printable
@@ -30,6 +31,10 @@ KINDS = {
     "symbolic-links": frozenset({Kind.SYMLINK}),
     "special-files": _DEVICES | {Kind.FIFO, Kind.SOCKET, Kind.SYMLINK},
 }
+
+
+_PATTERNS = ("", "globbing-filelist", "globbing-filelist-stdin")
+_PatternRule = tuple[Rule, bool, Pattern | PlainPath]  # the bool: whether it includes
 
 
 class Option(NamedTuple):
@@ -71,20 +76,19 @@ def parse_options(options: Sequence[Option], base: bytes) -> Parsed:
     Raises UsageError for what makes no sense, or could have no effect.
     """
     parsed = Parsed([], [])
-    run: list[tuple[Rule, bool, Pattern | PlainPath]] = []
-    slots = 0
+    run: list[_PatternRule] = []
     last: tuple[Rule, bool] | None = None
     for option in options:
-        if option.subject in ("", "globbing-filelist", "globbing-filelist-stdin"):
+        if option.subject in _PATTERNS:
             patterns = [(rule, is_include, parse_pattern(text, base)) for rule, is_include, text in _patterns(option)]
             run += patterns
             last = patterns[-1][:2] if patterns else last
             continue
-        slots += _add_run(parsed.stages, run, base, slots)
+        _add_run(parsed.stages, run, base)
         run = []
         parsed.stages.append(_parse_other(option, base, parsed.ignored))
         last = option.rule, option.is_include
-    _add_run(parsed.stages, run, base, slots)
+    _add_run(parsed.stages, run, base)
     if last is not None and last[1]:
         raise UsageError(
             f"the last rule, {last[0]}, only includes, and what no rule excludes is included anyway",
@@ -110,28 +114,17 @@ def _lines(option: Option) -> Iterator[tuple[Rule, bool, bytes]]:
             yield option.rule._replace(line=number, text=line), is_include, text
 
 
-def _add_run(stages: list[Stage], run: Sequence[tuple[Rule, bool, Pattern | PlainPath]], base: bytes, slot: int) -> int:
-    """Add stages for patterns that stand side by side; the number of automata that they have."""
-    added = 0
-    while run:
-        kind = type(run[0][2])
-        length = next((number for number, (_, _, other) in enumerate(run) if type(other) is not kind), len(run))
-        globs = [(rule, include, glob) for rule, include, glob in run[:length] if isinstance(glob, Pattern)]
+def _add_run(stages: list[Stage], run: Sequence[_PatternRule], base: bytes) -> None:
+    """Add stages for patterns that stand side by side."""
+    for _, group in groupby(run, key=lambda rule: type(rule[2])):
+        rules = list(group)
+        globs = [(rule, is_include, glob) for rule, is_include, glob in rules if isinstance(glob, Pattern)]
+        plain = [(rule, is_include, path.path) for rule, is_include, path in rules if isinstance(path, PlainPath)]
         if globs:
-            stages.append(Globs(globs, base, slot + added))
-            added += 1
+            slot = sum(isinstance(stage, Globs) for stage in stages)
+            stages.append(Globs(globs, base, slot))
         else:
-            stages.append(
-                Paths(
-                    [
-                        (rule, include, plain.path)
-                        for rule, include, plain in run[:length]
-                        if isinstance(plain, PlainPath)
-                    ]
-                )
-            )
-        run = run[length:]
-    return added
+            stages.append(Paths(plain))
 
 
 def _parse_other(option: Option, base: bytes, ignored: list[Rule]) -> Stage:

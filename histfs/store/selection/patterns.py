@@ -66,6 +66,9 @@ def parse_pattern(text: bytes, base: bytes) -> Pattern | PlainPath:
             return PlainPath(path)
     else:
         tokens = parse_glob(glob, ignore_case=ignore_case)
+        begin = joined(base, b"x")[:-1]
+        if not ignore_case and glob.startswith(begin) and not any(byte in SPECIAL for byte in base):
+            return Pattern(tokens[len(begin) :], is_whole=False)  # the same, and much shorter
         whole = Pattern(tokens, is_whole=True)
         if (b"/" in glob or Star.PATH in tokens) and Automaton([whole], [True], base).can_match():
             return whole
