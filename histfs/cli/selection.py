@@ -105,10 +105,19 @@ def _option(name: str, argument: bytes, null_separated: bool) -> "Option":
     from histfs.store.selection import Option, split_lines
 
     if name.endswith("-stdin"):
-        return Option(name, lines=split_lines(sys.stdin.buffer.read(), null_separated=null_separated))
+        return Option(name, lines=split_lines(_read_standard_input(), null_separated=null_separated))
     if name.endswith("-filelist"):
         return Option(name, argument, split_lines(_read_list(argument), null_separated=null_separated))
     return Option(name, argument)
+
+
+def _read_standard_input() -> bytes:
+    if sys.stdin is None:
+        raise StorageError("the list cannot be read: standard input is closed")
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as exc:
+        raise StorageError(f"the list cannot be read from standard input ({exc.strerror})") from exc
 
 
 def _read_list(path: bytes) -> bytes:

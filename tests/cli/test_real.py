@@ -228,6 +228,12 @@ class TestSelection:
         assert (ran.code, ran.err) == (0, "")
         assert sorted(os.listdir(tmp_path / "repo")) == ["d", "rdiff-backup-data"]
 
+    def test_a_standard_input_that_cannot_be_read(self, tmp_path, run, source, monkeypatch):
+        monkeypatch.setattr("sys.stdin", None)
+        ran = run("backup", "--exclude-filelist-stdin", source, tmp_path / "repo")
+        assert (ran.code, ran.out) == (1, "")
+        assert "standard input is closed" in ran.err
+
     def test_lines_that_name_nothing_are_named(self, tmp_path, run, source):
         (tmp_path / "list").write_text("".join(f"/elsewhere/\x1b{number}\n" for number in range(8)))
         ran = run("-q", "backup", "--exclude-filelist", tmp_path / "list", source, tmp_path / "repo")
