@@ -15,7 +15,10 @@ made if it does not exist. SRC is only read.
 
 A session that was cut off (power, full disk, kill) is undone first, by itself;
 if its process seems to be alive, only with --force, before the verb. Every
-finished session stays readable all the time."""
+finished session stays readable all the time.
+
+A directory with other things in it is refused, unless --force stands before the
+verb: then it is emptied, and becomes the repository."""
 
 EPILOG = """\
 examples:
@@ -37,7 +40,20 @@ def add_to(verbs: "options.Verbs") -> None:
     parser.add_argument("source", metavar="SRC", type=options.path, help="the directory to back up")
     parser.add_argument("repository", metavar="REPO", type=options.path, help="the repository; made if missing")
     parser.add_argument(
-        "--print-statistics", action="store_true", help="print the session's statistics instead of the summary"
+        "--create-full-path", action="store_true", help="make the directories that REPO lies in, too, if missing"
+    )
+    options.add_compression(parser)
+    links = parser.add_argument_group("files and file systems")
+    options.add_switch(links, "hard-links", "record which names are one file, and link them in REPO (the default)")
+    options.add_switch(
+        links, "compare-inode", "take a file with several links for changed if its inode number is another"
+    )
+    for mac in ("carbonfile", "resource-forks"):
+        options.add_switch(links, mac, "accepted: Linux has none; what a Mac has recorded stays", default=None)
+    statistics = parser.add_argument_group("statistics")
+    options.add_switch(statistics, "file-statistics", "write what became of each file to REPO (the default)")
+    options.add_switch(
+        statistics, "print-statistics", "print the session's statistics instead of the summary", default=False
     )
     options.add_owners(parser)
     selection.add_to(parser)
@@ -48,8 +64,11 @@ def add_to(verbs: "options.Verbs") -> None:
 def run(arguments: argparse.Namespace, output: Output) -> int:
     from histfs.store.backup import backup
     from histfs.store.format.stats import format_session_statistics
-    from histfs.store.records import Fate
+    from histfs.store.naming import Naming
+    from histfs.store.plan import Links
+    from histfs.store.records import Fate, RecordStyle
 
+    line_end = b"\0" if arguments.null_separator else b"\n"
     general.keep_log(arguments, output, "backup")
     with progress(output, "backing up", arguments.progress, _expected(arguments.repository)) as step:
 
@@ -66,9 +85,13 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             now=arguments.now,
             report=output.report,
             force=arguments.force,
-            null_separator=arguments.null_separator,
+            with_parents=arguments.create_full_path,
+            fsync=arguments.fsync,
+            naming=Naming(arguments.chars_to_quote, arguments.use_compatible_timestamps),
+            links=Links(arguments.hard_links, arguments.compare_inode),
             owners=options.owners(arguments),
             selection=selection.read(arguments, arguments.source, output),
+            style=RecordStyle(arguments.file_statistics, line_end, options.compression(arguments)),
             tell=tell,
         )
     exit_code = 0

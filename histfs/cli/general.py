@@ -47,7 +47,8 @@ def add_to(parser: options.Parser) -> None:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="with backup and regress: undo an unfinished session although its process seems to be alive",
+        help="undo an unfinished session although its process seems to be alive; with backup, empty a directory that"
+        " is no repository and make it one",
     )
     parser.add_argument(
         "--current-time",
@@ -60,6 +61,19 @@ def add_to(parser: options.Parser) -> None:
         "--null-separator", action="store_true", help="a NUL, not a line break, ends each name in files"
     )
     parser.add_argument("--tempdir", metavar="DIR", type=options.path, help="where temporary files are made")
+    names = parser.add_argument_group("how a repository is written")
+    names.add_argument(
+        "--chars-to-quote",
+        "--override-chars-to-quote",
+        metavar="CHARS",
+        type=os.fsencode,
+        help="write these characters of names as numbers, as the file system of the repository cannot hold them"
+        " (A-Z: for example); for its first session, and for good",
+    )
+    names.add_argument(
+        "--use-compatible-timestamps", action="store_true", help="no colons in the names of new files of the history"
+    )
+    options.add_switch(names, "fsync", "wait for the disk, so that a crash of the system loses nothing")
     accepted = parser.add_argument_group("accepted from scripts for rdiff-backup, to no effect on one computer")
     accepted.add_argument("--api-version", metavar="NUMBER", type=_api_version, help="200 or 201")
     accepted.add_argument("--new", action=argparse.BooleanOptionalAction, help="which command line is meant: the new")

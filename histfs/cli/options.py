@@ -15,6 +15,7 @@ from histfs.cli.output import Output
 from histfs.errors import EXIT_ERROR, printable
 
 if TYPE_CHECKING:
+    from histfs.store.increments import Compression
     from histfs.store.owners import Owners
     from histfs.store.repository import Repository
 
@@ -132,6 +133,33 @@ def cache_directory() -> Path | None:
 
 def add_at(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--at", metavar="TIME", help="the past to look at (default: the newest session)")
+
+
+def add_switch(parser: argparse._ActionsContainer, name: str, help_text: str, *, default: bool | None = True) -> None:
+    """`--name` and `--no-name`."""
+    parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=help_text)
+    parser.set_defaults(**{name.replace("-", "_"): default})
+
+
+def add_compression(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("compression")
+    add_switch(group, "compression", "keep the history, but for its lists, as gzip (the default)")
+    group.add_argument(
+        "--not-compressed-regexp",
+        metavar="REGEXP",
+        help="but not of files whose paths, beginning with REPO, match this (default: the usual suffixes of"
+        " pictures, films, music, archives)",
+    )
+
+
+def compression(arguments: argparse.Namespace) -> "Compression":
+    """What the options of `add_compression` ask for. Raises UsageError."""
+    from histfs.store.increments import DEFAULT_COMPRESSION, Compression
+
+    if arguments.not_compressed_regexp is None:
+        return DEFAULT_COMPRESSION._replace(is_on=arguments.compression)
+    place = os.fsencode(arguments.repository)
+    return Compression.except_for(arguments.not_compressed_regexp, place)._replace(is_on=arguments.compression)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -36,6 +36,12 @@ def add_to(verbs: "options.Verbs") -> None:
         verbs, "regress", "undo a session that did not finish", description=DESCRIPTION, epilog=EPILOG
     )
     parser.add_argument("repository", metavar="REPO", type=options.path, help="the repository")
+    options.add_compression(parser)
+    parser.add_argument(
+        "--allow-duplicate-timestamps",
+        action="store_true",
+        help="accepted: two lists of one time are never in the way",
+    )
     options.add_owners(parser)
     options.add_json(parser)
     parser.set_defaults(run=run, if_stopped=IF_STOPPED, takes_force=True)
@@ -44,9 +50,14 @@ def add_to(verbs: "options.Verbs") -> None:
 def run(arguments: argparse.Namespace, output: Output) -> int:
     from histfs.store.regress import regress
 
+    options.compression(arguments)  # what is undone leaves nothing that these options concern
     general.keep_log(arguments, output, "regress")
     outcome = regress(
-        arguments.repository, report=output.report, force=arguments.force, owners=options.owners(arguments)
+        arguments.repository,
+        report=output.report,
+        force=arguments.force,
+        fsync=arguments.fsync,
+        owners=options.owners(arguments),
     )
     if outcome is not None:
         output.begin_log()

@@ -32,11 +32,13 @@ from histfs.store.files import WritableTree
 from histfs.store.format.listing import previous_stays_snapshot
 from histfs.store.format.stats import SessionStatistics
 from histfs.store.increments import IncrementWriter
-from histfs.store.layout import CHARS_TO_QUOTE, DATA, INCREMENTS, SPECIAL_ESCAPES, State, read_state
+from histfs.store.layout import CHARS_TO_QUOTE, DATA, INCREMENTS, SPECIAL_ESCAPES, Layout, State, read_state
 from histfs.store.lock import locked, marker_text
 from histfs.store.mirror import MirrorUpdate, Update
+from histfs.store.naming import DEFAULT_NAMING, Naming, settle_layout
 from histfs.store.owners import Owners
-from histfs.store.records import SessionRecords, Tell, tell_nobody
+from histfs.store.plan import ALL_LINKS, Links
+from histfs.store.records import DEFAULT_STYLE, RecordStyle, SessionRecords, Tell, tell_nobody
 from histfs.store.recovery import recover
 from histfs.store.repository import Repository
 from histfs.store.selection import Selection
@@ -61,28 +63,36 @@ def backup(
     now: int,
     report: Callable[[HistfsError], None],
     force: bool = False,
-    null_separator: bool = False,
+    with_parents: bool = False,
+    fsync: bool = True,
+    naming: Naming = DEFAULT_NAMING,
+    links: Links = ALL_LINKS,
     owners: Owners = BY_NAME,
     selection: Selection | None = None,
+    style: RecordStyle = DEFAULT_STYLE,
     tell: Tell = tell_nobody,
 ) -> BackupOutcome:
     """Run a session at `now` (seconds since the epoch) from the directory `source` to `repository`.
 
-    The repository is made if there is none. `report` is told of everything that went wrong without stopping the
-    session. `force` undoes an unfinished session even if its writer seems to run still. With `null_separator` the
-    lines of file_statistics and error_log end in a NUL. `owners`: whose the files of the mirror are. What `selection`
-    leaves out is deleted if the last session had it. `tell` is told what becomes of each path. Raises HistfsError.
+    The repository is made if there is none, and with `with_parents` the directories that it shall lie in. `report` is
+    told of everything that went wrong without stopping the session, `tell` what becomes of each path. `force` undoes an
+    unfinished session even if its writer seems to run still, and takes a directory that is no repository for one,
+    without what lies in it. Without `fsync` a crash of the system may cost the repository. `owners`: whose the files of
+    the mirror are. What `selection` leaves out is deleted if the last session had it. Raises HistfsError.
     """
     with ExitStack() as stack:
         opened = stack.enter_context(Source.open(source, selection))
         _check_apart(source, repository)
-        tree = stack.enter_context(_open_repository(repository))
+        tree = stack.enter_context(_open_repository(repository, with_parents=with_parents, may_empty=force))
+        tree.waits_for_disk = fsync
         with storage_errors(advice="the session is left open, and undone by the next one"):
             with contextlib.suppress(FileExistsError):
                 tree.make_directory(DATA)
             stack.enter_context(locked(tree, verb="backup"))
-            regressed = recover(tree, repository, report=report, owners=owners, force=force)
-            session = _Session(tree, repository, opened, now, report, owners, b"\0" if null_separator else b"\n", tell)
+            regressed = recover(tree, repository, report=report, owners=owners, force=force, may_empty=force)
+            layout = settle_layout(tree, naming)
+            opened_repository = Repository(tree, repository)
+            session = _Session(opened_repository, layout, tree, opened, now, report, links, owners, style, tell)
             return session.run()._replace(regressed=regressed)
 
 
@@ -93,23 +103,25 @@ def _check_apart(source: Path, repository: Path) -> None:
         )
 
 
-def _open_repository(path: Path) -> WritableTree:
+def _open_repository(path: Path, *, with_parents: bool, may_empty: bool) -> WritableTree:
     with storage_errors():
         try:
-            tree = WritableTree.create(path)
+            tree = WritableTree.create(path, with_parents=with_parents)
         except FileNotFoundError:
             raise NotARepositoryError(
-                "cannot be made, as the directory it would lie in does not exist", path=path
+                "cannot be made, as the directory it would lie in does not exist",
+                path=path,
+                advice="make that first, or use --create-full-path",
             ) from None
         except NotADirectoryError:
             raise NotARepositoryError("is not a directory, so not a repository", path=path) from None
         names = tree.names(b"")
-        if names and DATA not in names:
+        if names and DATA not in names and not may_empty:
             tree.close()
             raise NotARepositoryError(
                 "is a directory with other things in it, and not a repository",
                 path=path,
-                advice="choose an empty or a new directory",
+                advice="choose an empty or a new directory; with --force this one is emptied",
             )
         return tree
 
@@ -117,20 +129,23 @@ def _open_repository(path: Path) -> WritableTree:
 class _Session:
     def __init__(
         self,
+        repository: Repository,
+        layout: Layout,
         tree: WritableTree,
-        path: Path,
         source: Source,
         now: int,
         report: Callable[[HistfsError], None],
+        links: Links,
         owners: Owners,
-        line_end: bytes,
+        style: RecordStyle,
         tell: Tell,
     ) -> None:
         self._tree = tree
         self._tell = tell
-        self._line_end = line_end
-        self._repository = Repository(tree, path)
-        self._layout = self._repository.layout
+        self._repository = repository
+        self._layout = layout
+        self._links = links
+        self._style = style
         self._source = source
         self._now = now
         self._report = report
@@ -155,7 +170,7 @@ class _Session:
             self._write_marker()
         becomes_diff = previous is not None and not _previous_stays(self._state, previous)
         diff_of = previous if becomes_diff else None
-        with SessionRecords(self._tree, self._layout, self._now, diff_of, self._line_end, self._tell) as records:
+        with SessionRecords(self._tree, self._layout, self._now, diff_of, self._style, self._tell) as records:
             self._update_mirror(previous, records)
             statistics = records.finish(elapsed_s=time.monotonic() - started)
         self._commit(previous, becomes_diff)
@@ -178,13 +193,17 @@ class _Session:
         increments = None
         if previous is not None:
             since_ns = self._tree.stat(self._marker).st_ctime_ns
-            increments = IncrementWriter(self._tree, self._layout, previous, since_ns, self._owners)
+            increments = IncrementWriter(
+                self._tree, self._layout, previous, since_ns, self._owners, self._style.compression
+            )
 
         def report(error: HistfsError) -> None:
             records.add_error(error)
             self._report(error)
 
-        mirror = MirrorUpdate(self._tree, self._layout, self._source, batch, increments, report, self._owners)
+        mirror = MirrorUpdate(
+            self._tree, self._layout, self._source, batch, increments, report, self._owners, self._links
+        )
         old_entries = iter(()) if previous is None else self._repository.snapshot(previous).entries()
         for old, found in paired(old_entries, self._source.walk(self._is_repository)):
             if isinstance(found, Unreadable):

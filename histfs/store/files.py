@@ -44,14 +44,20 @@ class WritableTree(Tree):
     def __init__(self, root_fd: int, *, cached_directories: int = 128) -> None:
         super().__init__(root_fd, cached_directories=cached_directories)
         self.owners_were_refused = False
+        self.waits_for_disk = True  # else the order of writes holds only as long as the system does not crash
 
     @classmethod
     def open(cls, path: Path | bytes, *, cached_directories: int = 128) -> Self:
         return super().open(path, cached_directories=cached_directories)
 
     @classmethod
-    def create(cls, path: Path) -> Self:
-        """Make the directory `path` (mode 0700; its parent must exist) unless it is there, and enter it."""
+    def create(cls, path: Path, *, with_parents: bool = False) -> Self:
+        """Make the directory `path` (mode 0700) unless it is there, and enter it.
+
+        The directory it lies in must exist, unless it is to be made too (`with_parents`).
+        """
+        if with_parents and not path.parent.exists():
+            cls.create(path.parent, with_parents=True).close()
         try:
             path.mkdir(mode=0o700)
         except FileExistsError:
@@ -64,12 +70,14 @@ class WritableTree(Tree):
 
     def sync(self) -> None:
         """Wait until everything written to the file system of the tree is on the disk."""
-        if self._libc.syncfs(self._root_fd):
+        if self.waits_for_disk and self._libc.syncfs(self._root_fd):
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), b"")
 
     def sync_directory(self, path: bytes) -> None:
         """Wait until the names in the directory `path` are on the disk."""
+        if not self.waits_for_disk:
+            return
         fd = self.open_directory(path)
         try:
             os.fsync(fd)
@@ -101,7 +109,7 @@ class WritableTree(Tree):
             size = write_blocks(fd, blocks)
             if attributes is not None:
                 self.set_file_attributes(fd, attributes)
-            if durable:
+            if durable and self.waits_for_disk:
                 os.fsync(fd)
         except OSError as exc:
             exc.filename = path

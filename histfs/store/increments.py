@@ -4,11 +4,13 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from typing import NamedTuple
 
+from histfs.errors import UsageError, printable
 from histfs.store import plan
 from histfs.store.compression import compress_seekable
 from histfs.store.delta import make_delta
-from histfs.store.entry import Entry, Kind
+from histfs.store.entry import Entry, Kind, join
 from histfs.store.files import Attributes, WritableTree
 from histfs.store.layout import Layout
 from histfs.store.owners import Owners
@@ -24,6 +26,32 @@ _NOT_COMPRESSED = re.compile(
 )
 
 
+class Compression(NamedTuple):
+    """Which increments, and whether the statistics of files, are gzip. Lists of files and of errors always are.
+
+    `not_compressed` is matched at the start of the path of a file, with `place`, the repository as it was named, before
+    it: so do the patterns read that other programs take.
+    """
+
+    is_on: bool = True
+    not_compressed: re.Pattern[bytes] = _NOT_COMPRESSED
+    place: bytes = b""
+
+    @classmethod
+    def except_for(cls, expression: str, place: bytes) -> "Compression":
+        """Raises UsageError where `expression` is none."""
+        try:
+            return cls(True, re.compile(os.fsencode(expression)), place)
+        except re.error as exc:
+            raise UsageError(f"not a regular expression: {printable(expression)} ({exc})") from None
+
+    def is_for(self, path: bytes) -> bool:
+        return self.is_on and self.not_compressed.match(join(self.place, path)) is None
+
+
+DEFAULT_COMPRESSION = Compression()
+
+
 class IncrementWriter:
     """Writes the increments that preserve the states of the session at `session_time`.
 
@@ -31,9 +59,18 @@ class IncrementWriter:
     another session was undone, and makes way.
     """
 
-    def __init__(self, tree: WritableTree, layout: Layout, session_time: int, since_ns: int, owners: Owners) -> None:
+    def __init__(
+        self,
+        tree: WritableTree,
+        layout: Layout,
+        session_time: int,
+        since_ns: int,
+        owners: Owners,
+        compression: Compression = DEFAULT_COMPRESSION,
+    ) -> None:
         self._tree = tree
         self._layout = layout
+        self._compression = compression
         self._time = session_time
         self._since_ns = since_ns
         self._owners = owners
@@ -93,7 +130,7 @@ class IncrementWriter:
     def _create(self, entry: Entry, type_: bytes, blocks: Iterator[bytes], status: os.stat_result | None) -> int:
         """A regular increment file. `status`: of the mirror file, for the fraction of a second in its mtime."""
         is_content = type_ in (b"diff", b"snapshot")
-        compressed = is_content and _NOT_COMPRESSED.fullmatch(entry.path) is None
+        compressed = is_content and self._compression.is_for(entry.path)
         path = self._layout.increment_path(entry, self._time, type_, compressed=compressed)
         if compressed:
             blocks = compress_seekable(blocks, commands=type_ == b"diff")

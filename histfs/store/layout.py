@@ -20,6 +20,7 @@ DATA = b"rdiff-backup-data"
 INCREMENTS = DATA + b"/increments"
 LONG_NAMES = DATA + b"/long_filename_data"
 LOCK = DATA + b"/lock.yml"
+TEMPORARY = b"rdiff-backup.tmp."  # as other programs call what they will rename (docs/format.md 1)
 CHARS_TO_QUOTE = DATA + b"/chars_to_quote"
 SPECIAL_ESCAPES = DATA + b"/special_escapes"
 
@@ -34,6 +35,7 @@ class Layout(NamedTuple):
     """The rules by which one repository names its files."""
 
     quoting: Quoting = NO_QUOTING
+    times_without_colons: bool = False  # how new names spell times; both spellings may be there (docs/format.md 2.1)
 
     def quoted(self, path: bytes) -> bytes:
         if not self.quoting.is_active:
@@ -57,13 +59,16 @@ class Layout(NamedTuple):
 
     def increment_path(self, entry: Entry, session_time: int, type_: bytes, *, compressed: bool = False) -> bytes:
         directory, base = self.increments_of(entry)
-        name = format_increment_name(base, session_time, type_, compressed=compressed)
-        return join(directory, self.quoting.quote(name))
+        return join(directory, self._name(base, session_time, type_, compressed))
 
     def data_path(self, base: bytes, session_time: int, type_: bytes, *, compressed: bool = False) -> bytes:
         """A file of a session directly in the data directory."""
-        name = format_increment_name(base, session_time, type_, compressed=compressed)
-        return join(DATA, self.quoting.quote(name))
+        return join(DATA, self._name(base, session_time, type_, compressed))
+
+    def _name(self, base: bytes, session_time: int, type_: bytes, compressed: bool) -> bytes:
+        without_colons = self.times_without_colons
+        name = format_increment_name(base, session_time, type_, compressed=compressed, without_colons=without_colons)
+        return self.quoting.quote(name)
 
     def increment_name_is_too_long(self, name: bytes) -> bool:
         return len(self.quoting.quote(name)) + LONGEST_SUFFIX > NAME_MAX
@@ -174,7 +179,8 @@ def _join_split_sessions(state: State) -> None:
 
 def read_layout(tree: Tree) -> Layout:
     """The repository's way to quote names; none where the files that tell it are missing (1.4)."""
-    return Layout(Quoting.parse(_read_optional(tree, CHARS_TO_QUOTE), _read_optional(tree, SPECIAL_ESCAPES)))
+    quoting = Quoting.parse(_read_optional(tree, CHARS_TO_QUOTE), _read_optional(tree, SPECIAL_ESCAPES))
+    return Layout(quoting, times_without_colons=quoting.quotes(b":"))
 
 
 def read_state(tree: Tree, layout: Layout) -> State:

@@ -19,13 +19,11 @@ from histfs.store.batch import Batch
 from histfs.store.entry import Entry, Kind, LinkDigests, is_below, join
 from histfs.store.files import Attributes, WritableTree, write_blocks
 from histfs.store.increments import IncrementWriter, mtime_ns
-from histfs.store.layout import Layout
+from histfs.store.layout import TEMPORARY, Layout
 from histfs.store.long_names import LongNames
 from histfs.store.owners import Owners
 from histfs.store.source import Found, Source
 from histfs.store.special import make_special, mirror_mode
-
-TEMPORARY = b"rdiff-backup.tmp."  # as other programs call what they will rename (docs/format.md 1)
 
 _Key = tuple[int, int]
 
@@ -72,7 +70,9 @@ class MirrorUpdate:
         increments: IncrementWriter | None,
         report: Callable[[HistfsError], None],
         owners: Owners,
+        links: plan.Links = plan.ALL_LINKS,
     ) -> None:
+        self._links = links
         self._tree = tree
         self._layout = layout
         self._source = source
@@ -96,6 +96,8 @@ class MirrorUpdate:
         self._enter(found.path)
         self._old_digests.remember(old)
         new = self._named(old, found.entry)
+        if not self._links.are_kept:
+            new = new._replace(link_group=None)
         if new.kind is Kind.DIRECTORY:
             return self._directory(old, new, found.status)
         if new.kind is Kind.REGULAR:
@@ -171,7 +173,7 @@ class MirrorUpdate:
 
     def _directory(self, old: Entry | None, new: Entry, status: os.stat_result) -> Update:
         path = self._layout.mirror_path(new)
-        change = plan.change(old, new)
+        change = plan.change(old, new, self._links)
         increment_bytes: int | None = None
         if change is plan.Change.REPLACED:
             increment_bytes = self._preserve(old, new)
@@ -233,11 +235,11 @@ class MirrorUpdate:
     def _file(self, old: Entry | None, found: Found, key: _Key | None) -> Update:
         """A file, or the first of a link group."""
         new = found.entry
-        change = plan.change(old, new)
+        change = plan.change(old, new, self._links)
         status = self._intact_mirror_file(old)
         stays = status is not None and self._may_stay(status, key, change)
         sha1 = None if old is None else self._old_digests.of(old)
-        is_same_file = status is not None and found.has_time_of(status) and not _is_another_file(old, found)
+        is_same_file = status is not None and found.has_time_of(status) and not self._is_another_file(old, found)
         if stays and is_same_file and sha1 is not None and change in (plan.Change.NONE, plan.Change.ATTRIBUTES):
             return self._unchanged_content(found, sha1, change)
         temporary, new_sha1 = self._copy(old, found)
@@ -253,6 +255,14 @@ class MirrorUpdate:
             return Update(record, True)
         return Update(record, True, self._preserve_and_replace(old, record, temporary))
 
+    def _is_another_file(self, old: Entry | None, found: Found) -> bool:
+        """Whether it may be another file of the same size and time, going by the numbers that tell hard links."""
+        if self._links != plan.ALL_LINKS:
+            return False
+        if old is None or old.link_group is None:
+            return found.entry.link_group is not None
+        return old.link_group.key != (found.status.st_ino, found.status.st_dev)
+
     def _unchanged_content(self, found: Found, sha1: bytes | None, change: plan.Change) -> Update:
         record = found.entry._replace(sha1=sha1)
         if change is not plan.Change.NONE:
@@ -267,7 +277,7 @@ class MirrorUpdate:
         present = self._batch.present_name(group.mirror_path)
         status = self._intact_mirror_file(old)
         if status is not None and os.path.samestat(status, self._tree.stat(present)):
-            is_changed = plan.change(old, new) is not plan.Change.NONE
+            is_changed = plan.change(old, new, self._links) is not plan.Change.NONE
             if is_changed:
                 self._touch()
             return Update(new, is_changed)
@@ -342,7 +352,7 @@ class MirrorUpdate:
 
     def _special(self, old: Entry | None, new: Entry, status: os.stat_result) -> Update:
         """A symbolic link, fifo, socket or device."""
-        change = plan.change(old, new)
+        change = plan.change(old, new, self._links)
         if change is plan.Change.NONE:
             return Update(new, False)
         path = self._new_name(old, new)
@@ -411,10 +421,3 @@ class MirrorUpdate:
     def _attributes(self, entry: Entry, status: os.stat_result | None) -> Attributes:
         mtime = mtime_ns(entry, status) if entry.kind.has_mtime else None
         return Attributes(mirror_mode(entry, is_root=self._is_root), *self._owners.of(entry), mtime)
-
-
-def _is_another_file(old: Entry | None, found: Found) -> bool:
-    """Whether it may be another file of the same size and time, going by the numbers that tell hard links."""
-    if old is None or old.link_group is None:
-        return found.entry.link_group is not None
-    return old.link_group.key != (found.status.st_ino, found.status.st_dev)

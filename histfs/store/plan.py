@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from enum import Enum, auto
 from typing import NamedTuple
 
-from histfs.store.entry import Entry, Kind
+from histfs.store.entry import Entry, Kind, LinkGroup
 
 
 class Increment(NamedTuple):
@@ -71,7 +71,24 @@ class Change(Enum):
     REPLACED = auto()  # absent before, another type, or another link target or device
 
 
-def change(old: Entry | None, new: Entry) -> Change:
+class Links(NamedTuple):
+    """What hard links mean to a session."""
+
+    are_kept: bool = True  # the records tell which names are one file
+    inodes_count: bool = True  # a file with several links that has another inode number has changed
+
+    def have_changed(self, old: LinkGroup | None, new: LinkGroup | None) -> bool:
+        if not self.are_kept:
+            return False
+        if self.inodes_count or old is None or new is None:
+            return old != new
+        return old.nlink != new.nlink
+
+
+ALL_LINKS = Links()
+
+
+def change(old: Entry | None, new: Entry, links: Links = ALL_LINKS) -> Change:
     """The change from the record `old` to the source's `new` (docs/format.md 6.2).
 
     Sub-second times, which records do not have, are the caller's business.
@@ -82,14 +99,14 @@ def change(old: Entry | None, new: Entry) -> Change:
         return Change.CONTENT
     if (old.target, old.device_number) != (new.target, new.device_number):
         return Change.REPLACED
-    if _attributes(old) != _attributes(new):
+    if _attributes(old) != _attributes(new) or links.have_changed(old.link_group, new.link_group):
         return Change.ATTRIBUTES
     return Change.NONE
 
 
 def _attributes(entry: Entry) -> tuple[object, ...]:
     mode = 0 if entry.kind is Kind.SYMLINK else entry.mode
-    return mode, entry.uid, entry.gid, entry.uname, entry.gname, entry.mtime_s, entry.link_group
+    return mode, entry.uid, entry.gid, entry.uname, entry.gname, entry.mtime_s
 
 
 def increment_type(old: Entry | None, new: Entry | None) -> bytes:

@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from enum import Enum
+from typing import NamedTuple
 
 from histfs.errors import HistfsError, SourceError, printable
 from histfs.store.compression import GZIP, LEVEL
@@ -20,22 +21,46 @@ from histfs.store.format.stats import (
     format_logged_error,
     format_session_statistics,
 )
+from histfs.store.increments import DEFAULT_COMPRESSION, Compression
 from histfs.store.layout import Layout
 from histfs.store.mirror import Update
 
 _BUFFER = 128 * 1024
 
 
-class CompressedFile:
-    """A new file that is gzip; it is made at the first byte, and without any it is an empty one without `.gz`."""
+class RecordStyle(NamedTuple):
+    """Which of the texts about single files a session writes, and how."""
 
-    def __init__(self, tree: WritableTree, layout: Layout, base: bytes, session_time: int, type_: bytes) -> None:
+    file_statistics: bool = True
+    line_end: bytes = b"\n"  # of file_statistics and error_log
+    compression: Compression = DEFAULT_COMPRESSION
+
+
+DEFAULT_STYLE = RecordStyle()
+
+
+class CompressedFile:
+    """A new file that is gzip; it is made at the first byte, and without any it is an empty one without `.gz`.
+
+    `is_plain`: it is the bytes themselves, and has no `.gz` either way.
+    """
+
+    def __init__(
+        self,
+        tree: WritableTree,
+        layout: Layout,
+        base: bytes,
+        session_time: int,
+        type_: bytes,
+        *,
+        is_plain: bool = False,
+    ) -> None:
         self._tree = tree
-        self._path = layout.data_path(base, session_time, type_, compressed=True)
+        self._path = layout.data_path(base, session_time, type_, compressed=not is_plain)
         self._empty_path = layout.data_path(base, session_time, type_)
         self._pending: list[bytes] = []
         self._pending_bytes = 0
-        self._member = zlib.compressobj(LEVEL, zlib.DEFLATED, GZIP)
+        self._member = None if is_plain else zlib.compressobj(LEVEL, zlib.DEFLATED, GZIP)
         self._fd: int | None = None
 
     def write(self, data: bytes) -> None:
@@ -47,7 +72,8 @@ class CompressedFile:
     def _flush(self) -> None:
         if self._fd is None:
             self._fd = self._tree.create_file(self._path)
-        write_blocks(self._fd, [self._member.compress(b"".join(self._pending))])
+        data = b"".join(self._pending)
+        write_blocks(self._fd, [data if self._member is None else self._member.compress(data)])
         self._pending.clear()
         self._pending_bytes = 0
 
@@ -56,8 +82,8 @@ class CompressedFile:
             os.close(self._tree.create_file(self._empty_path))
             return
         self._flush()
-        assert self._fd is not None
-        write_blocks(self._fd, [self._member.flush()])
+        if self._fd is not None and self._member is not None:
+            write_blocks(self._fd, [self._member.flush()])
         self.close()
 
     def close(self) -> None:
@@ -96,18 +122,22 @@ class SessionRecords:
         layout: Layout,
         session_time: int,
         previous: int | None,
-        line_end: bytes = b"\n",
+        style: RecordStyle = DEFAULT_STYLE,
         tell: Tell = tell_nobody,
     ) -> None:
         self._tree = tree
         self._layout = layout
         self._time = session_time
-        self._line_end = line_end
+        self._line_end = style.line_end
         self._tell = tell
         self._list = CompressedFile(tree, layout, b"mirror_metadata", session_time, b"snapshot")
         self._diff = None if previous is None else CompressedFile(tree, layout, b"mirror_metadata", previous, b"diff")
-        self._file_statistics = CompressedFile(tree, layout, b"file_statistics", session_time, b"data")
-        self._file_statistics.write(format_file_statistics_header(line_end))
+        self._file_statistics: CompressedFile | None = None
+        if style.file_statistics:
+            self._file_statistics = CompressedFile(
+                tree, layout, b"file_statistics", session_time, b"data", is_plain=not style.compression.is_on
+            )
+            self._file_statistics.write(format_file_statistics_header(style.line_end))
         self._errors = CompressedFile(tree, layout, b"error_log", session_time, b"data")
         self.statistics = SessionStatistics(start_time_s=session_time)
 
@@ -143,7 +173,8 @@ class SessionRecords:
         self._list.finish()
         if self._diff is not None:
             self._diff.finish()
-        self._file_statistics.finish()
+        if self._file_statistics is not None:
+            self._file_statistics.finish()
         self._errors.finish()
         self.statistics = self.statistics._replace(end_time_s=self._time + elapsed_s).completed()
         path = self._layout.data_path(b"session_statistics", self._time, b"data")
@@ -178,6 +209,8 @@ class SessionRecords:
             }
         self.statistics = s._replace(**counts)
         self._tell(_fate(old, update), path, new_bytes)
+        if self._file_statistics is None:
+            return
         self._file_statistics.write(
             format_file_statistic(
                 FileStatistic(

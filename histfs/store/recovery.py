@@ -23,10 +23,9 @@ from histfs.store.files import Attributes, WritableTree, write_blocks
 from histfs.store.format.metadata import format_record
 from histfs.store.format.names import parse_increment_name
 from histfs.store.increments import mtime_ns
-from histfs.store.layout import DATA, INCREMENTS, LOCK, LONG_NAMES, State, read_state
+from histfs.store.layout import DATA, INCREMENTS, LOCK, LONG_NAMES, TEMPORARY, State, read_state
 from histfs.store.listing import Listing, Node
 from histfs.store.lock import living_writer
-from histfs.store.mirror import TEMPORARY
 from histfs.store.owners import Owners
 from histfs.store.repository import Repository
 from histfs.store.snapshot import Snapshot
@@ -35,16 +34,23 @@ from histfs.store.special import make_special, mirror_mode
 
 
 def recover(
-    tree: WritableTree, path: Path, *, report: Callable[[HistfsError], None], owners: Owners, force: bool = False
+    tree: WritableTree,
+    path: Path,
+    *,
+    report: Callable[[HistfsError], None],
+    owners: Owners,
+    force: bool = False,
+    may_empty: bool = False,
 ) -> bool:
     """Undo an unfinished session of the repository at `path`, whose lock is held; whether there was one.
 
+    `may_empty`: where no session was ever recorded, whatever else lies in the directory goes.
     Raises LockedError if its writer still runs (`force`: all the same), DamagedError if it cannot be undone.
     """
     repository = Repository(tree, path)
     state = read_state(tree, repository.layout)
     if state.is_failed_first_session:
-        return _undo_first_session(tree, path)
+        return _undo_first_session(tree, path, may_empty=may_empty)
     if len(state.markers) > 2:
         raise DamagedError(
             "has more than two current_mirror markers",
@@ -78,17 +84,18 @@ def _check_writer_is_gone(tree: WritableTree, marker: bytes) -> None:
         )
 
 
-def _undo_first_session(tree: WritableTree, path: Path) -> bool:
-    """Empty a repository whose first session died: nothing in it was ever finished."""
+def _undo_first_session(tree: WritableTree, path: Path, *, may_empty: bool) -> bool:
+    """Empty a repository whose first session died: nothing in it was ever finished. Whether there was one."""
     names = set(tree.names(DATA)) - {LOCK.rpartition(b"/")[2]}
     others = [name for name in tree.names(b"") if name != DATA]
-    if others and INCREMENTS.rpartition(b"/")[2] not in names:  # which a first session makes before anything else
+    began = INCREMENTS.rpartition(b"/")[2] in names  # which a first session makes before anything else
+    if others and not began and not may_empty:
         raise UnfinishedError(
             "holds files, and an rdiff-backup-data in which no session was recorded",
             path=path,
             advice="choose another directory, or empty this one",
         )
-    if not names:
+    if not names and not others:
         return False
     if any(parse_increment_name(name) for _, name in _files_below(tree, INCREMENTS)):
         raise DamagedError(
@@ -100,7 +107,7 @@ def _undo_first_session(tree: WritableTree, path: Path) -> bool:
     for name in names:
         tree.remove_tree(join(DATA, name))
     tree.sync()
-    return True
+    return bool(names)
 
 
 def _files_below(tree: WritableTree, place: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -21,11 +21,17 @@ class RegressOutcome(NamedTuple):
 
 
 def regress(
-    repository: Path, *, report: Callable[[HistfsError], None], force: bool = False, owners: Owners = BY_NAME
+    repository: Path,
+    *,
+    report: Callable[[HistfsError], None],
+    force: bool = False,
+    fsync: bool = True,
+    owners: Owners = BY_NAME,
 ) -> RegressOutcome | None:
     """Bring the repository back to its newest finished session; None if it is there already.
 
-    `force` goes on even if the process that began the session seems to run. Raises HistfsError.
+    `force` goes on even if the process that began the session seems to run. Without `fsync` a crash of the system may
+    cost the repository. Raises HistfsError.
     """
     with storage_errors():
         try:
@@ -33,6 +39,7 @@ def regress(
         except (FileNotFoundError, NotADirectoryError):
             raise NotARepositoryError("there is no such directory", path=repository) from None
     with tree, storage_errors(advice="run `histfs regress` again when the cause is mended"):
+        tree.waits_for_disk = fsync
         if not tree.is_directory(DATA):
             raise NotARepositoryError("is not a repository: it has no directory rdiff-backup-data", path=repository)
         with locked(tree, verb="regress"):

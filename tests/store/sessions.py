@@ -15,11 +15,9 @@ from typing import Any
 import pytest
 
 from histfs.errors import HistfsError
-from histfs.store import backup as backup_module
+from histfs.store import naming
 from histfs.store.backup import BackupOutcome, backup
 from histfs.store.entry import Entry, Kind
-from histfs.store.files import WritableTree
-from histfs.store.layout import CHARS_TO_QUOTE
 from histfs.store.listing import Node
 from histfs.store.repository import Repository
 from histfs.store.snapshot import Snapshot
@@ -55,12 +53,12 @@ class Sessions:
     def data(self) -> Path:
         return self.repository / DATA
 
-    def backup(self, *, force: bool = False, may_report: bool = False) -> BackupOutcome:
-        """The next session, a day after the last one."""
+    def backup(self, *, force: bool = False, may_report: bool = False, **options: Any) -> BackupOutcome:
+        """The next session, a day after the last one. `options`: those of `histfs.store.backup.backup`."""
         self.now += DAY
         state = read(self.source)
         reported: list[HistfsError] = []
-        outcome = backup(self.source, self.repository, now=self.now, report=reported.append, force=force)
+        outcome = backup(self.source, self.repository, now=self.now, report=reported.append, force=force, **options)
         self.reported += reported
         if not may_report:
             assert [str(error) for error in reported] == []
@@ -170,13 +168,5 @@ def _attributes(snapshot: Snapshot, node: Node, links: tuple[bytes, ...]) -> Att
 
 
 def quote_names(monkeypatch: pytest.MonkeyPatch, chars: bytes) -> None:
-    """Have first sessions find a repository that quotes `chars`."""
-    real = backup_module.recover
-
-    def recover(tree: WritableTree, path: Path, **options: Any) -> bool:
-        result = real(tree, path, **options)
-        if not tree.exists(CHARS_TO_QUOTE):
-            tree.write_file(CHARS_TO_QUOTE, [chars])
-        return result
-
-    monkeypatch.setattr(backup_module, "recover", recover)
+    """Have first sessions find a file system that needs `chars` quoted."""
+    monkeypatch.setattr(naming, "_needs", lambda _tree: (chars, []))

@@ -18,6 +18,7 @@ from histfs.store.entry import Entry
 from histfs.store.files import WritableTree
 from histfs.store.format.stats import SessionStatistics, parse_session_statistics
 from histfs.store.format.times import format_time
+from histfs.store.naming import Naming
 from histfs.store.source import Source, source_error
 from tests.comparison import read
 from tests.store.places import is_root, make_deep, open_descriptors
@@ -663,7 +664,7 @@ def test_a_file_system_that_takes_two_names_for_one_is_refused(
         monkeypatch.setattr(WritableTree, name, fold(getattr(WritableTree, name)))
     build(sessions.source, Dir(pair))
     with pytest.raises(StorageError, match="two names"):
-        sessions.backup()
+        sessions.backup(naming=Naming(b""))
 
 
 # --- trouble --------------------------------------------------------------------------------------------------------

@@ -35,10 +35,14 @@ def parse_increment_name(name: bytes) -> IncrementName | None:
         return None
 
 
-def format_increment_name(base: bytes, session_time: int, increment_type: bytes, *, compressed: bool) -> bytes:
+def format_increment_name(
+    base: bytes, session_time: int, increment_type: bytes, *, compressed: bool, without_colons: bool = False
+) -> bytes:
     """The name of the increment of `base` that keeps its state at `session_time` (seconds since the epoch).
 
     Raises FormatError when the format cannot hold the time.
     """
     assert increment_type in TYPES, increment_type
-    return b".".join((base, format_time(session_time), increment_type)) + (b".gz" if compressed else b"")
+    return b".".join((base, format_time(session_time, without_colons=without_colons), increment_type)) + (
+        b".gz" if compressed else b""
+    )

@@ -52,6 +52,10 @@ class Quoting:
     def is_active(self) -> bool:
         return bool(self.spellings)
 
+    def quotes(self, characters: bytes) -> bool:
+        """Whether each of the `characters` is stored as something else."""
+        return self.is_active and all(len(self.spellings[value]) > 1 for value in characters)
+
     def quote(self, component: bytes) -> bytes:
         """The name on disk of `component`, which is one complete file name (an increment's with time and type)."""
         if not self.spellings:

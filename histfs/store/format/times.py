@@ -40,8 +40,8 @@ def parse_time(text: bytes) -> int:
     return calendar.timegm((year, month, day, hour, minute, second)) - zone_s
 
 
-def format_time(session_time: int) -> bytes:
-    """`session_time` (seconds since the epoch) in UTC, `2023-11-14T22:13:20Z`.
+def format_time(session_time: int, *, without_colons: bool = False) -> bytes:
+    """`session_time` (seconds since the epoch) in UTC, `2023-11-14T22:13:20Z` or `2023-11-14T22-13-20Z`.
 
     Always UTC: no other spelling is read alike by every version. Raises FormatError outside of the years 1901-2099,
     which no reader would recognise.
@@ -52,4 +52,4 @@ def format_time(session_time: int) -> bytes:
         moment = None
     if moment is None or moment.year not in _YEARS:
         raise FormatError(f"a session time that the format cannot hold: {session_time} seconds since 1970")
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ").encode()
+    return moment.strftime("%Y-%m-%dT%H-%M-%SZ" if without_colons else "%Y-%m-%dT%H:%M:%SZ").encode()
