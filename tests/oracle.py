@@ -63,7 +63,9 @@ class Oracle:
     Every call returns a Run and does not judge it, but for those that return something else.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, user: int | None = None) -> None:
+        """`user`: as whom rdiff-backup runs, by number; None: as whoever runs the tests."""
+        self._user = user
         self._server: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -131,7 +133,7 @@ class Oracle:
     def run(self, arguments: Sequence[str], *, zone: str = "UTC", timeout: float = TIMEOUT_S) -> Run:
         """Call rdiff-backup; a call that takes longer than `timeout` seconds is killed."""
         if self._server is None:
-            self._server = _start_server()
+            self._server = _start_server(self._user)
         request = {"arguments": list(arguments), "zone": zone, "timeout": timeout}
         try:
             answer = _ask(self._server, request)
@@ -162,10 +164,16 @@ sys.exit(script.load()())
 """
 
 
-def _start_server() -> subprocess.Popen[bytes]:
-    environment = dict(os.environ, LC_ALL="C.UTF-8")
+def _start_server(user: int | None) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd="/"
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=dict(os.environ, LC_ALL="C.UTF-8"),
+        cwd="/",
+        user=user,
+        group=user,
+        extra_groups=None if user is None else (),
     )
 
 

@@ -221,7 +221,9 @@ class WritableTree(Tree):
         while pending:
             current = pending[-1]
             try:
-                if stat.S_ISDIR(self.stat(current).st_mode):
+                status = self.stat(current)
+                if stat.S_ISDIR(status.st_mode):
+                    self.open_up(current, status)
                     children = self.names(current)
                     if children:
                         pending.extend(current + b"/" + name for name in children)
@@ -234,6 +236,33 @@ class WritableTree(Tree):
             pending.pop()
 
     # Attributes
+
+    def open_up(self, path: bytes, status: os.stat_result) -> None:
+        """Give an ordinary user all rights in a directory, or to read a file, whose owner that is (else OSError).
+
+        What this program writes has them. Other programs leave in a mirror what the source has.
+        """
+        wanted = 0o700 if stat.S_ISDIR(status.st_mode) else 0o400
+        if status.st_mode & wanted == wanted or os.geteuid() == 0:
+            return
+        mode = stat.S_IMODE(status.st_mode) | wanted
+        if not path:
+            os.fchmod(self._root_fd, mode)
+            return
+        with self._at(path) as (directory, name):
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            try:
+                if os.path.samestat(os.fstat(fd), status):
+                    os.chmod(f"/proc/self/fd/{fd}", mode)
+            finally:
+                os.close(fd)
+
+    def open_file(self, path: bytes) -> int:
+        try:
+            return super().open_file(path)
+        except PermissionError:
+            self.open_up(path, self.stat(path))
+            return super().open_file(path)
 
     def set_attributes(self, path: bytes, kind: Kind, attributes: Attributes) -> None:
         """Owner, then mode (not for symbolic links), then mtime of `path`, which must be of `kind`."""

@@ -110,6 +110,7 @@ class MirrorUpdate:
         self._old_digests.remember(old)
         increment_bytes = self._preserve(old, None)
         if old.kind is Kind.DIRECTORY:
+            self._open_up(old)
             self._directories.append(_Directory(old.path, old, None, None, None))
         else:
             self._batch.unlink(self._layout.mirror_path(old))
@@ -182,7 +183,7 @@ class MirrorUpdate:
                 self._batch.unlink(self._layout.mirror_path(old))
                 self._batch.apply()
             self._make_directory(path)
-        elif not self._tree.is_directory(path):
+        elif not self._open_up(new):
             self._report(DamagedError("is missing in the mirror, and is made again", path=new.path))
             self._make_directory(path)
             self._touch()
@@ -190,6 +191,18 @@ class MirrorUpdate:
         if change is not plan.Change.NONE:
             self._touch()
         return Update(new, change is not plan.Change.NONE, increment_bytes)
+
+    def _open_up(self, entry: Entry) -> bool:
+        """Make sure that we may write in the mirror's directory `entry`; False if there is none."""
+        path = self._layout.mirror_path(entry)
+        try:
+            status = self._tree.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        if not stat.S_ISDIR(status.st_mode):
+            return False
+        self._tree.open_up(path, status)
+        return True
 
     def _make_directory(self, path: bytes) -> None:
         if not path:
@@ -394,6 +407,7 @@ class MirrorUpdate:
         """Put `temporary` off to take the place of `old`; a directory goes when all that was in it has gone."""
         self._touch()
         if old is not None and old.kind is Kind.DIRECTORY:
+            self._open_up(old)
             self._directories.append(_Directory(old.path, old, new, None, temporary))
         elif old is not None:
             self._batch.replace(temporary, self._layout.mirror_path(new))

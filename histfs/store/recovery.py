@@ -222,6 +222,7 @@ class _Regress:
         if status is None:
             self._tree.make_directory(path)
             return
+        self._tree.open_up(path, status)
         known = {DATA} if not path else set()
         after = -1
         while children := listing.children(node.row, after):

@@ -14,13 +14,26 @@ from histfs.errors import DamagedError, LockedError, MountError, SourceError, St
 from histfs.store.accounts import BY_NAME
 from histfs.store.entry import Entry, Kind
 from histfs.store.format.stats import SessionStatistics, format_session_statistics
+from histfs.store.increments import DEFAULT_COMPRESSION
+from histfs.store.naming import DEFAULT_NAMING, Naming
+from histfs.store.plan import ALL_LINKS, Links
+from histfs.store.records import DEFAULT_STYLE, RecordStyle
 
 FIRST, SECOND, NEWEST = 1_714_550_400, 1_714_636_800, 1_714_723_200
 
 STATISTICS = SessionStatistics(
     1_714_550_400, source_files=7, new_files=3, changed_files=2, deleted_files=1, source_file_bytes=4096
 )
-PLAIN = {"force": False, "null_separator": False, "owners": BY_NAME, "selection": None}
+PLAIN = {
+    "force": False,
+    "with_parents": False,
+    "fsync": True,
+    "naming": DEFAULT_NAMING,
+    "links": ALL_LINKS,
+    "style": DEFAULT_STYLE,
+    "owners": BY_NAME,
+    "selection": None,
+}
 
 
 def backed_up(**changes):
@@ -41,6 +54,33 @@ class TestBackup:
         cli.outcomes["backup"] = backed_up()
         cli("backup", "src", "repo")
         assert cli.calls["backup"][2] == PLAIN | {"now": 99}
+
+    @pytest.mark.parametrize(
+        ("arguments", "name", "value"),
+        [
+            ("--no-fsync backup", "fsync", False),
+            ("--chars-to-quote A-Z backup", "naming", Naming(b"A-Z")),
+            ("--override-chars-to-quote= backup", "naming", Naming(b"")),
+            ("--use-compatible-timestamps backup", "naming", Naming(None, True)),
+            ("--null-separator backup", "style", RecordStyle(line_end=b"\0")),
+            ("backup --no-file-statistics", "style", RecordStyle(file_statistics=False)),
+            ("backup --no-compression", "style", RecordStyle(compression=DEFAULT_COMPRESSION._replace(is_on=False))),
+            ("backup --create-full-path", "with_parents", True),
+            ("backup --no-hard-links --compare-inode", "links", Links(are_kept=False)),
+            ("backup --no-compare-inode", "links", Links(inodes_count=False)),
+            ("backup --no-carbonfile --resource-forks", "links", ALL_LINKS),
+        ],
+    )
+    def test_says_what_each_option_is_for(self, cli, arguments, name, value):
+        cli.outcomes["backup"] = backed_up()
+        assert cli(*arguments.split(), "src", "repo").code == 0
+        assert cli.calls["backup"][2] == PLAIN | {"now": cli.calls["backup"][2]["now"], name: value}
+
+    def test_which_files_are_not_compressed(self, cli):
+        cli.outcomes["backup"] = backed_up()
+        cli("backup", "--not-compressed-regexp", "a/re.*x$", "src", "a/repo")
+        compression = cli.calls["backup"][2]["style"].compression
+        assert [compression.is_for(path) for path in (b"x", b"d/x", b"d/y", b"a/rex")] == [False, False, True, False]
 
     def test_quiet(self, cli):
         cli.outcomes["backup"] = backed_up()
@@ -232,7 +272,7 @@ class TestVerify:
 class TestRegress:
     def test_nothing_to_undo(self, cli):
         ran = cli("regress", "repo")
-        assert cli.calls["regress"] == (Path("repo"), {"force": False, "owners": BY_NAME})
+        assert cli.calls["regress"] == (Path("repo"), {"force": False, "fsync": True, "owners": BY_NAME})
         assert (ran.code, ran.err) == (0, "")
 
     def test_undone(self, cli):

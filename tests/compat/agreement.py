@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,7 @@ from histfs.store.when import snapshot_names
 from tests import comparison
 from tests.comparison import Manifest, difference
 from tests.histories import State
+from tests.mirrors import read_mirror
 from tests.oracle import Oracle
 
 _PATIENCE_S = 60.0
@@ -39,9 +41,9 @@ def complain(error: HistfsError) -> None:
     raise AssertionError(str(error))
 
 
-def histfs_backup(source: Path, repository: Path, *, at: int) -> BackupOutcome:
-    """A session of histfs that must be without trouble."""
-    outcome = backup(source, repository, now=at, report=complain)
+def histfs_backup(source: Path, repository: Path, *, at: int, **options: Any) -> BackupOutcome:
+    """A session of histfs that must be without trouble. `options`: those of `backup`."""
+    outcome = backup(source, repository, now=at, report=complain, **options)
     assert (outcome.source_errors, outcome.source_warnings) == (0, 0)
     return outcome
 
@@ -92,8 +94,7 @@ def check_mirror(repository: Path, newest: State, *, links: bool = True) -> None
 
     Where a session was undone, `links` need not be links any more (docs/format.md trap 5).
     """
-    mirror = comparison.read(repository, leaving_out=b"rdiff-backup-data")
-    lines = difference(newest.manifest, mirror, owners=OWNERS, links=links)
+    lines = difference(newest.manifest, read_mirror(repository), owners=OWNERS, links=links)
     assert not lines, "\n".join(["mirror:", *lines])
 
 

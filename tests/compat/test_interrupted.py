@@ -8,7 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +25,11 @@ from tests.oracle import Oracle
 _FINISHED_SESSIONS = 3
 
 
-def histfs_command(source: Path, repository: Path, *, at: int) -> list[str]:
-    arguments = ["--quiet", f"--current-time={at}", "backup", str(source), str(repository)]
+QUOTED = "A-Z:.;"
+
+
+def histfs_command(source: Path, repository: Path, *, at: int, general: Sequence[str] = ()) -> list[str]:
+    arguments = ["--quiet", f"--current-time={at}", *general, "backup", str(source), str(repository)]
     return [sys.executable, "-m", "histfs", *arguments]
 
 
@@ -41,23 +44,28 @@ class Killed(NamedTuple):
 class Workshop:
     """A repository with some finished sessions, the next state of the source, and copies of it to break."""
 
-    def __init__(self, scratch: Path, rdiff_backup: Oracle, seed: int) -> None:
+    def __init__(self, scratch: Path, rdiff_backup: Oracle, seed: int, quoted: str = "") -> None:
         self._scratch = scratch
         self.source = scratch / "source"
         self._finished = scratch / "finished"
         self._states: list[State] = []
         writers = random.Random(f"workshop {seed}").choices(("histfs", 200, 201), k=_FINISHED_SESSIONS)
         history = histories.random_history(
-            self.source, 30_000 + seed, _FINISHED_SESSIONS + 1, histories.RDIFF_BACKUP_WRITES
+            self.source,
+            30_000 + seed,
+            _FINISHED_SESSIONS + 1,
+            histories.RDIFF_BACKUP_WRITES._replace(long_names=not quoted),
         )
+        general = [f"--chars-to-quote={quoted}"]
         for writer in writers:
             state = next(history)
             if isinstance(writer, int):
-                rdiff_backup.backup(self.source, self._finished, at=state.time, api=writer).check()
+                rdiff_backup.backup(self.source, self._finished, at=state.time, api=writer, general=general).check()
             else:
                 # In a process of its own: regress takes a marker with the number of a living process for a session
                 # that still runs, and ours lives (docs/format.md trap 22).
-                subprocess.run(histfs_command(self.source, self._finished, at=state.time), check=True)
+                command = histfs_command(self.source, self._finished, at=state.time, general=general)
+                subprocess.run(command, check=True)
             self._states.append(state)
         self.next = next(history)
 
@@ -94,7 +102,7 @@ class Workshop:
 
 def marker_names(repository: Path) -> set[str]:
     data = repository / "rdiff-backup-data"
-    return {path.name for path in data.glob("current_mirror.*")}
+    return {path.name for path in data.glob("current_mirror*")}
 
 
 def check_next_session_of_histfs(workshop: Workshop, killed: Killed, rdiff_backup: Oracle, scratch: Path) -> None:
@@ -119,9 +127,9 @@ def sample(seed: int, points: Sequence[killing.Point], count: int) -> list[killi
 # Sessions of rdiff-backup
 
 
-def kill_rdiff_backup(scratch: Path, rdiff_backup: Oracle, seed: int, count: int) -> None:
+def kill_rdiff_backup(scratch: Path, rdiff_backup: Oracle, seed: int, count: int, quoted: str = "") -> None:
     killing.skip_unless_traceable()
-    workshop = Workshop(scratch, rdiff_backup, seed)
+    workshop = Workshop(scratch, rdiff_backup, seed, quoted)
     repository = workshop.fresh()
     arguments = Oracle.backup_arguments(workshop.source, repository, at=workshop.next.time, api=200 + seed % 2)
     command = Oracle.command(arguments)
@@ -149,9 +157,9 @@ def test_many_killed_sessions_of_rdiff_backup(scratch: Path, rdiff_backup: Oracl
 # Sessions of histfs
 
 
-def kill_histfs(scratch: Path, rdiff_backup: Oracle, seed: int, count: int) -> None:
+def kill_histfs(scratch: Path, rdiff_backup: Oracle, seed: int, count: int, quoted: str = "") -> None:
     killing.skip_unless_traceable()
-    workshop = Workshop(scratch, rdiff_backup, seed)
+    workshop = Workshop(scratch, rdiff_backup, seed, quoted)
     command = histfs_command(workshop.source, workshop.fresh(), at=workshop.next.time)
     chosen = sample(seed, killing.points(command, scratch / "repository"), count)
     for number, killed in enumerate(workshop.killed(command, chosen)):
@@ -183,6 +191,28 @@ def test_killed_sessions_of_histfs(scratch: Path, rdiff_backup: Oracle, seed: in
 @pytest.mark.parametrize("seed", range(20))
 def test_many_killed_sessions_of_histfs(scratch: Path, rdiff_backup: Oracle, seed: int) -> None:
     kill_histfs(scratch, rdiff_backup, 2_000 + seed, 12)
+
+
+# Both, where names are quoted
+
+
+@pytest.mark.parametrize("kill", [kill_rdiff_backup, kill_histfs])
+def test_killed_sessions_of_quoted_repositories(
+    scratch: Path, rdiff_backup: Oracle, kill: Callable[[Path, Oracle, int, int, str], None]
+) -> None:
+    kill(scratch, rdiff_backup, 400, 1, QUOTED)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kill", [kill_rdiff_backup, kill_histfs])
+@pytest.mark.parametrize("seed", range(10))
+def test_many_killed_sessions_of_quoted_repositories(
+    scratch: Path, rdiff_backup: Oracle, seed: int, kill: Callable[[Path, Oracle, int, int, str], None]
+) -> None:
+    kill(scratch, rdiff_backup, 4_000 + seed, 8, QUOTED)
+
+
+# Recoveries, and first sessions
 
 
 def test_a_killed_recovery_is_finished_by_the_next(scratch: Path, rdiff_backup: Oracle) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from histfs.store.entry import Entry, Kind, LinkGroup
-from histfs.store.plan import Chain, Change, Increment, chain, change, increment_type
+from histfs.store.plan import Chain, Change, Increment, Links, chain, change, increment_type
 
 
 def increments(text: str) -> list[Increment]:
@@ -99,6 +99,28 @@ def test_the_same_is_no_change(entry: Entry) -> None:
     assert change(entry, entry) is Change.NONE
     assert change(entry._replace(sha1=b"known"), entry) is Change.NONE
     assert change(None, entry) is Change.REPLACED
+
+
+@pytest.mark.parametrize(
+    ("links", "changed"),
+    [
+        (Links(), {"inode", "device", "nlink", "single"}),
+        (Links(inodes_count=False), {"nlink", "single"}),
+        (Links(are_kept=False), set()),
+        (Links(are_kept=False, inodes_count=False), set()),
+    ],
+)
+def test_what_counts_as_a_change_of_links(links: Links, changed: set[str]) -> None:
+    old = FILE._replace(link_group=GROUP)
+    new: dict[str, LinkGroup | None] = {
+        "inode": GROUP._replace(inode=8),
+        "device": GROUP._replace(device=2),
+        "nlink": GROUP._replace(nlink=3),
+        "single": None,
+    }
+    assert {
+        name for name, group in new.items() if change(old, old._replace(link_group=group), links) is not Change.NONE
+    } == changed
 
 
 @pytest.mark.parametrize("old", KINDS, ids=lambda entry: entry.kind.name)

@@ -40,6 +40,8 @@ READ = [  # other spellings, of other writers and zones
 @pytest.mark.parametrize(("time", "text"), WRITTEN)
 def test_time_both_ways(time, text):
     assert format_time(time) == text
+    assert format_time(time, without_colons=True) == text.replace(b":", b"-")
+    assert parse_time(text.replace(b":", b"-")) == time
     assert parse_time(text) == time
 
 

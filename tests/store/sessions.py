@@ -23,6 +23,7 @@ from histfs.store.repository import Repository
 from histfs.store.snapshot import Snapshot
 from histfs.store.verify import VerifyOutcome, verify
 from tests.comparison import Attributes, Manifest, difference, read
+from tests.mirrors import read_mirror
 
 FIRST = 1_700_000_000
 DAY = 86_400
@@ -88,8 +89,7 @@ class Sessions:
 
     def assert_mirror_is(self, session_time: int) -> None:
         """The mirror is a plain copy of the source, hard links too."""
-        mirror = {path: found for path, found in read(self.repository).items() if not _is_data(path)}
-        assert difference(self.states[session_time], mirror) == []
+        assert difference(self.states[session_time], read_mirror(self.repository)) == []
 
     def entry(self, path: bytes, session_time: int | None = None) -> Entry:
         return self.node(path, session_time).entry
@@ -131,10 +131,6 @@ class Sessions:
     def of(self, base: str) -> list[str]:
         """The names of the files of the data directory that begin with `base`, with the session's number."""
         return sorted(self.numbered(name) for name in os.listdir(self.data) if name.startswith(base))
-
-
-def _is_data(path: bytes) -> bool:
-    return path.split(b"/")[0] == os.fsencode(DATA)
 
 
 def stamp(session_time: int) -> str:

@@ -17,14 +17,29 @@ from histfs.store.backup import backup
 from histfs.store.regress import regress
 from histfs.store.repository import Repository
 from tests.comparison import difference, read
+from tests.mirrors import read_mirror
 from tests.store import rich
 from tests.store.killing import Killer
-from tests.store.sessions import DAY, Sessions
+from tests.store.sessions import DAY, Sessions, quote_names
 
 
 @pytest.fixture
 def rich_sessions(sessions: Sessions) -> Sessions:
     """Three finished sessions, and a source for the fourth."""
+    for step in (rich.first, rich.second, rich.third):
+        step(sessions.source)
+        sessions.backup()
+    rich.fourth(sessions.source)
+    return sessions
+
+
+QUOTED = rb"df-hj-l.:;\x00-\x1f\x80-\xff"  # and so all times and suffixes, but nothing of the long names
+
+
+@pytest.fixture
+def quoted_sessions(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> Sessions:
+    """The same in a repository whose names are quoted."""
+    quote_names(monkeypatch, QUOTED)
     for step in (rich.first, rich.second, rich.third):
         step(sessions.source)
         sessions.backup()
@@ -122,9 +137,8 @@ def _kill_and_regress(original: Sessions, killer: Killer, points: range, *, powe
 def _assert_undone(sessions: Sessions, lists_before: tuple[set[str], list[str]], at: int) -> None:
     """The repository is what it was; only hard links that had to be made again may be separate."""
     last = max(sessions.states)
-    mirror = {path: found for path, found in read(sessions.repository).items() if b"rdiff-backup-data" not in path}
     expected = {path: found._replace(links=None) for path, found in sessions.states[last].items()}
-    found = {path: found._replace(links=None) for path, found in mirror.items()}
+    found = {path: found._replace(links=None) for path, found in read_mirror(sessions.repository).items()}
     assert difference(expected, found, nlink=False) == [], at
     sessions.now = last
     ignored = {"next_free", "lock.yml", "long_filename_data"}
@@ -181,6 +195,12 @@ def _kill_first(sessions: Sessions, killer: Killer, points: range, *, power: boo
 
 def test_a_killed_session_costs_nothing(rich_sessions: Sessions, killer: Killer) -> None:
     _kill_and_go_on(rich_sessions, killer, _all_points(rich_sessions, killer)[::37])
+
+
+def test_a_killed_session_of_a_quoted_repository(quoted_sessions: Sessions, killer: Killer) -> None:
+    points = _all_points(quoted_sessions, killer)
+    _kill_and_go_on(quoted_sessions, killer, points[3::141])
+    _kill_and_regress(quoted_sessions, killer, points[19::197])
 
 
 def test_a_killed_session_can_be_undone(rich_sessions: Sessions, killer: Killer) -> None:

@@ -1,0 +1,98 @@
+"""What a session may do only when it is asked to: empty a directory, make those above it, do without the disk."""
+
+import os
+import shutil
+
+import pytest
+
+from histfs.errors import HistfsError, NotARepositoryError
+from histfs.store import files
+from histfs.store.backup import backup
+from histfs.store.files import WritableTree
+from histfs.store.repository import Repository
+from tests.store.killing import Killer
+from tests.store.sessions import FIRST, Sessions
+from tests.trees import Dir, File, Symlink, build
+
+FOREIGN = Dir({"a": Dir({"x": File(b"old"), "y": Symlink("x")}), "other": File(b"old"), "rdiff": Dir({"z": File()})})
+
+
+def test_other_things_go_only_by_force(sessions: Sessions) -> None:
+    build(sessions.source, Dir({"a": File(b"1")}))
+    build(sessions.repository, FOREIGN)
+    with pytest.raises(NotARepositoryError, match="--force"):
+        sessions.backup()
+    assert sorted(os.listdir(sessions.repository)) == ["a", "other", "rdiff"]
+    assert not sessions.backup(force=True).regressed
+    sessions.assert_all_readable()
+    sessions.assert_mirror_is(sessions.now)
+
+
+def test_emptying_that_is_killed_goes_on_only_by_force(sessions: Sessions, killer: Killer) -> None:
+    build(sessions.source, Dir({"a": File(b"1")}))
+
+    def session(force: bool) -> None:
+        backup(sessions.source, sessions.repository, now=FIRST, report=_fail, force=force)
+
+    at = 0
+    while True:
+        shutil.rmtree(sessions.repository, ignore_errors=True)
+        build(sessions.repository, FOREIGN)
+        at += 1
+        if not killer.run(at, lambda: session(True)):
+            break
+        foreign = {"other", "rdiff"} & set(os.listdir(sessions.repository))
+        if foreign and killer.run(None, lambda: _expect_refusal(session)):
+            raise AssertionError(at)
+        if not _is_finished(sessions):
+            session(True)
+        with Repository.open(sessions.repository) as repository:
+            assert repository.sessions() == (FIRST,)
+        assert set(os.listdir(sessions.repository)) == {"a", "rdiff-backup-data"}
+    assert at > 20
+
+
+def _expect_refusal(session) -> None:
+    with pytest.raises(HistfsError, match=r"other things in it|holds files"):
+        session(False)
+
+
+def _is_finished(sessions: Sessions) -> bool:
+    try:
+        with Repository.open(sessions.repository):
+            return True
+    except NotARepositoryError:
+        return False
+
+
+def _fail(error: Exception) -> None:
+    raise AssertionError from error
+
+
+def test_without_fsync_nothing_waits_for_the_disk(
+    sessions: Sessions, real_sync: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = []
+    real = WritableTree.sync
+    monkeypatch.setattr(files.os, "fsync", lambda _fd: waits.append("file"))
+    monkeypatch.setattr(WritableTree, "sync", lambda tree: waits.append("all") if tree.waits_for_disk else real(tree))
+    build(sessions.source, Dir({"a": File(b"1")}))
+    for number in range(2):
+        (sessions.source / "a").write_bytes(b"x" * number)
+        waits.clear()
+        sessions.backup(fsync=False)
+        assert set(waits) <= {"file"}
+        assert not number or not waits  # the first has made a directory above its tree
+        sessions.backup()
+        assert waits
+    sessions.assert_all_readable()
+
+
+def test_directories_above_are_made_private(sessions: Sessions) -> None:
+    build(sessions.source, Dir({"a": File(b"1")}))
+    sessions.repository = sessions.repository.parent / "x/y/repository"
+    with pytest.raises(NotARepositoryError, match="--create-full-path"):
+        sessions.backup()
+    sessions.backup(with_parents=True)
+    sessions.assert_all_readable()
+    assert [place.stat().st_mode & 0o777 for place in sessions.repository.parents[:2]] == [0o700, 0o700]
