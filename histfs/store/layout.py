@@ -45,7 +45,7 @@ class Layout(NamedTuple):
     def mirror_path(self, entry: Entry) -> bytes:
         """Where the mirror keeps `entry` (docs/format.md 3.4)."""
         if entry.alternate_mirror is not None:
-            return join(LONG_NAMES, b"%d" % entry.alternate_mirror)
+            return join(LONG_NAMES, self.quoting.quote(b"%d" % entry.alternate_mirror))
         return self.quoted(entry.path)
 
     def increments_of(self, entry: Entry) -> tuple[bytes, bytes]:

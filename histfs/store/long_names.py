@@ -4,17 +4,19 @@ import re
 
 from histfs.store.entry import join
 from histfs.store.files import WritableTree
+from histfs.store.format.quoting import Quoting
 from histfs.store.layout import LONG_NAMES
 
-_NEXT_FREE = join(LONG_NAMES, b"next_free")
 _NUMBER = re.compile(rb"[0-9]{1,18}")  # a record holds one digit more
 
 
 class LongNames:
     """Gives out numbers, each once in the life of the repository."""
 
-    def __init__(self, tree: WritableTree) -> None:
+    def __init__(self, tree: WritableTree, quoting: Quoting) -> None:
         self._tree = tree
+        self._quoting = quoting
+        self._counter = join(LONG_NAMES, quoting.quote(b"next_free"))
         self._next: int | None = None
 
     def next_number(self) -> int:
@@ -29,10 +31,10 @@ class LongNames:
 
     def _first_free(self) -> int:
         """What the counter says, or more: a power cut may have lost the counter and kept a file of a number."""
-        names = [name.partition(b".")[0] for name in self._tree.names(LONG_NAMES)]
+        names = [self._quoting.unquote(name).partition(b".")[0] for name in self._tree.names(LONG_NAMES)]
         free = [int(name) + 1 for name in names if _NUMBER.fullmatch(name)]
         try:
-            counter = self._tree.read_small_file(_NEXT_FREE, limit=100).strip()
+            counter = self._tree.read_small_file(self._counter, limit=100).strip()
         except FileNotFoundError:
             counter = b""
         if _NUMBER.fullmatch(counter):
@@ -40,7 +42,7 @@ class LongNames:
         return max([1, *free])
 
     def _store(self, number: int) -> None:
-        temporary = _NEXT_FREE + b".new"
+        temporary = self._counter + b".new"
         self._tree.unlink(temporary, missing_ok=True)
         self._tree.write_file(temporary, [b"%d" % number])
-        self._tree.rename(temporary, _NEXT_FREE)
+        self._tree.rename(temporary, self._counter)

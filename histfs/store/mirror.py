@@ -80,7 +80,7 @@ class MirrorUpdate:
         self._increments = increments
         self._report = report
         self._owners = owners
-        self._long_names = LongNames(tree)
+        self._long_names = LongNames(tree, layout.quoting)
         self._is_root = os.geteuid() == 0
         self._temporary = (b"%b%d" % (TEMPORARY, number) for number in itertools.count(secrets.randbits(62)))
         self._directories: list[_Directory] = []

@@ -165,7 +165,7 @@ class _Regress:
         self._claimed: dict[
             int, int
         ] = {}  # of the mirror's files with several links: the row of the inode by its number
-        self._numbered: set[bytes] = set()  # the names in LONG_NAMES that belong to the mirror
+        self._numbered: set[bytes] = set()  # what in LONG_NAMES belongs to the mirror
         self._temporary = (b"%b%d" % (TEMPORARY, number) for number in itertools.count(secrets.randbits(62)))
 
     def run(self) -> None:
@@ -374,6 +374,7 @@ class _Regress:
         """Temporary files in the data directory, and long names of paths that only the unfinished session had."""
         for place in (DATA, LONG_NAMES):
             for name in self._tree.names(place) if self._tree.exists(place) else []:
-                is_unknown_number = place == LONG_NAMES and name.isdigit() and name not in self._numbered
+                number = self._layout.quoting.unquote(name)
+                is_unknown_number = place == LONG_NAMES and number.isdigit() and number not in self._numbered
                 if is_unknown_number or name.startswith(TEMPORARY):
                     self._tree.remove_tree(join(place, name))

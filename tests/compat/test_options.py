@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from histfs.store.naming import Naming
+from histfs.store.repository import Repository
+from histfs.store.verify import verify
 from tests import histories
 from tests.compat import agreement
 from tests.oracle import Oracle
@@ -117,3 +119,66 @@ def test_many_long_quoted_names(scratch: Path, seed: int) -> None:
 def test_many_quoted_names(scratch: Path, rdiff_backup: Oracle, seed: int) -> None:
     quoted = ("A-Z;", '\\x00-\\x1f"*/:<>?\\\\|\\x7f;', "0-9", " -/")[seed % 4]
     write_and_check(scratch, rdiff_backup, 62_000 + seed, QUOTED, [f"--chars-to-quote={quoted}"])
+
+
+@pytest.mark.parametrize("quoted", ["0-9", "x"])
+def test_numbers_of_long_names_are_quoted_too(scratch: Path, rdiff_backup: Oracle, quoted: str) -> None:
+    """Both find the mirror's file and the counter that the other has left."""
+    source, repository = scratch / "source", scratch / "repository"
+    source.mkdir()
+    general = [f"--chars-to-quote={quoted}"]
+    for number, writer in enumerate("rhrhh"):
+        name = quoted[0] * 200 + str(number)
+        (source / name).write_bytes(b"new")
+        (source / (quoted[0] * 200 + "0")).write_bytes(b"x" * number)
+        now = 1_700_000_000 + number
+        if writer == "r":
+            rdiff_backup.backup(source, repository, at=now, general=general).check()
+        else:
+            agreement.histfs_backup(source, repository, at=now)
+        with Repository.open(repository) as opened:
+            for time in opened.sessions():
+                assert verify(opened, b"", time, report=agreement.complain).files == time - 1_700_000_000 + 1
+    for time in range(1_700_000_000, 1_700_000_005):
+        rdiff_backup.verify(repository, at=time).check()
+    [counter] = (repository / "rdiff-backup-data/long_filename_data").glob("ne*")
+    assert counter.read_bytes().strip() == b"6"
+
+
+ESCAPED = ("con", "tr.", "bl ", "aux.", "com1.x", "CON", "lpt9", "nul.tar.gz", "...", "prn/x", "d./x ", "com", "con-x")
+
+
+def test_special_escapes(scratch: Path, rdiff_backup: Oracle) -> None:
+    """Names of devices, and blanks and dots at the end: both spell them alike, and read what the other wrote."""
+    source = scratch / "source"
+    source.mkdir()
+    (source / "a").touch()
+    repositories = scratch / "ours", scratch / "theirs"
+    for repository in repositories:
+        rdiff_backup.backup(source, repository, at=1_700_000_000, general=["--chars-to-quote=A-Z"]).check()
+        (repository / "rdiff-backup-data/special_escapes").write_text("escape_dos_devices\nescape_trailing_spaces")
+    for name in ESCAPED:
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text(name)
+    for number in (1, 2):
+        now = 1_700_000_000 + number
+        agreement.histfs_backup(source, repositories[0], at=now)
+        assert rdiff_backup.backup(source, repositories[1], at=now).code == 0
+        for name in ESCAPED:
+            (source / name).write_text(name * 2)
+    mirrors, increments = zip(*map(names_on_disk, repositories), strict=True)
+    assert mirrors[0] == mirrors[1]
+    assert increments[0] == increments[1]
+    for repository in repositories:
+        with Repository.open(repository) as opened:
+            for time in opened.sessions():
+                assert verify(opened, b"", time, report=agreement.complain).mismatched == 0
+                assert rdiff_backup.verify(repository, at=time).code == 0
+
+
+def names_on_disk(repository: Path) -> tuple[set[str], set[str]]:
+    """Of the mirror, and of increments that are files."""
+    paths = [path.relative_to(repository) for path in repository.rglob("*")]
+    mirror = {str(path) for path in paths if path.parts[0] != "rdiff-backup-data"}
+    increments = {str(path) for path in paths if "increments" in path.parts and (repository / path).is_file()}
+    return mirror, {path for path in increments if not path.endswith(".keep")}
