@@ -39,7 +39,7 @@ LAYERS = [
 OPERATIONS = {"backup", "explain", "restore", "compare", "verify", "remove", "regress", "prune", "status", "calculate"}
 STORE_LAYERS = [
     OPERATIONS,
-    {"increments", "long_names", "mirror", "naming", "records", "recovery"},
+    {"increments", "long_names", "mirror", "naming", "records", "recovery", "target"},
     {"repository", "snapshot", "listing", "content", "catalog"},
     {"accounts", "batch", "compression", "delta", "files", "layout", "lock", "logs", "source", "special", "tree"},
     {"owners", "plan", "selection", "when", "format"},

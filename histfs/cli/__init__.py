@@ -20,6 +20,7 @@ from types import FrameType
 from histfs.cli import (
     backup,
     calculate,
+    compare,
     complete,
     explain,
     general,
@@ -36,7 +37,7 @@ from histfs.cli import (
 from histfs.cli.output import Output, ReaderGoneError, occupy_standard_descriptors
 from histfs.errors import EXIT_ERROR, HistfsError, UsageError, printable
 
-VERBS = (backup, explain, restore, mount, umount, listing, status, verify, regress, calculate, info, complete)
+VERBS = (backup, explain, restore, mount, umount, listing, status, compare, verify, regress, calculate, info, complete)
 
 DESCRIPTION = """\
 Your backups, as a folder of folders by time. `backup` keeps a plain copy of a
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace, output: Output) -> int:
     if arguments.force and not getattr(arguments, "takes_force", False):
-        raise UsageError("--force has no meaning here", advice="only backup and regress take it")
+        raise UsageError("--force has no meaning here", advice="only backup, restore and regress take it")
     arguments.now = int(time.time()) if arguments.current_time is None else arguments.current_time
     exit_code: int = arguments.run(arguments, output)
     return exit_code

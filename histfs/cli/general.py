@@ -48,7 +48,7 @@ def add_to(parser: options.Parser) -> None:
         "--force",
         action="store_true",
         help="undo an unfinished session although its process seems to be alive; with backup, empty a directory that"
-        " is no repository and make it one",
+        " is no repository and make it one; with restore, make TARGET what the backup is, whatever is there",
     )
     parser.add_argument(
         "--current-time",

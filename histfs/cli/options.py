@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from histfs.cli.output import Output
-from histfs.errors import EXIT_ERROR, printable
+from histfs.errors import EXIT_ERROR, UsageError, printable
 
 if TYPE_CHECKING:
     from histfs.store.increments import Compression
@@ -131,7 +131,7 @@ def cache_directory() -> Path | None:
     return Path(base, "histfs") if os.path.isabs(base) else None
 
 
-def add_at(parser: argparse.ArgumentParser) -> None:
+def add_at(parser: "argparse.ArgumentParser | argparse._MutuallyExclusiveGroup") -> None:
     parser.add_argument("--at", metavar="TIME", help="the past to look at (default: the newest session)")
 
 
@@ -202,19 +202,36 @@ class Past(NamedTuple):
 def open_past(arguments: argparse.Namespace) -> Iterator[Past]:
     """Opens the repository that `arguments.repository` lies in, and finds the session for `arguments.at`.
 
-    Raises NotARepositoryError, NotFoundError, UsageError.
+    A verb that has `arguments.increment` (whether there must be one) takes an increment file as well: it says itself
+    what is restored, and when it was so. Raises NotARepositoryError, NotFoundError, UsageError.
     """
     from histfs.store.repository import Repository, find_repository
 
     root, below = find_repository(arguments.repository)
     with Repository.open(root) as repository:
-        yield Past(repository, below, _choose_session(repository, arguments.at, arguments.now))
+        needed: bool | None = getattr(arguments, "increment", None)
+        increment = None if needed is None else repository.layout.increment_at(below)
+        if increment is None:
+            if needed:
+                raise UsageError("is not an increment file", path=arguments.repository)
+            yield Past(repository, below, _choose_session(repository, arguments.at, arguments.now))
+            return
+        if arguments.at is not None:
+            raise UsageError("an increment file has a time of its own; --at makes no sense", path=arguments.repository)
+        path, session_time = increment
+        yield Past(repository, path, _session_at(repository, session_time))
+
+
+def _session_at(repository: "Repository", moment: int) -> int:
+    from histfs.store.when import choose_session
+
+    return choose_session(moment, repository.sessions())
 
 
 def _choose_session(repository: "Repository", at: str | None, now: int) -> int:
     times = repository.sessions()  # an open repository has one at least
     if at is None:  # not "now": a session from before the clock was set back is still the newest
         return times[-1]
-    from histfs.store.when import choose_session, parse_when
+    from histfs.store.when import parse_when
 
-    return choose_session(parse_when(at, now=now, times=times, zone=None), times)
+    return _session_at(repository, parse_when(at, now=now, times=times, zone=None))

@@ -98,6 +98,16 @@ class Output:
         else:
             _write_results((path or b".") + b"\n" for path in paths)
 
+    def marked(self, marks: Iterable[tuple[str, bytes]]) -> None:
+        """Writes each path behind a word on it: `new: the/path`; printable on a terminal, raw otherwise.
+
+        Raises ReaderGoneError, StorageError.
+        """
+        if is_terminal():
+            self.lines(f"{word}: {printable(path)}" for word, path in marks)
+        else:
+            _write_results(b"%b: %b\n" % (word.encode(), path or b".") for word, path in marks)
+
     def document(self, value: object) -> None:
         """Writes a JSON document, which is a YAML document as well. Raises ReaderGoneError, StorageError.
 

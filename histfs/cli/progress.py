@@ -150,10 +150,14 @@ def _bar() -> "Progress":
 
 
 @contextmanager
-def reading(output: Output, past: "Past", work: str, wanted: bool | None) -> Iterator[None]:
-    """The progress of what goes through the files of `past` while the block runs."""
+def reading(output: Output, past: "Past", work: str, wanted: bool | None, *, passes: int = 1) -> Iterator[None]:
+    """The progress of what goes through the files of `past` while the block runs, so many times."""
     statistics = None if past.path else past.repository.statistics(past.session_time)
-    expected = Expected() if statistics is None else Expected(statistics.source_files, statistics.source_file_bytes)
+    expected = (
+        Expected()
+        if statistics is None
+        else Expected(statistics.source_files * passes, statistics.source_file_bytes * passes)
+    )
     with progress(output, work, wanted, expected) as step:
         if step is not None:
             past.repository.on_entry = lambda entry: step(entry.size_bytes)

@@ -10,7 +10,7 @@ source is reported, and their last versions stay.
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +27,7 @@ from histfs.errors import (
 from histfs.store.accounts import BY_NAME
 from histfs.store.batch import Batch
 from histfs.store.catalog import update_catalog
-from histfs.store.entry import Entry, is_below, sort_key
+from histfs.store.entry import Entry, is_below
 from histfs.store.files import WritableTree
 from histfs.store.format.listing import previous_stays_snapshot
 from histfs.store.format.stats import SessionStatistics
@@ -42,7 +42,7 @@ from histfs.store.records import DEFAULT_STYLE, RecordStyle, SessionRecords, Tel
 from histfs.store.recovery import recover
 from histfs.store.repository import Repository
 from histfs.store.selection import Selection
-from histfs.store.source import Found, Source, Unreadable
+from histfs.store.source import Found, Source, Unreadable, paired
 
 _KEEP = INCREMENTS + b"/.keep"  # an empty `increments` would keep other programs from undoing a session (trap 4)
 
@@ -269,21 +269,3 @@ def _previous_stays(state: State, previous: int) -> bool:
     """The chain rule for the list of the session before (docs/format.md 5.2)."""
     older = sorted((time for time in state.metadata if time < previous), reverse=True)
     return previous_stays_snapshot(b"diff" if state.metadata[time].snapshot is None else b"snapshot" for time in older)
-
-
-def paired(
-    old: Iterator[Entry], found: Iterator[Found | Unreadable]
-) -> Iterator[tuple[Entry | None, Found | Unreadable | None]]:
-    """Both streams, which are in metadata order, by path."""
-    entry = next(old, None)
-    item = next(found, None)
-    while entry is not None or item is not None:
-        if item is None or (entry is not None and sort_key(entry.path) < sort_key(item.path)):
-            yield entry, None
-            entry = next(old, None)
-        elif entry is None or entry.path != item.path:
-            yield None, item
-            item = next(found, None)
-        else:
-            yield entry, item
-            entry, item = next(old, None), next(found, None)

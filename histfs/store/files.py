@@ -201,6 +201,12 @@ class WritableTree(Tree):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(from_name, dir_fd=from_directory)
 
+    def move_to(self, path: bytes, other: "WritableTree", new_path: bytes) -> None:
+        """Move `path` into another tree on the same file system, where nothing must be at `new_path`."""
+        self.forget_directories(path)
+        with self._at(path) as (from_directory, from_name), other._at(new_path) as (directory, name):
+            os.rename(from_name, name, src_dir_fd=from_directory, dst_dir_fd=directory)
+
     def unlink(self, path: bytes, *, missing_ok: bool = False) -> None:
         try:
             with self._at(path) as (directory, name):
@@ -264,16 +270,24 @@ class WritableTree(Tree):
             self.open_up(path, self.stat(path))
             return super().open_file(path)
 
-    def set_attributes(self, path: bytes, kind: Kind, attributes: Attributes) -> None:
-        """Owner, then mode (not for symbolic links), then mtime of `path`, which must be of `kind`."""
+    def set_attributes(
+        self, path: bytes, kind: Kind, attributes: Attributes, *, expected: os.stat_result | None = None
+    ) -> None:
+        """Owner, then mode (not for symbolic links), then mtime of `path`, which must be of `kind`.
+
+        `expected`: the file that it must be, with as many names as it had.
+        """
         if not path:
             self._set_by_descriptor(self._root_fd, kind, attributes)
             return
         with self._at(path) as (directory, name):
             fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
             try:
-                if stat.S_IFMT(os.fstat(fd).st_mode) != _TYPE_BITS[kind]:
+                status = os.fstat(fd)
+                if stat.S_IFMT(status.st_mode) != _TYPE_BITS[kind]:
                     raise OSError(errno.EINVAL, f"is not a {kind.name.lower()} any more", path)
+                if expected is not None and _identity(status) != _identity(expected):
+                    raise OSError(errno.EINVAL, "is another file now", path)
                 self._set_by_descriptor(fd, kind, attributes)
             finally:
                 os.close(fd)
@@ -327,6 +341,20 @@ _TYPE_BITS = {
     Kind.CHARACTER_DEVICE: stat.S_IFCHR,
     Kind.BLOCK_DEVICE: stat.S_IFBLK,
 }
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_dev, status.st_ino, 0 if stat.S_ISDIR(status.st_mode) else status.st_nlink
+
+
+def make_host_directories(path: Path) -> None:
+    """Make the directory `path` and those above it, where they are missing, for their owner alone."""
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for directory in reversed(missing):
+        directory.mkdir(mode=0o700)
 
 
 def _sync_host_directory(path: Path) -> None:

@@ -70,6 +70,22 @@ class Layout(NamedTuple):
         name = format_increment_name(base, session_time, type_, compressed=compressed, without_colons=without_colons)
         return self.quoting.quote(name)
 
+    def increment_at(self, path: bytes) -> tuple[bytes, int] | None:
+        """Which path an increment, the file `path` in the repository, leads back, and to which session's time.
+
+        None if its name is not that of one, or does not tell its path (docs/format.md 3.4).
+        """
+        directory, _, name = self.quoting.unquote(path).rpartition(b"/")
+        parsed = parse_increment_name(name)
+        if parsed is None or parsed.type == b"data":
+            return None
+        if directory == DATA:
+            return (b"", parsed.time) if parsed.base == b"increments" else None
+        if directory == INCREMENTS:
+            return parsed.base, parsed.time
+        above = directory.removeprefix(INCREMENTS + b"/")
+        return None if above == directory else (join(above, parsed.base), parsed.time)
+
     def increment_name_is_too_long(self, name: bytes) -> bool:
         return len(self.quoting.quote(name)) + LONGEST_SUFFIX > NAME_MAX
 

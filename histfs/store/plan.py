@@ -109,6 +109,24 @@ def _attributes(entry: Entry) -> tuple[object, ...]:
     return mode, entry.uid, entry.gid, entry.uname, entry.gname, entry.mtime_s
 
 
+def has_recorded_attributes(recorded: Entry, found: Entry) -> bool:
+    """Whether a name is what a record says, for all that can be seen from outside, but for links to it.
+
+    An owner whose name was not recorded may have any name. Owners of symbolic links are not always recorded anew when
+    they change (docs/format.md, trap 8).
+    """
+    if recorded.kind is not found.kind:
+        return False
+    if recorded.kind is Kind.SYMLINK:
+        return recorded.target == found.target
+    names = ((recorded.uname, found.uname), (recorded.gname, found.gname))
+    return all(name is None or name == here for name, here in names) and _compared(recorded) == _compared(found)
+
+
+def _compared(entry: Entry) -> tuple[object, ...]:
+    return entry.mode, entry.uid, entry.gid, entry.mtime_s, entry.size_bytes, entry.device_number
+
+
 def increment_type(old: Entry | None, new: Entry | None) -> bytes:
     """The increment that preserves `old` when `new` takes its place (table of docs/format.md 6.2)."""
     if old is None:

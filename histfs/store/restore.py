@@ -1,32 +1,47 @@
-"""The operation `restore`: write what a snapshot holds below a new or empty target.
+"""The operation `restore`: write what a snapshot holds to a target, which may hold some of it, or other things.
 
-Everything is written below a descriptor of the target, by names that the list of files gives and whose parents are
-directories of the same list: nothing leads out of the target, whatever a record or another user says. A file whose
-content turns out wrong, or does not come to its end, is removed. Directories get owner, mode and time when complete.
+Everything is written below a descriptor of the directory that holds the target, by names that the list of files gives
+and whose parents are directories of the same list: nothing leads out of the target, whatever a record or another user
+says. Directories get owner, mode and time when complete. A file whose content turns out wrong, or does not come to its
+end, is removed, and what it was to replace stays.
+
+What is in the target as it should be is not touched. A file is taken for that by type, size and time; one of the right
+size and another time by its SHA1; with `checksum` all are. A file that differs is written anew beside the old one,
+which it replaces at once (`target`): writing the ranges that differ into the file would be quicker for large ones, and
+would leave one that is neither old nor new when it is interrupted. So what was interrupted can be repeated.
+
+Nothing that the list does not name is removed before the list has been read, without damage, past where it would be.
 """
 
 import errno
+import itertools
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from histfs.errors import DamagedError, HistfsError, NotFoundError, StorageError, UsageError, storage_errors
+from histfs.store import plan
 from histfs.store.accounts import BY_NAME
-from histfs.store.entry import Entry, Kind, LinkDigests, is_below
-from histfs.store.files import Attributes, WritableTree, write_blocks
+from histfs.store.content.opening import sha1_of
+from histfs.store.entry import Entry, Kind, LinkDigests, is_below, join
+from histfs.store.files import Attributes, write_blocks
 from histfs.store.owners import Owners
 from histfs.store.repository import Repository
+from histfs.store.selection import Place, Selection, selected
 from histfs.store.snapshot import Snapshot
+from histfs.store.source import Found
+from histfs.store.target import Manner, Step, Target, check_target
 
 # What will not get better with the next file: the restore stops.
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_SETUID_SETGID = stat.S_ISUID | stat.S_ISGID
 
 
 class RestoreOutcome(NamedTuple):
-    """`files`: entries of all kinds that were restored; `errors`: entries that could not be, or not completely."""
+    """`files`: entries of all kinds that are in the target now; `errors`: those that are not, or not completely."""
 
     files: int
     errors: int
@@ -39,103 +54,174 @@ def restore(
     target: Path,
     *,
     report: Callable[[HistfsError], None],
+    tell: Callable[[Step, bytes], None] = lambda _step, _path: None,
+    manner: Manner = Manner(),  # noqa: B008 - a value
     owners: Owners = BY_NAME,
+    selection: Selection | None = None,
 ) -> RestoreOutcome:
     """Restore what was at `path` at the session of `session_time` to `target`.
 
-    A directory needs a `target` that is not there yet or an empty directory, anything else one that is not there. What
-    cannot be restored is told to `report`, and the rest goes on. `owners`: whose the files are. Raises UsageError,
-    NotFoundError, StorageError.
+    What cannot be restored is told to `report`, and the rest goes on; each change to `tell`, with its path below
+    `target`. `owners`: whose the files are. `selection`: what is meant; all else is neither restored nor deleted.
+    Raises UsageError, NotFoundError, StorageError.
     """
     snapshot = repository.snapshot(session_time)
     with storage_errors():
-        check_target(repository, target)
-        return _Restore(snapshot, path, report, owners).run(target)
+        check_target(repository.path, target, manner)
+        return _Restore(snapshot, path, manner, owners, selection, report, tell).run(target)
 
 
-def check_target(repository: Repository, target: Path) -> None:
-    """Raises UsageError unless `target` is free, its parent exists, and it lies outside of the repository."""
-    absolute = Path(os.path.abspath(target))
-    if Path(os.path.realpath(target)).is_relative_to(os.path.realpath(repository.path)):
-        raise UsageError("lies in the repository itself", path=target, advice="choose a target outside of it")
-    if not os.path.isdir(absolute.parent):
-        raise UsageError("cannot be made, as the directory it would lie in does not exist", path=target)
-    if not os.path.lexists(absolute):
-        return
-    if not stat.S_ISDIR(os.lstat(absolute).st_mode):
-        raise UsageError("exists already", path=target, advice="choose a target that does not exist")
-    if any(absolute.iterdir()):
-        raise UsageError("is not empty", path=target, advice="choose a new or an empty directory")
+class _Directory(NamedTuple):
+    """A directory on the way to the current entry. `others`: names that were in it, and that no entry had yet.
+
+    `place`: where the selection is there, if there is one.
+    """
+
+    entry: Entry
+    others: set[bytes]
+    was_there: bool
+    place: Place | None
+
+
+class _Link(NamedTuple):
+    """The first link of a file: where it is in the target, and which file that is (None: one that will be made)."""
+
+    path: bytes
+    status: os.stat_result | None
 
 
 class _Restore:
-    def __init__(self, snapshot: Snapshot, path: bytes, report: Callable[[HistfsError], None], owners: Owners) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        path: bytes,
+        manner: Manner,
+        owners: Owners,
+        selection: Selection | None,
+        report: Callable[[HistfsError], None],
+        tell: Callable[[Step, bytes], None],
+    ) -> None:
         self._snapshot = snapshot
         self._path = path
-        self._report = report
+        self._manner = manner
         self._owners = owners
+        self._selection = selection
+        self._report = report
+        self._tell = tell
         self._files = 0
         self._errors = 0
+        self._is_damaged = False  # the list of files: then what it does not name may have been there
         self._digests = LinkDigests()
-        self._links: dict[tuple[int, ...], bytes] = {}  # where the first link of a file is in the target
+        self._links: dict[tuple[int, ...], _Link] = {}
+        self._claimed: dict[tuple[int, int], tuple[int, ...]] = {}  # files of the target with several names
+        self._let_go: Counter[tuple[int, int]] = Counter()  # names of files that a dry run would have taken away
         self._is_root = os.geteuid() == 0
+        self._top = b""  # the path of the target below the directory that `_target` was opened by
+        self._target: Target
+        self._directories: list[_Directory] = []
 
     def run(self, target: Path) -> RestoreOutcome:
-        entries = self._snapshot.entries(on_damage=self._failed)
+        entries = self._recorded()
         for entry in entries:
-            self._digests.remember(entry)
             if entry.path == self._path:
                 break
         else:
             raise NotFoundError("was not there at this time", path=self._path, at=self._snapshot.time)
-        place = Path(os.path.abspath(target))
-        with WritableTree.open(place.parent) as parent:
+        may_remove = self._manner.is_deleting and self._selection is None
+        with Target.open(target, self._manner, may_remove=may_remove) as self._target:
+            self._top = self._target.top
+            self._check_top(entry, target)
             if entry.kind is Kind.DIRECTORY:
-                with _enter(parent, place) as tree:
-                    self._restore_below(tree, entry, entries)
-                    refused = tree.owners_were_refused
+                self._restore_entry(entry, self._top)  # what stops this stops all
+                self._restore_below(self._selected(entry, entries))
             else:
-                if os.path.lexists(place):
-                    raise UsageError("exists already", path=target, advice="choose a target that does not exist")
-                self._restore(parent, entry, os.fsencode(place.name))
-                refused = parent.owners_were_refused
-        if refused and self._is_root:
-            self._failed(StorageError("takes no owners: what was restored belongs to whom it gives it", path=target))
+                self._restore(entry, self._top)
+            if self._target.tree.owners_were_refused and self._is_root:
+                self._failed(
+                    StorageError("takes no owners: what was restored belongs to whom it gives it", path=target)
+                )
         return RestoreOutcome(self._files, self._errors)
 
-    def _restore_below(self, tree: WritableTree, top: Entry, entries: Iterator[Entry]) -> None:
-        directories = [top]
-        self._files += 1
+    def _recorded(self) -> Iterator[Entry]:
+        """All entries, also those of links whose first one is not restored: it alone may have the digest."""
+        for entry in self._snapshot.entries(on_damage=self._damaged):
+            self._digests.remember(entry)
+            yield entry
+
+    def _selected(self, top: Entry, following: Iterator[Entry]) -> Iterator[Entry]:
+        """What is to be restored below `top`."""
+        below = itertools.takewhile(lambda entry: is_below(entry.path, self._path), following)
+        if self._selection is None:
+            return below
+        return itertools.islice(selected(itertools.chain([top], below), self._selection, root=self._path), 1, None)
+
+    def _check_top(self, entry: Entry, target: Path) -> None:
+        """Raises UsageError if what is in the place of the target must stay. A late look, as others may write there."""
+        found = self._target.find(self._top)
+        if found is None:
+            return
+        is_directory = found.entry.kind is Kind.DIRECTORY
+        if is_directory and entry.kind is Kind.DIRECTORY:
+            if not self._target.tree.names(self._top):
+                return
+            if not self._manner.is_merging:
+                raise UsageError(
+                    "is not empty",
+                    path=target,
+                    advice="choose a new or an empty directory; or --merge to replace what differs and keep the rest",
+                )
+            if self._manner.force:
+                self._report(UsageError("is not empty: what the backup does not have is deleted", path=target))
+        elif self._manner.force:
+            if is_directory and self._target.tree.names(self._top):
+                self._report(UsageError("is a directory with something in it, which is replaced", path=target))
+        elif is_directory or entry.kind is Kind.DIRECTORY or not self._manner.is_merging:
+            raise UsageError("exists already", path=target, advice="choose a target that does not exist")
+
+    def _restore_below(self, entries: Iterator[Entry]) -> None:
+        lost: bytes | None = None  # a directory that is not there, so that nothing can be restored in it
         try:
             for entry in entries:
-                self._digests.remember(entry)
-                if not is_below(entry.path, self._path):
-                    break
-                while not is_below(entry.path, directories[-1].path):
-                    self._leave(tree, directories.pop())
-                if self._restore(tree, entry, self._relative(entry.path)) and entry.kind is Kind.DIRECTORY:
-                    directories.append(entry)
+                if lost is not None and is_below(entry.path, lost):
+                    continue
+                while not is_below(entry.path, self._directories[-1].entry.path):
+                    self._leave()
+                self._directories[-1].others.discard(entry.name)
+                is_restored = self._restore(entry, self._place(entry.path))
+                lost = entry.path if not is_restored and entry.kind is Kind.DIRECTORY else None
         except DamagedError as error:
-            self._failed(error)
-        while directories:
-            self._leave(tree, directories.pop())
+            self._damaged(error)
+        while self._directories:
+            self._leave()
 
-    def _relative(self, path: bytes) -> bytes:
-        return path[len(self._path) :].lstrip(b"/") if self._path else path
+    def _place(self, path: bytes) -> bytes:
+        """Where the entry `path` belongs in the target."""
+        below = path[len(self._path) :].lstrip(b"/") if self._path else path
+        return join(self._top, below) if below else self._top
 
     def _failed(self, error: HistfsError) -> None:
         self._errors += 1
         self._report(error)
 
-    def _restore(self, tree: WritableTree, entry: Entry, path: bytes) -> bool:
+    def _damaged(self, error: DamagedError) -> None:
+        self._is_damaged = True
+        self._failed(error)
+
+    def _step(self, step: Step, path: bytes) -> bool:
+        """Tell what is done at `path`; whether it shall be done indeed."""
+        self._tell(step, path[len(self._top) + 1 :] if self._top else path)
+        return not self._manner.dry_run
+
+    def _replace(self, path: bytes, found: Found | None) -> bool:
+        """Tell that something takes the place of what was found; whether it shall be done indeed."""
+        if found is not None and self._manner.dry_run and self._manner.backup_dir is None:
+            self._let_go[_inode(found.status)] += 1
+        return self._step(Step.NEW if found is None else Step.CHANGED, path)
+
+    def _restore(self, entry: Entry, path: bytes) -> bool:
         """Whether `entry` is at `path` in the target now."""
         try:
-            if entry.kind is Kind.DIRECTORY:
-                tree.make_directory(path)
-            elif entry.kind is Kind.REGULAR:
-                self._restore_file(tree, entry, path)
-            else:
-                self._restore_special(tree, entry, path)
+            self._restore_entry(entry, path)
         except (DamagedError, StorageError) as error:
             self._failed(error)
             return False
@@ -144,61 +230,210 @@ class _Restore:
                 raise
             self._failed(StorageError(f"cannot be restored ({exc.strerror})", path=entry.path))
             return False
-        self._files += 1
         return True
 
-    def _restore_file(self, tree: WritableTree, entry: Entry, path: bytes) -> None:
-        key = entry.file_key
-        if key is not None and key in self._links and tree.try_link(self._links[key], path):
+    def _restore_entry(self, entry: Entry, path: bytes) -> None:
+        is_new = self._directories and not self._directories[-1].was_there  # then nothing can be there
+        found = None if is_new else self._target.find(path)
+        if found is not None and found.entry.kind is not entry.kind:
+            self._target.check_may_go(found)
+            for below in self._target.below(path, open_up=not self._manner.dry_run):
+                if below != path:
+                    self._step(Step.DELETED, below)
+        if entry.kind is Kind.DIRECTORY:
+            self._restore_directory(entry, path, found)
+        elif entry.kind is Kind.REGULAR:
+            self._restore_file(entry, path, found)
+        else:
+            self._restore_special(entry, path, found)
+        self._files += 1
+
+    # Directories
+
+    def _restore_directory(self, entry: Entry, path: bytes, found: Found | None) -> None:
+        place = None if self._selection is None else self._place_of(entry, self._selection)
+        if found is not None and found.entry.kind is Kind.DIRECTORY:
+            names = self._target.names(found, open_up=not self._manner.dry_run)
+            if self._change(entry, found) is not plan.Change.NONE:
+                self._step(Step.ATTRIBUTES, path)
+            self._directories.append(_Directory(entry, names, was_there=True, place=place))
             return
-        with self._snapshot.open(entry, self._digests.of(entry)) as content:
-            fd = tree.create_file(path)
+        if self._replace(path, found):
+            if found is not None:
+                self._target.make_way(found)
+            self._target.tree.make_directory(path)
+        self._directories.append(_Directory(entry, set(), was_there=False, place=place))
+
+    def _place_of(self, entry: Entry, selection: Selection) -> Place:
+        above = self._directories[-1].place if self._directories else None
+        return selection.root if above is None else selection.enter(above, entry.name)
+
+    def _leave(self) -> None:
+        directory = self._directories.pop()
+        path = self._place(directory.entry.path)
+        try:
+            if self._manner.is_deleting and not self._is_damaged:
+                for name in sorted(directory.others):
+                    self._delete(join(path, name), directory.place)
+            if not self._manner.dry_run:
+                found = self._target.find(path)
+                if found is None or self._change(directory.entry, found) is not plan.Change.NONE:
+                    attributes = self._attributes(directory.entry, directory.entry.mtime_s * 10**9)
+                    self._target.tree.set_attributes(path, Kind.DIRECTORY, attributes)
+        except OSError as exc:
+            if exc.errno in _FATAL:
+                raise
+            self._failed(StorageError(f"cannot be restored completely ({exc.strerror})", path=directory.entry.path))
+
+    def _delete(self, path: bytes, place: Place | None) -> None:
+        """Delete what is at `path`, in a directory at `place`."""
+        found = self._target.find(path)
+        if found is None:
+            return
+        if self._selection is not None and place is not None:
+            for item in self._target.selected_below(found, self._selection, place):
+                if self._step(Step.DELETED, item.path):
+                    self._target.delete(item)
+            return
+        for below in self._target.below(path, open_up=not self._manner.dry_run):
+            self._step(Step.DELETED, below)
+        if not self._manner.dry_run:
+            self._target.make_way(found)
+
+    # Regular files
+
+    def _restore_file(self, entry: Entry, path: bytes, found: Found | None) -> None:
+        key = entry.file_key
+        first = self._links.get(key) if key is not None else None
+        if first is not None and self._link(first, path, found):
+            return
+        sha1 = self._digests.of(entry)
+        if found is not None and found.entry.kind is Kind.REGULAR and self._may_stay(found, key):
+            change = self._change(entry, found)
+            if self._is_content_there(change, found, sha1) and (change is plan.Change.NONE or self._names(found) == 1):
+                if change is not plan.Change.NONE and self._step(Step.ATTRIBUTES, path):
+                    self._set_file_attributes(entry, path, found, sha1)
+                if key is not None:
+                    self._links[key] = _Link(path, found.status)
+                return
+        status = None
+        if self._replace(path, found):
+            status = self._write_file(entry, path, found, sha1)
+        if key is not None:
+            self._links[key] = _Link(path, status)
+
+    def _may_stay(self, found: Found, key: tuple[int, ...] | None) -> bool:
+        """Whether the file, or the links of one file, may go on with what was found, shared with nobody else."""
+        if self._names(found) == 1:
+            return True
+        return key is not None and self._claimed.setdefault(_inode(found.status), key) == key
+
+    def _names(self, found: Found) -> int:
+        """How many names the file has, or would have by now."""
+        return found.status.st_nlink - self._let_go[_inode(found.status)]
+
+    def _is_content_there(self, change: plan.Change, found: Found, sha1: bytes | None) -> bool:
+        if change is plan.Change.CONTENT or self._manner.checksum:
+            return sha1 is not None and self._sha1_in_target(found) == sha1
+        return True
+
+    def _sha1_in_target(self, found: Found) -> bytes:
+        fd = self._target.tree.open_file(found.path)
+        try:
+            return sha1_of(fd)
+        finally:
+            os.close(fd)
+
+    def _link(self, first: _Link, path: bytes, found: Found | None) -> bool:
+        """Whether `path` is another link of a file that was restored before."""
+        if found is not None and first.status is not None and os.path.samestat(found.status, first.status):
+            return True
+        if self._manner.dry_run:
+            return not self._replace(path, found)
+        name = self._target.new_name(path, found)
+        if not self._target.tree.try_link(first.path, name):
+            return False
+        self._replace(path, found)
+        self._target.put(name, path, found)
+        return True
+
+    def _write_file(self, entry: Entry, path: bytes, found: Found | None, sha1: bytes | None) -> os.stat_result:
+        with self._snapshot.open(entry, sha1) as content:
+            name = self._target.new_name(path, found)
+            fd = self._target.tree.create_file(name)
             try:
                 write_blocks(fd, content.blocks(), sparse=True)
                 mtime_ns = content.mtime_ns if content.mtime_ns is not None else entry.mtime_s * 10**9
-                tree.set_file_attributes(fd, self._attributes(entry, mtime_ns))
+                self._target.tree.set_file_attributes(fd, self._attributes(entry, mtime_ns))
+                status = os.fstat(fd)
             except BaseException as exc:
-                tree.unlink(path)
+                self._target.tree.unlink(name)
                 if isinstance(exc, HistfsError):
                     exc.path, exc.at = entry.path, self._snapshot.time
                 raise
             finally:
                 os.close(fd)
-        if key is not None:
-            self._links[key] = path
+        self._target.put(name, path, found)
+        return status
 
-    def _restore_special(self, tree: WritableTree, entry: Entry, path: bytes) -> None:
-        if entry.kind is Kind.SYMLINK:
-            tree.make_symlink(path, entry.target)
-        else:
-            try:
-                tree.make_special(path, entry)
-            except PermissionError as exc:
-                if self._is_root:
-                    raise
-                raise StorageError(
-                    f"is a {entry.kind.name.lower().replace('_', ' ')}, which only root can make",
-                    path=entry.path,
-                    advice="restore as root to get it",
-                ) from exc
+    def _set_file_attributes(self, entry: Entry, path: bytes, found: Found, sha1: bytes | None) -> None:
+        mtime_ns = found.status.st_mtime_ns
+        if mtime_ns // 10**9 != entry.mtime_s:
+            with self._snapshot.open(entry, sha1) as content:
+                mtime_ns = content.mtime_ns if content.mtime_ns is not None else entry.mtime_s * 10**9
+        attributes = self._attributes(entry, mtime_ns)
+        self._target.tree.set_attributes(path, Kind.REGULAR, attributes, expected=found.status)
+
+    # Everything else
+
+    def _restore_special(self, entry: Entry, path: bytes, found: Found | None) -> None:
         mtime_ns = entry.mtime_s * 10**9 if entry.kind.has_mtime else None
-        tree.set_attributes(path, entry.kind, self._attributes(entry, mtime_ns))
+        attributes = self._attributes(entry, mtime_ns)
+        change = plan.Change.REPLACED if found is None else self._change(entry, found)
+        if change is plan.Change.NONE:
+            return
+        if found is not None and change is plan.Change.ATTRIBUTES and found.status.st_nlink == 1:
+            if self._step(Step.ATTRIBUTES, path):
+                self._target.tree.set_attributes(path, entry.kind, attributes, expected=found.status)
+            return
+        if not self._replace(path, found):
+            return
+        name = self._target.new_name(path, found)
+        self._make_special(entry, name)
+        self._target.tree.set_attributes(name, entry.kind, attributes)
+        self._target.put(name, path, found)
 
-    def _leave(self, tree: WritableTree, entry: Entry) -> None:
-        attributes = self._attributes(entry, entry.mtime_s * 10**9)
-        tree.set_attributes(self._relative(entry.path), Kind.DIRECTORY, attributes)
+    def _make_special(self, entry: Entry, name: bytes) -> None:
+        if entry.kind is Kind.SYMLINK:
+            self._target.tree.make_symlink(name, entry.target)
+            return
+        try:
+            self._target.tree.make_special(name, entry)
+        except PermissionError as exc:
+            if self._is_root:
+                raise
+            raise StorageError(
+                f"is a {entry.kind.name.lower().replace('_', ' ')}, which only root can make",
+                path=entry.path,
+                advice="restore as root to get it",
+            ) from exc
+
+    # Attributes
 
     def _attributes(self, entry: Entry, mtime_ns: int | None) -> Attributes:
+        """All that is set on what was restored, whatever its kind is."""
         return Attributes(entry.mode, *self._owners.of(entry), mtime_ns)
 
+    def _change(self, entry: Entry, found: Found) -> plan.Change:
+        """What `entry` asks of what was found, as far as this user can give it; links are looked at elsewhere."""
+        uid, gid = self._owners.of(entry)
+        mode = entry.mode
+        if not self._is_root and (uid, gid) != (found.entry.uid, found.entry.gid):
+            uid, gid = found.entry.uid, found.entry.gid
+            mode &= ~_SETUID_SETGID
+        wanted = entry._replace(mode=mode, uid=uid, gid=gid, uname=None, gname=None, link_group=None)
+        return plan.change(found.entry._replace(uname=None, gname=None, link_group=None), wanted)
 
-@contextmanager
-def _enter(parent: WritableTree, place: Path) -> Iterator[WritableTree]:
-    """The directory `place`, made if it is not there. Looked at by descriptor, as others may write beside it."""
-    name = os.fsencode(place.name)
-    with suppress(FileExistsError):
-        parent.make_directory(name)
-    with WritableTree(parent.open_directory(name)) as tree:
-        if tree.names(b""):
-            raise UsageError("is not empty", path=place, advice="choose a new or an empty directory")
-        yield tree
+
+def _inode(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 
 from histfs.errors import EXIT_FILE_WARNING, SourceError, UsageError, storage_errors
 from histfs.store.accounts import group_name, user_name
-from histfs.store.entry import Entry, Kind, LinkGroup, join
+from histfs.store.entry import Entry, Kind, LinkGroup, join, sort_key
 from histfs.store.layout import DATA
 from histfs.store.selection import Outcome, Place, Scanned, Selection, Subject
 from histfs.store.tree import BLOCK_SIZE, NotRegularError, Tree
@@ -105,6 +105,9 @@ class Source:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._tree.close()
 
     def walk(self, is_skipped: Callable[[bytes, os.stat_result], bool]) -> Iterator[Found | Unreadable]:
@@ -247,6 +250,24 @@ class Source:
         now = os.fstat(fd)
         if size != found.status.st_size or now.st_mtime_ns != found.status.st_mtime_ns:
             raise changed(found.path)
+
+
+def paired(
+    old: Iterator[Entry], found: Iterator[Found | Unreadable]
+) -> Iterator[tuple[Entry | None, Found | Unreadable | None]]:
+    """Both streams, which are in metadata order, by path."""
+    entry = next(old, None)
+    item = next(found, None)
+    while entry is not None or item is not None:
+        if item is None or (entry is not None and sort_key(entry.path) < sort_key(item.path)):
+            yield entry, None
+            entry = next(old, None)
+        elif entry is None or entry.path != item.path:
+            yield None, item
+            item = next(found, None)
+        else:
+            yield entry, item
+            entry, item = next(old, None), next(found, None)
 
 
 def source_error(exc: OSError, path: bytes, problem: str) -> SourceError:

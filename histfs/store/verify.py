@@ -1,11 +1,12 @@
-"""The operation `verify`: read every file of a snapshot and compare it with what was recorded."""
+"""The operation `verify`: read every file of a snapshot, or of all, and compare it with what was recorded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from histfs.errors import DamagedError, HistfsError, NotFoundError, StorageError
-from histfs.store.entry import Kind, LinkDigests, is_below
+from histfs.store.entry import Entry, Kind, LinkDigests, is_below, sort_key
 from histfs.store.repository import Repository
+from histfs.store.snapshot import Snapshot
 
 
 class VerifyOutcome(NamedTuple):
@@ -16,6 +17,13 @@ class VerifyOutcome(NamedTuple):
     without_digest: int
 
 
+class _Recorded(NamedTuple):
+    """An entry with the digest of its content, also where the first of several links alone records it."""
+
+    entry: Entry
+    sha1: bytes | None
+
+
 def verify(
     repository: Repository, path: bytes, session_time: int, *, report: Callable[[HistfsError], None]
 ) -> VerifyOutcome:
@@ -24,35 +32,87 @@ def verify(
     Each damaged file or record is told to `report`, and the next one is looked at. Raises NotFoundError if `path`
     was not there, DamagedError if the list of files itself cannot be read.
     """
+    verification = _Verification(report)
     snapshot = repository.snapshot(session_time)
-    digests = LinkDigests()
-    files = mismatched = without_digest = 0
+    for recorded in verification.recorded(snapshot, path):
+        verification.check(snapshot, recorded)
+    if not verification.is_there:
+        raise NotFoundError("was not there at this time", path=path, at=session_time)
+    return verification.outcome()
+
+
+def verify_all(
+    repository: Repository, path: bytes, *, report: Callable[[HistfsError], None]
+) -> Iterator[tuple[int, VerifyOutcome]]:
+    """Verify what was at and below `path` at any session, the newest first: each time with what it adds to the newer.
+
+    A version that several sessions have is read once, with the newest of them. A session whose list cannot be read is
+    reported and counted as one file that is not as recorded. Raises NotFoundError if `path` was never there.
+    """
+    newer: Snapshot | None = None
     is_there = False
-
-    def damaged(error: DamagedError) -> None:
-        nonlocal mismatched
-        mismatched += 1
-        report(error)
-
-    for entry in snapshot.entries(on_damage=damaged):
-        digests.remember(entry)
-        if not is_below(entry.path, path):
-            continue
-        is_there = True
-        if entry.kind is not Kind.REGULAR:
-            continue
-        files += 1
-        sha1 = digests.of(entry)
-        if sha1 is None:
-            without_digest += 1
+    for session_time in reversed(repository.sessions()):
+        verification = _Verification(report)
+        snapshot = repository.snapshot(session_time)
+        # What is damaged in the newer list was reported with it.
+        known = iter(()) if newer is None else _Verification(lambda _: None).recorded(newer, path)
         try:
-            with snapshot.open(entry, sha1) as content:
+            for recorded in _not_in(verification.recorded(snapshot, path), known):
+                verification.check(snapshot, recorded)
+            newer = snapshot
+        except DamagedError as error:
+            verification.damaged(error)
+            newer = None  # the next one is read in whole
+        is_there = is_there or verification.is_there
+        yield session_time, verification.outcome()
+    if not is_there:
+        raise NotFoundError("was never there", path=path)
+
+
+def _not_in(older: Iterator[_Recorded], newer: Iterator[_Recorded]) -> Iterator[_Recorded]:
+    """What is recorded otherwise in the older of two lists, or only there."""
+    following = next(newer, None)
+    for recorded in older:
+        while following is not None and sort_key(following.entry.path) < sort_key(recorded.entry.path):
+            following = next(newer, None)
+        if recorded != following:
+            yield recorded
+
+
+class _Verification:
+    def __init__(self, report: Callable[[HistfsError], None]) -> None:
+        self._report = report
+        self._files = 0
+        self._mismatched = 0
+        self._without_digest = 0
+        self.is_there = False
+
+    def outcome(self) -> VerifyOutcome:
+        return VerifyOutcome(self._files, self._mismatched, self._without_digest)
+
+    def damaged(self, error: HistfsError) -> None:
+        self._mismatched += 1
+        self._report(error)
+
+    def recorded(self, snapshot: Snapshot, path: bytes) -> Iterator[_Recorded]:
+        """The regular files at and below `path`."""
+        digests = LinkDigests()
+        for entry in snapshot.entries(on_damage=self.damaged):
+            digests.remember(entry)
+            if not is_below(entry.path, path):
+                continue
+            self.is_there = True
+            if entry.kind is Kind.REGULAR:
+                yield _Recorded(entry, digests.of(entry))
+
+    def check(self, snapshot: Snapshot, recorded: _Recorded) -> None:
+        self._files += 1
+        if recorded.sha1 is None:
+            self._without_digest += 1
+        try:
+            with snapshot.open(recorded.entry, recorded.sha1) as content:
                 for _ in content.blocks():
                     pass
         except (DamagedError, StorageError) as error:
-            error.path, error.at = entry.path, session_time
-            mismatched += 1
-            report(error)
-    if not is_there:
-        raise NotFoundError("was not there at this time", path=path, at=session_time)
-    return VerifyOutcome(files, mismatched, without_digest)
+            error.path, error.at = recorded.entry.path, snapshot.time
+            self.damaged(error)

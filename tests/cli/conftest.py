@@ -8,13 +8,17 @@ import pytest
 
 from histfs.cli import main
 from histfs.errors import NotARepositoryError
+from histfs.store.compare import Difference, Method
 from histfs.store.entry import Entry, Kind
+from histfs.store.layout import Layout
 
 TIMES = (1_714_550_400, 1_714_636_800, 1_714_723_200)
 
 
 class FakeRepository:
     """As much of a Repository as the command line uses."""
+
+    layout = Layout()
 
     def __init__(self, path):
         self.path = path
@@ -59,6 +63,7 @@ class Cli:
         self.calls = {}
         self.outcomes = {}
         self.reports = []
+        self.told = []  # what operations tell, as tuples of arguments
         self.repository = FakeRepository(None)
 
     def __call__(self, *argv):
@@ -71,6 +76,8 @@ class Cli:
             self.calls[name] = (*args, options) if options else args
             for problem in self.reports:
                 report(problem)
+            for news in self.told:
+                tell(*news)
             outcome = self.outcomes.get(name)
             if isinstance(outcome, BaseException):
                 raise outcome
@@ -103,8 +110,11 @@ def cli(monkeypatch, capfdbinary):
         return cli.operation("mount")(*args, **options)
 
     fake("histfs.mount", mount=mount, unmount=cli.operation("unmount"))
-    for name in ("backup", "restore", "verify", "regress", "status"):
+    for name in ("backup", "regress", "status"):
         fake(f"histfs.store.{name}", **{name: cli.operation(name)})
+    fake("histfs.store.restore", restore=cli.operation("restore"))
+    fake("histfs.store.compare", compare=cli.operation("compare"), Difference=Difference, Method=Method)
+    fake("histfs.store.verify", verify=cli.operation("verify"), verify_all=cli.operation("verify_all"))
 
     def find_repository(path):
         if "nowhere" in path.name:

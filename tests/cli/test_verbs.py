@@ -12,12 +12,15 @@ import pytest
 
 from histfs.errors import DamagedError, LockedError, MountError, SourceError, StorageError
 from histfs.store.accounts import BY_NAME
+from histfs.store.compare import Difference, Method
 from histfs.store.entry import Entry, Kind
 from histfs.store.format.stats import SessionStatistics, format_session_statistics
 from histfs.store.increments import DEFAULT_COMPRESSION
 from histfs.store.naming import DEFAULT_NAMING, Naming
 from histfs.store.plan import ALL_LINKS, Links
 from histfs.store.records import DEFAULT_STYLE, RecordStyle
+from histfs.store.target import Manner, Step
+from histfs.store.verify import VerifyOutcome
 
 FIRST, SECOND, NEWEST = 1_714_550_400, 1_714_636_800, 1_714_723_200
 
@@ -142,7 +145,13 @@ class TestRestore:
     def test_of_the_newest_session(self, cli):
         cli.outcomes["restore"] = SimpleNamespace(files=2, errors=0)
         ran = cli("restore", "repo/sub", "target")
-        assert cli.calls["restore"] == (cli.repository, b"sub", NEWEST, Path("target"), {"owners": BY_NAME})
+        assert cli.calls["restore"] == (
+            cli.repository,
+            b"sub",
+            NEWEST,
+            Path("target"),
+            {"manner": Manner(), "owners": BY_NAME, "selection": None},
+        )
         assert cli.repository.path == Path("repo")
         assert "when" not in cli.calls
         assert cli.repository.asked == ["closed"]
@@ -162,6 +171,89 @@ class TestRestore:
         ran = cli("-q", "restore", "repo/sub", "target")
         assert (ran.code, ran.out) == (4, "")
         assert ran.err.startswith("histfs: sub/a at 2024-")
+
+    def test_what_is_there_already(self, cli):
+        cli.outcomes["restore"] = SimpleNamespace(files=2, errors=0)
+        cli.told += [(Step.NEW, b"a"), (Step.DELETED, b"b\n"), (Step.NEW, b"")]
+        arguments = (
+            "--merge",
+            "--delete",
+            "--backup-dir",
+            "kept",
+            "--checksum",
+            "--create-full-path",
+            "repo/sub",
+            "target",
+        )
+        ran = cli("--force", "restore", *arguments)
+        manner = cli.calls["restore"][4]["manner"]
+        assert manner == Manner(
+            merge=True, delete=True, force=True, backup_dir=Path("kept"), checksum=True, create_full_path=True
+        )
+        assert ran.out.endswith(" are in target: 2 new, 0 replaced, 0 with other attributes, 1 deleted\n")
+
+    def test_a_dry_run_is_a_list(self, cli):
+        cli.outcomes["restore"] = SimpleNamespace(files=2, errors=1)
+        cli.told += [(Step.NEW, b""), (Step.CHANGED, b"\xff\n")]
+        ran = cli("-q", "restore", "--dry-run", "repo/sub", "target")
+        assert (ran.code, ran.out) == (4, "new: .\nchanged: \udcff\n\n")
+        ran = cli("restore", "--dry-run", "--json", "repo/sub", "target")
+        assert json.loads(ran.out) == {
+            "time": NEWEST,
+            "target": "target",
+            "dry_run": True,
+            "files": 2,
+            "errors": 1,
+            "steps": [{"step": "new", "path": "."}, {"step": "changed", "path": "\udcff\n"}],
+        }
+
+    def test_an_increment(self, cli, monkeypatch):
+        def lies_in(path):
+            return Path("repo"), b"rdiff-backup-data/increments/d/x.2024-05-02T08:00:00Z.diff.gz"
+
+        monkeypatch.setattr(sys.modules["histfs.store.repository"], "find_repository", lies_in)
+        cli.outcomes["restore"] = SimpleNamespace(files=1, errors=0)
+        assert cli("restore", "increment", "target").code == 0
+        assert cli.calls["restore"][1:3] == (b"d/x", SECOND)
+        assert cli("restore", "--at=3D", "increment", "target").code == 1
+        assert cli("restore", "--at=3D", "--increment", "increment", "target").code == 1
+        monkeypatch.undo()
+
+    def test_what_is_no_increment(self, cli):
+        assert cli("restore", "--increment", "repo/sub", "target").code == 1
+        assert "restore" not in cli.calls
+
+
+class TestCompare:
+    def test_each_difference_is_a_line(self, cli):
+        cli.outcomes["compare"] = SimpleNamespace(compared=9, errors=0)
+        cli.told += [(Difference(b"", "changed"),), (Difference(b"a b", "metadata changed, data the same"),)]
+        ran = cli("compare", "--method", "hash", "src", "repo/sub")
+        assert cli.calls["compare"] == (
+            Path("src"),
+            cli.repository,
+            b"sub",
+            NEWEST,
+            {"method": Method.HASH, "selection": None},
+        )
+        assert (ran.code, ran.out, ran.err) == (8, "changed: .\nmetadata changed, data the same: a b\n", "")
+        for arguments in (("compare", "--json"), ("--parsable-output", "compare")):
+            assert json.loads(cli(*arguments, "src", "repo/sub").out) == [
+                {"path": ".", "reason": "changed"},
+                {"path": "a b", "reason": "metadata changed, data the same"},
+            ]
+
+    def test_nothing_differs(self, cli):
+        cli.outcomes["compare"] = SimpleNamespace(compared=9, errors=0)
+        ran = cli("compare", "src", "repo/sub")
+        assert (ran.code, ran.out) == (0, "")
+        cli.reports.append(DamagedError("is damaged", path=b"a"))
+        assert cli("compare", "src", "repo/sub").code == 4
+
+    def test_a_summary_for_a_person(self, cli, monkeypatch):
+        monkeypatch.setattr("histfs.cli.compare.is_terminal", lambda: True)
+        cli.outcomes["compare"] = SimpleNamespace(compared=9, errors=0)
+        assert cli("compare", "src", "repo/sub").out.endswith(": 0 differ\n")
 
 
 class TestListSessions:
@@ -251,22 +343,32 @@ class TestListFiles:
 class TestVerify:
     @pytest.mark.parametrize(("mismatched", "without_digest", "code"), [(0, 0, 0), (2, 0, 4), (0, 5, 8), (1, 1, 12)])
     def test_codes(self, cli, mismatched, without_digest, code):
-        cli.outcomes["verify"] = SimpleNamespace(files=9, mismatched=mismatched, without_digest=without_digest)
+        cli.outcomes["verify"] = VerifyOutcome(files=9, mismatched=mismatched, without_digest=without_digest)
         ran = cli("verify", "--at", "3D", "repo/sub")
         assert cli.calls["verify"] == (cli.repository, b"sub", SECOND)
         assert (ran.code, ran.out, ran.err) == (code, "", "")
 
     def test_each_bad_file_is_a_line(self, cli):
         cli.reports += [DamagedError("wrong digest", path=name) for name in (b"a", b"b\n")]
-        cli.outcomes["verify"] = SimpleNamespace(files=9, mismatched=2, without_digest=0)
+        cli.outcomes["verify"] = VerifyOutcome(files=9, mismatched=2, without_digest=0)
         ran = cli("-q", "verify", "repo/sub")
         assert ran.err == "histfs: a: wrong digest\nhistfs: b\\n: wrong digest\n"
 
     def test_a_summary_for_a_person(self, cli, monkeypatch):
         monkeypatch.setattr("histfs.cli.verify.is_terminal", lambda: True)
-        cli.outcomes["verify"] = SimpleNamespace(files=9, mismatched=0, without_digest=1)
+        cli.outcomes["verify"] = VerifyOutcome(files=9, mismatched=0, without_digest=1)
         assert cli("verify", "repo/sub").out.endswith("checked: 0 damaged, 1 without a digest\n")
         assert cli("-q", "verify", "repo/sub").out == ""
+
+    def test_all_sessions(self, cli):
+        cli.outcomes["verify_all"] = [(NEWEST, VerifyOutcome(3, 0, 1)), (FIRST, VerifyOutcome(1, 1, 0))]
+        ran = cli("verify", "--every-session", "--json", "repo/sub")
+        assert cli.calls["verify_all"] == (cli.repository, b"sub")
+        assert ran.code == 12
+        assert json.loads(ran.out) == [
+            {"time": NEWEST, "files": 3, "mismatched": 0, "without_digest": 1},
+            {"time": FIRST, "files": 1, "mismatched": 1, "without_digest": 0},
+        ]
 
 
 class TestRegress:
@@ -342,7 +444,7 @@ class TestUmount:
         assert (ran.code, ran.err) == (1, "histfs: mnt: is busy; use --lazy\n")
 
 
-@pytest.mark.parametrize("verb", [("restore", "r", "t"), ("list", "sessions", "r"), ("umount", "m")])
+@pytest.mark.parametrize("verb", [("verify", "r"), ("list", "sessions", "r"), ("umount", "m")])
 def test_force_is_refused_where_it_means_nothing(cli, verb):
     ran = cli("--force", *verb)
     assert ran.code == 1

@@ -14,8 +14,9 @@ from histfs.errors import DamagedError, HistfsError, NotFoundError, StorageError
 from histfs.store import restore as restore_module
 from histfs.store.backup import backup
 from histfs.store.content import Content
+from histfs.store.entry import Entry
 from histfs.store.files import WritableTree
-from histfs.store.restore import RestoreOutcome, check_target, restore
+from histfs.store.restore import RestoreOutcome, restore
 from histfs.store.verify import VerifyOutcome, verify
 from tests.comparison import below, difference, read
 from tests.store import rich
@@ -248,14 +249,6 @@ def test_the_repository_is_no_target(simple: Sessions, place: str, tmp_path: Pat
     assert difference(before, read(simple.repository)) == []
 
 
-def test_a_target_is_looked_at_before_anything_is_done(simple: Sessions, target: Path) -> None:
-    with simple.open() as repository:
-        check_target(repository, target)
-        target.touch()
-        with pytest.raises(UsageError):
-            check_target(repository, target)
-
-
 @pytest.mark.skipif(is_root(), reason="root may write everywhere")
 def test_a_place_where_nothing_may_be_written(simple: Sessions, tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)
@@ -319,8 +312,8 @@ def test_what_others_put_in_the_way(
     build(tmp_path / "victim", Dir({"x": File(b"keep")}))
     real = restore_module._Restore._restore
 
-    def restore_one(self: restore_module._Restore, tree: WritableTree, entry: object, path: bytes) -> bool:
-        if path == name:
+    def restore_one(self: restore_module._Restore, entry: Entry, path: bytes) -> bool:
+        if entry.path == name:
             place = target / os.fsdecode(name)
             if plant == "link":
                 place.symlink_to(tmp_path / "victim" if name == b"d" else tmp_path / "victim/x")
@@ -328,7 +321,7 @@ def test_what_others_put_in_the_way(
                 place.write_bytes(b"planted")
             else:
                 os.mkfifo(place)
-        return real(self, tree, entry, path)  # type: ignore[arg-type]  # whatever it was
+        return real(self, entry, path)
 
     monkeypatch.setattr(restore_module._Restore, "_restore", restore_one)
     restored = run(simple, target)
@@ -344,9 +337,9 @@ def test_a_directory_that_is_swapped_for_a_link(
     (tmp_path / "victim").mkdir(mode=0o755)
     real = restore_module._Restore._restore
 
-    def restore_one(self: restore_module._Restore, tree: WritableTree, entry: object, path: bytes) -> bool:
-        result = real(self, tree, entry, path)  # type: ignore[arg-type]  # whatever it was
-        if path == b"d":
+    def restore_one(self: restore_module._Restore, entry: Entry, path: bytes) -> bool:
+        result = real(self, entry, path)
+        if entry.path == b"d":
             (target / "d").rename(tmp_path / "moved")
             (target / "d").symlink_to(tmp_path / "victim")
         return result

@@ -1,0 +1,175 @@
+"""The operation `compare`: how a directory differs from what a session recorded, in rdiff-backup's words.
+
+Both are walked once, in the order of the lists. By `META` a file with recorded size and time has recorded content;
+`HASH` reads it and compares its SHA1 with the recorded one; `FULL` reads the repository's content too, and needs none.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple
+
+from histfs.errors import (
+    EXIT_FILE_WARNING,
+    DamagedError,
+    HistfsError,
+    NotFoundError,
+    SourceError,
+    StorageError,
+    storage_errors,
+)
+from histfs.store import plan
+from histfs.store.entry import Entry, Kind, LinkDigests, is_below, join
+from histfs.store.repository import Repository
+from histfs.store.selection import Selection, selected
+from histfs.store.snapshot import Snapshot
+from histfs.store.source import Found, Source, Unreadable, paired
+
+
+class Method(Enum):
+    """How contents are compared."""
+
+    META = "meta"
+    HASH = "hash"
+    FULL = "full"
+
+
+class Difference(NamedTuple):
+    """A path (relative to the directory) that is not what was recorded: new, deleted, changed, or in which way."""
+
+    path: bytes
+    reason: str
+
+
+class CompareOutcome(NamedTuple):
+    """`compared`: paths that are in the directory or were recorded; `errors`: those that could not be compared."""
+
+    compared: int
+    errors: int
+
+
+def compare(
+    source: Path,
+    repository: Repository,
+    path: bytes,
+    session_time: int,
+    *,
+    method: Method,
+    report: Callable[[HistfsError], None],
+    tell: Callable[[Difference], None],
+    selection: Selection | None = None,
+) -> CompareOutcome:
+    """Compare the directory `source` with what was at `path` at the session of `session_time`, if it is selected.
+
+    Each difference goes to `tell`, in the order of the lists; what cannot be compared to `report`. Raises
+    NotFoundError, UsageError, StorageError, and DamagedError if the list of files cannot be read to its end.
+    """
+    with Source.open(source, selection) as opened, storage_errors(at=session_time):
+        return _Comparison(opened, repository.snapshot(session_time), path, method, selection, report, tell).run()
+
+
+class _Comparison:
+    def __init__(
+        self,
+        source: Source,
+        snapshot: Snapshot,
+        path: bytes,
+        method: Method,
+        selection: Selection | None,
+        report: Callable[[HistfsError], None],
+        tell: Callable[[Difference], None],
+    ) -> None:
+        self._source = source
+        self._snapshot = snapshot
+        self._path = path
+        self._method = method
+        self._selection = selection
+        self._report = report
+        self._tell = tell
+        self._errors = 0
+        self._digests = LinkDigests()
+
+    def run(self) -> CompareOutcome:
+        compared = 0
+        unreadable: bytes | None = None  # what lies at and below this path in the source is not known
+        for entry, found in paired(self._selected(), self._source.walk(lambda _path, _status: False)):
+            compared += 1
+            if isinstance(found, Unreadable):
+                unreadable = found.path
+                self._failed(found.error)
+            elif found is None:
+                assert entry is not None
+                if unreadable is None or not is_below(entry.path, unreadable):
+                    self._tell(Difference(entry.path, "deleted"))
+            elif entry is None:
+                self._tell(Difference(found.path, "new"))
+            else:
+                self._compare(entry, found)
+        return CompareOutcome(compared, self._errors)
+
+    def _selected(self) -> Iterator[Entry]:
+        recorded = self._recorded()
+        return recorded if self._selection is None else selected(recorded, self._selection)
+
+    def _recorded(self) -> Iterator[Entry]:
+        """What was recorded at and below the path, as if that were the root."""
+        is_there = False
+        for entry in self._snapshot.entries(on_damage=self._failed):
+            self._digests.remember(entry)
+            if is_below(entry.path, self._path):
+                is_there = True
+                yield entry._replace(path=entry.path[len(self._path) :].removeprefix(b"/"))
+        if not is_there:
+            raise NotFoundError("was not there at this time", path=self._path, at=self._snapshot.time)
+
+    def _failed(self, error: HistfsError) -> None:
+        self._errors += 1
+        if isinstance(error, SourceError):
+            error.advice = ""  # which is about a backup
+        self._report(error)
+
+    def _compare(self, entry: Entry, found: Found) -> None:
+        is_same = plan.has_recorded_attributes(entry, found.entry)
+        if self._method is Method.META or entry.kind is not Kind.REGULAR or found.entry.kind is not Kind.REGULAR:
+            if not is_same:
+                self._tell(Difference(entry.path, "changed"))
+            return
+        try:
+            is_same_content = self._has_recorded_content(entry, found)
+        except (SourceError, DamagedError, StorageError) as error:
+            self._failed(error)
+            is_same_content = False  # as far as anybody knows
+        if not (is_same and is_same_content):
+            words = ("the same" if same else "changed" for same in (is_same, is_same_content))
+            self._tell(Difference(entry.path, "metadata {}, data {}".format(*words)))
+
+    def _has_recorded_content(self, entry: Entry, found: Found) -> bool:
+        """Raises SourceError, DamagedError, StorageError."""
+        if entry.size_bytes != found.entry.size_bytes:
+            return False
+        sha1 = self._digests.of(entry)
+        if self._method is Method.HASH and sha1 is None:
+            error = DamagedError("has no recorded digest: only --method full can compare it", path=entry.path)
+            error.exit_code = EXIT_FILE_WARNING
+            self._failed(error)
+            return True
+        if self._method is Method.FULL:
+            sha1 = self._sha1_of_repository(entry, sha1)
+        digest = hashlib.sha1(usedforsecurity=False)
+        fd = self._source.open_file(found)
+        try:
+            for _ in self._source.read(found, fd, digest):
+                pass
+        finally:
+            os.close(fd)
+        return digest.hexdigest().encode() == sha1
+
+    def _sha1_of_repository(self, entry: Entry, sha1: bytes | None) -> bytes:
+        """The hex digest of what the repository holds, which is checked against its own record."""
+        digest = hashlib.sha1(usedforsecurity=False)
+        with self._snapshot.open(entry._replace(path=join(self._path, entry.path)), sha1) as content:
+            for block in content.blocks():
+                digest.update(block)
+        return digest.hexdigest().encode()

@@ -1,0 +1,298 @@
+"""The target of a restore: what is in it already, and every change that is made to it.
+
+Everything happens below a descriptor of the directory that holds the target, by names and through no link (see `tree`
+and `files`). Rules
+- What is new is made in its place. What takes the place of something is made beside it, under a name that tells an
+  interrupted restore, and renamed: whoever looks sees the old or the new one, and a kill leaves one of them.
+- What goes is removed, or moved below the directory that keeps it. A directory with something in it goes only where
+  that was asked for.
+- A file with other names is never changed in place: these may lie outside of the target.
+"""
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from histfs.errors import StorageError, UsageError
+from histfs.store.entry import Kind, join, name_of, parent_of
+from histfs.store.files import WritableTree, make_host_directories
+from histfs.store.selection import Outcome, Place, Selection, Subject
+from histfs.store.source import Found, Source, entry_of
+from histfs.store.tree import Tree
+
+LEFTOVER = b".histfs-restore."  # and 16 hex digits: what a restore was about to put in its place
+_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+class Manner(NamedTuple):
+    """How a restore treats a target in which something is already.
+
+    With none of the first three it must be free: not there yet, or for a directory an empty one.
+    """
+
+    merge: bool = False  # what differs is replaced, and what the snapshot does not have stays
+    delete: bool = False  # what the snapshot does not have is deleted
+    force: bool = False  # that too, and the target itself may be something of another type
+    backup_dir: Path | None = None  # where what is replaced or deleted is kept
+    checksum: bool = False  # contents are compared also where size and time agree
+    create_full_path: bool = False  # the directories that lead to the target are made
+    dry_run: bool = False  # nothing is changed
+
+    @property
+    def is_merging(self) -> bool:
+        return self.merge or self.is_deleting or self.backup_dir is not None
+
+    @property
+    def is_deleting(self) -> bool:
+        return self.delete or self.force
+
+
+class Step(Enum):
+    """What a restore does with one name in the target."""
+
+    NEW = "new"
+    CHANGED = "changed"  # it is replaced
+    ATTRIBUTES = "attributes"  # its owner, mode or time are changed
+    DELETED = "deleted"
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A directory of the target that may go when what is in it has gone; None: one that stays in any case."""
+
+    found: Found | None
+    place: Place
+    items: Iterator[Found]  # that are still to come
+    goes: bool = True
+
+
+class Target:
+    """Changes what is at and below the path `top` in `tree`. Make one with `open`.
+
+    `aside`: the tree that gets what is replaced or removed; None if that is not kept. `may_remove`: directories may go
+    with what is in them.
+    """
+
+    def __init__(self, tree: WritableTree, top: bytes, aside: WritableTree | None, *, may_remove: bool) -> None:
+        self.tree = tree
+        self.top = top
+        self._aside = aside
+        self._may_remove = may_remove
+        self._surroundings: Source | None = None
+
+    @classmethod
+    @contextmanager
+    def open(cls, target: Path, manner: Manner, *, may_remove: bool) -> Iterator[Self]:
+        """Enter the directory that holds the target. Raises OSError, UsageError."""
+        place = Path(os.path.abspath(target))
+        above = place.parent
+        if manner.dry_run:
+            while not above.is_dir():  # which would be made
+                above = above.parent
+        elif manner.create_full_path:
+            make_host_directories(above)
+        top = os.fsencode(place.relative_to(above)) if place != above else b""
+        keeps = manner.backup_dir is not None
+        with ExitStack() as stack:
+            tree = stack.enter_context(WritableTree.open(above))
+            aside = None
+            if manner.backup_dir is not None and not manner.dry_run:
+                aside = stack.enter_context(WritableTree.create(manner.backup_dir))
+                if os.fstat(aside.root_fd).st_dev != os.fstat(tree.root_fd).st_dev:
+                    raise UsageError("must be on the file system of the target", path=manner.backup_dir)
+            opened = cls(tree, top, aside, may_remove=may_remove or keeps)
+            stack.callback(opened._forget_surroundings)
+            yield opened
+
+    def _forget_surroundings(self) -> None:
+        if self._surroundings is not None:
+            self._surroundings.close()
+
+    # Looking
+
+    def find(self, path: bytes) -> Found | None:
+        """What is at `path`; None if nothing is, also as something above it is not there or no directory."""
+        try:
+            status = self.tree.stat(path)
+            link = self.tree.readlink(path) if stat.S_ISLNK(status.st_mode) else b""
+        except OSError as exc:
+            if exc.errno not in _NOTHING_THERE:
+                raise
+            return None
+        return Found(entry_of(path, status, link), status)
+
+    def check_may_go(self, found: Found) -> None:
+        """Raises StorageError if `found` is a directory that has something in it, and that must not be lost."""
+        if found.entry.kind is not Kind.DIRECTORY or self._may_remove:
+            return
+        if any(not name.startswith(LEFTOVER) for name in self.tree.names(found.path)):
+            raise StorageError(
+                "is a directory with something in it, and something else in the backup",
+                path=found.path,
+                advice="--delete lets it go, --backup-dir keeps it elsewhere",
+            )
+
+    def below(self, path: bytes, *, open_up: bool) -> Iterator[bytes]:
+        """`path` and all that lies below it, parents first. `open_up`: it is going to be removed."""
+        pending = [path]
+        while pending:
+            current = pending.pop()
+            yield current
+            found = self.find(current)
+            if found is not None and found.entry.kind is Kind.DIRECTORY:
+                if open_up:
+                    self._open_up(found)
+                pending.extend(join(current, name) for name in sorted(self.tree.names(current), reverse=True))
+
+    def selected_below(self, found: Found, selection: Selection, above: Place) -> Iterator[Found]:
+        """What the selection takes of what was found in the directory at `above`; what is in a directory before it.
+
+        A directory in which something is excluded is left out, and so is one that was only scanned.
+        """
+        waiting = [_Waiting(None, above, iter([found]))]
+        while waiting:
+            directory = waiting[-1]
+            item = next(directory.items, None)
+            if item is None:
+                waiting.pop()
+                if directory.found is not None and directory.goes:
+                    yield directory.found
+                elif waiting:
+                    waiting[-1].goes = False
+                continue
+            place = selection.enter(directory.place, item.entry.name)
+            outcome = selection.verdict(place, self._subject(item)).outcome
+            if outcome is Outcome.EXCLUDED:
+                directory.goes = False
+            elif item.entry.kind is Kind.DIRECTORY:
+                waiting.append(_Waiting(item, place, self._items(item), goes=outcome is Outcome.INCLUDED))
+            else:
+                yield item
+
+    def _subject(self, item: Found) -> Subject:
+        if self._surroundings is None:
+            self._surroundings = Source(Tree(self.tree.open_directory(self.top)), Path(os.fsdecode(self.top)))
+        return self._surroundings.subject(item)
+
+    def _items(self, directory: Found) -> Iterator[Found]:
+        for name in sorted(self.tree.names(directory.path)):
+            item = self.find(join(directory.path, name))
+            if item is not None:
+                yield item
+
+    # Changing
+
+    def delete(self, item: Found) -> None:
+        """Remove or put aside what nothing is in any more."""
+        if item.entry.kind is Kind.DIRECTORY:
+            self.tree.remove_directory(item.path)
+        else:
+            self.make_way(item)
+
+    def names(self, directory: Found, *, open_up: bool) -> set[bytes]:
+        """The names in `directory`. `open_up`: it is going to be changed.
+
+        Then what an interrupted restore left is removed, and who owns it may write there until it gets its own mode.
+        """
+        if open_up:
+            self._open_up(directory)
+        names = set(self.tree.names(directory.path))
+        for name in [name for name in names if _is_leftover(name)]:
+            names.remove(name)
+            if open_up:
+                self.tree.remove_tree(join(directory.path, name))
+        return names
+
+    def _open_up(self, directory: Found) -> None:
+        """Let an ordinary user change what is in a directory of theirs."""
+        if directory.status.st_uid == os.geteuid():
+            self.tree.open_up(directory.path, directory.status)
+
+    def new_name(self, path: bytes, found: Found | None) -> bytes:
+        """Where what shall be at `path` is made: there, or beside it if something is `found` there."""
+        if found is None:
+            return path
+        return join(parent_of(path), LEFTOVER + secrets.token_hex(8).encode())
+
+    def put(self, name: bytes, path: bytes, found: Found | None) -> None:
+        """Give its place to what was made as `name`; if that fails it is removed."""
+        if found is None:
+            return
+        try:
+            if found.entry.kind is Kind.DIRECTORY or self._aside is not None:
+                self.make_way(found)
+            self.tree.rename(name, path)
+        except BaseException:
+            self.tree.remove_tree(name)
+            raise
+
+    def make_way(self, found: Found) -> None:
+        """Remove or put aside what was `found`. Raises as `check_may_go`, and OSError."""
+        if self._aside is not None:
+            self.tree.move_to(found.path, self._aside, _free_place(self._aside, self._below_top(found.path)))
+        elif found.entry.kind is not Kind.DIRECTORY:
+            self.tree.unlink(found.path)
+        else:
+            self.check_may_go(found)
+            self.tree.remove_tree(found.path)
+
+    def _below_top(self, path: bytes) -> bytes:
+        """`path` as seen from the target; the target itself by its name."""
+        if not self.top:
+            return path
+        return name_of(path) if path == self.top else path[len(self.top) + 1 :]
+
+
+def _free_place(aside: WritableTree, path: bytes) -> bytes:
+    """A place for `path` below `aside`, in which earlier restores may have put others."""
+    *above, name = path.split(b"/")
+    directory = b""
+    for component in above:
+        directory = _first_name(aside, directory, component, lambda status: stat.S_ISDIR(status.st_mode))
+        aside.make_directories(directory)
+    return _first_name(aside, directory, name, lambda _: False)
+
+
+def _is_leftover(name: bytes) -> bool:
+    return name.startswith(LEFTOVER) and len(name) == len(LEFTOVER) + 16
+
+
+def _first_name(tree: WritableTree, directory: bytes, name: bytes, will_do: Callable[[os.stat_result], bool]) -> bytes:
+    """The first of name, name.~1~, name.~2~, ... that is free, or will do."""
+    path = join(directory, name)
+    number = 0
+    while True:
+        try:
+            if will_do(tree.stat(path)):
+                return path
+        except FileNotFoundError:
+            return path
+        number += 1
+        path = join(directory, b"%b.~%d~" % (name, number))
+
+
+def check_target(repository: Path, target: Path, manner: Manner = Manner()) -> None:  # noqa: B008 - a value
+    """Raises UsageError unless `target` may be written to: by its place, and that of what `manner` keeps."""
+    place = Path(os.path.realpath(target))
+    if place.is_relative_to(os.path.realpath(repository)):
+        raise UsageError("lies in the repository itself", path=target, advice="choose a target outside of it")
+    above = Path(os.path.abspath(target)).parent
+    if not os.path.isdir(above) and not (manner.create_full_path and not os.path.lexists(above)):
+        raise UsageError(
+            "cannot be made, as the directory it would lie in does not exist",
+            path=target,
+            advice="--create-full-path makes it",
+        )
+    if manner.backup_dir is not None:
+        aside = Path(os.path.realpath(manner.backup_dir))
+        if aside.is_relative_to(place) or place.is_relative_to(aside):
+            raise UsageError("must lie outside of the target, and the target of it", path=manner.backup_dir)
+        if aside.is_relative_to(os.path.realpath(repository)):
+            raise UsageError("lies in the repository itself", path=manner.backup_dir)
