@@ -5,15 +5,19 @@ Nothing is remembered here but a few thousand tags of directories.
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
-from histfs.errors import HistfsError, NotADirectoryEntryError, NotFoundError
+from histfs.errors import DamagedError, HistfsError, NotADirectoryEntryError, NotFoundError
+from histfs.store.accounts import BY_NAME, resolved
 from histfs.store.catalog import LIVE, Catalog, Version
 from histfs.store.catalog.schema import ROOT
-from histfs.store.entry import Entry
+from histfs.store.entry import Acl, Entry, Extras, Xattrs
+from histfs.store.extras import SessionExtras
+from histfs.store.format import posix_acl
 
 ROOT_INODE = 1
 FOREVER_S = 86_400.0  # for what cannot change while it is mounted
@@ -36,9 +40,12 @@ _OVERFLOW_ID = 65_534  # "nobody": what Linux shows for an id that it cannot sho
 _DIRECTORIES_KEPT = 10_000
 _LISTED_KEPT = 4096
 _TOPS_KEPT = 256
+_XATTRS_KEPT = 1024
 
 # Directory offsets: 0 starts, 1 comes after ".", 2 after "..", and 3 more than its number after an entry.
 AFTER_DOT, AFTER_DOTS, AFTER_0 = 1, 2, 3
+
+NO_XATTRS: Mapping[bytes, bytes] = MappingProxyType({})
 
 
 class Content(Protocol):
@@ -51,6 +58,7 @@ class Content(Protocol):
 
 class Snapshot(Protocol):
     def open(self, entry: Entry, sha1: bytes | None) -> Content: ...
+    def extras(self, which: Extras, report: Callable[[DamagedError], None]) -> SessionExtras: ...
     def entries(self) -> Iterator[Entry]: ...
     def close(self) -> None: ...
 
@@ -176,6 +184,7 @@ class Tree:
         self._root = root
         self._oldest = min(catalog.sessions, default=0)
         self._top = lru_cache(_TOPS_KEPT)(catalog.root)
+        self._xattrs = lru_cache(_XATTRS_KEPT)(self._read_xattrs)
         self._directories = _Directories(catalog)
         self._listed: dict[int, Version] = {}  # by number; what was listed is likely to be opened
 
@@ -223,6 +232,18 @@ class Tree:
         number = number_of(inode)
         version = None if number is None else self._version(number)
         return version.target or b"" if version is not None and stat.S_ISLNK(version.mode) else None
+
+    def xattrs(self, inode: int) -> Mapping[bytes, bytes]:
+        number = number_of(inode)
+        if number is not None:
+            version = self._version(number)
+        else:
+            session_time, directory, parent = self._place(inode)
+            version = self._version_of(directory, parent, session_time)
+        return NO_XATTRS if version.extras is None else self._xattrs(version.extras)
+
+    def _read_xattrs(self, number: int) -> Mapping[bytes, bytes]:
+        return shown_xattrs(*self.catalog.extras(number))
 
     def open(self, inode: int, repository: Repository, only_if_quick: bool) -> File | None:
         number = number_of(inode)
@@ -274,8 +295,10 @@ class Tree:
 
     def _of_file(self, version: Version) -> Attributes:
         nlink, kind = 1, version.mode & _TYPE
-        if version.last != LIVE and (version.link is not None or kind in _WITHOUT_MTIME):
-            version = self._version(version.number)  # the newest one, where the same was there more than once
+        if version.link is not None or (version.last != LIVE and kind in _WITHOUT_MTIME):
+            # The newest one, where the same was there more than once. Not one that is kept: since then a session may
+            # have come, with which it ended, and what has its links in the newest session is something else.
+            version = self.catalog.version(version.number) or version
         if version.link is not None:
             nlink = self.catalog.links(version, self.catalog.time_of(version))[1]
         # What has none recorded carries the time of the first session that had it: the same in all snapshots.
@@ -303,6 +326,11 @@ def _attributes(version: Version, inode: int, nlink: int, mtime_s: int) -> Attri
         size if 0 <= size <= _MAX_SIGNED else min(max(0, size), _MAX_SIGNED),
         mtime_s if -_MAX_SIGNED <= mtime_s <= _MAX_SIGNED else min(max(-_MAX_SIGNED, mtime_s), _MAX_SIGNED),
     )
+
+
+def shown_xattrs(xattrs: Xattrs, acl: Acl | None) -> Mapping[bytes, bytes]:
+    """Extended attributes as the kernel has them, lists among them, with the ids that names have here."""
+    return dict(xattrs) | posix_acl.shown(resolved(acl or (), BY_NAME).acl)
 
 
 def shown_id(number: int) -> int:

@@ -23,7 +23,7 @@ import functools
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from math import inf
 from pathlib import Path
@@ -39,6 +39,7 @@ from histfs.errors import DamagedError, HistfsError, StorageError
 from histfs.fuse import is_by_inode, pyfuse3
 from histfs.vfs import (
     FOREVER_S,
+    NO_XATTRS,
     NOTIFIED_S,
     ROOT_INODE,
     SMALL_BYTES,
@@ -57,6 +58,7 @@ T = TypeVar("T")
 
 _NAME_MAX = 255
 _BLOCK_SIZE = 4096
+_TRUSTED = b"trusted."
 _WRITING = os.O_ACCMODE | os.O_TRUNC
 _NAMES_AT_ONCE = 256
 _PAGES_KEPT = 64  # what directories were asked for and had no place in the reply
@@ -75,14 +77,18 @@ class _Page(NamedTuple):
 
 class Operations(pyfuse3.Operations):
     """The handlers. `repository` is asked for the size of its file system, `small_bytes` of small files may be kept
-    open. Closed by its maker, after the mount.
+    open. Closed by its maker, after the mount. `enforces_acls`: the kernel asks for access control lists before it lets
+    somebody in, which is of use where it checks permissions at all.
     """
 
     # NFS servers, and whoever opens by handle, look up "." and "..".
     supports_dot_lookup = True
 
-    def __init__(self, history: History, repository: Path, *, small_bytes: float = inf) -> None:
+    def __init__(
+        self, history: History, repository: Path, *, small_bytes: float = inf, enforces_acls: bool = False
+    ) -> None:
         super().__init__()
+        self.enable_acl = enforces_acls
         cores = os.cpu_count() or 1
         self.reports = Reports()
         self._history = history
@@ -171,12 +177,25 @@ class Operations(pyfuse3.Operations):
 
     @reply
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        # Never ENOSYS: the kernel would not ask again for any file.
-        raise pyfuse3.FUSEError(errno.ENODATA)
+        value = (await self._xattrs(inode)).get(name)
+        if value is None:  # never ENOSYS: the kernel would not ask again for any file
+            raise pyfuse3.FUSEError(errno.ENODATA)
+        return value
 
     @reply
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
-        return []
+        names = list(await self._xattrs(inode))
+        if names and ctx.uid != 0:  # the kernel gives them to root alone, and what is listed should be there
+            names = [name for name in names if not name.startswith(_TRUSTED)]
+        return names
+
+    async def _xattrs(self, inode: int) -> Mapping[bytes, bytes]:
+        if inode == ROOT_INODE:
+            return NO_XATTRS
+        if (session_time := time_of_top(inode)) is not None:
+            await self._top(session_time)
+            return self._history.xattrs_of_top(session_time)
+        return await self._ask(self._history.xattrs, inode) if self._history.has_xattrs else NO_XATTRS
 
     @reply
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:

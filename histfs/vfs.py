@@ -16,10 +16,11 @@ Rules:
 - Numbers of a repository are not trusted to fit the fields of a stat structure: they are clipped here.
 """
 
+import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from datetime import tzinfo
 from typing import NamedTuple, Protocol
@@ -29,6 +30,7 @@ from histfs._vfs_tree import (
     AFTER_DOT,
     AFTER_DOTS,
     FOREVER_S,
+    NO_XATTRS,
     ROOT_INODE,
     SMALL_BYTES,
     TIME_SHIFT,
@@ -44,17 +46,20 @@ from histfs._vfs_tree import (
     number_of,
     place_of,
     shown_id,
+    shown_xattrs,
     time_of_top,
     version_inode,
 )
 from histfs.errors import DamagedError, HistfsError, NotFoundError
 from histfs.store.catalog import Catalog
+from histfs.store.entry import ALL_EXTRAS
 from histfs.store.layout import State
 from histfs.store.when import snapshot_names
 
 __all__ = [
     "FOREVER_S",
     "NOTIFIED_S",
+    "NO_XATTRS",
     "ROOT_INODE",
     "SMALL_BYTES",
     "TOP_TAG",
@@ -71,6 +76,8 @@ __all__ = [
     "time_of_top",
     "version_inode",
 ]
+
+log = logging.getLogger(__name__)
 
 NOTIFIED_S = 60.0  # for what a new session changes: the kernel is told then
 
@@ -96,6 +103,13 @@ class _Sessions(NamedTuple):
             raise NotFoundError("no such session is in the repository", at=session_time)
 
 
+class _Top(NamedTuple):
+    """The directory of a snapshot."""
+
+    attributes: Attributes
+    xattrs: Mapping[bytes, bytes]
+
+
 class History:
     """All snapshots of a repository, as directories below one root.
 
@@ -118,7 +132,7 @@ class History:
         self._owner = owner
         self._lock = threading.Lock()
         self._sessions = _Sessions((), frozenset(), {})
-        self._tops: dict[int, Attributes] = {}  # those that were read without a catalog
+        self._tops: dict[int, _Top] = {}  # those that were read without a catalog
         self._tree: Tree | None = None
         self._state: State | None = None  # at the last look
         self._is_current = False  # whether the catalog knew all of it
@@ -142,7 +156,8 @@ class History:
         with self._lent_if_there() as tree:
             if tree is not None and session_time in tree.catalog.sessions:
                 return tree.attributes(directory_inode(session_time, TOP_TAG))
-        return self._tops.get(session_time)
+        read = self._tops.get(session_time)
+        return None if read is None else read.attributes
 
     def read_top(self, session_time: int) -> Attributes:
         """The directory of a snapshot, of its list alone: who looks at the root need not wait for the catalog.
@@ -151,11 +166,24 @@ class History:
         """
         with closing(self._repository.snapshot(session_time)) as snapshot:
             entry = next(snapshot.entries(), None)
-        if entry is None or entry.path:
-            raise DamagedError("the list of files has no root", at=session_time)
+            if entry is None or entry.path:
+                raise DamagedError("the list of files has no root", at=session_time)
+            with snapshot.extras(ALL_EXTRAS, lambda error: log.warning("%s", error)) as extras:
+                entry = extras.added_to(entry)
         top = self._unread_top(session_time)
-        top = top._replace(mode=stat.S_IFDIR | entry.mode, uid=shown_id(entry.uid), gid=shown_id(entry.gid))
-        return self._tops.setdefault(session_time, top._replace(valid_s=FOREVER_S))
+        top = top._replace(mode=stat.S_IFDIR | entry.safe_mode, uid=shown_id(entry.uid), gid=shown_id(entry.gid))
+        read = _Top(top._replace(valid_s=FOREVER_S), shown_xattrs(entry.xattrs, entry.acl))
+        return self._tops.setdefault(session_time, read).attributes
+
+    def xattrs_of_top(self, session_time: int) -> Mapping[bytes, bytes]:
+        """The extended attributes of the directory of a snapshot that `top` knows. NotFoundError, DamagedError."""
+        with self._lent_if_there() as tree:
+            if tree is not None and session_time in tree.catalog.sessions:
+                return tree.xattrs(directory_inode(session_time, TOP_TAG))
+        read = self._tops.get(session_time)
+        if read is None:
+            raise NotReadyError("the session is not known yet", at=session_time)
+        return read.xattrs
 
     def _unread_top(self, session_time: int) -> Attributes:
         """A stand-in for a directory listing: type, number and time are right, the rest is good for no time at all."""
@@ -241,6 +269,17 @@ class History:
             return self.children_of_root(offset, limit)
         with self._lent(inode) as tree:
             return tree.children(inode, offset, limit)
+
+    @property
+    def has_xattrs(self) -> bool:
+        """Whether anything in a snapshot may have extended attributes: what was looked up already, at least."""
+        tree = self._tree
+        return tree is None or tree.catalog.has_extras
+
+    def xattrs(self, inode: int) -> Mapping[bytes, bytes]:
+        """The extended attributes as the kernel knows them, access control lists among them."""
+        with self._lent(inode) as tree:
+            return tree.xattrs(inode)
 
     def target(self, inode: int) -> bytes | None:
         """Where a symbolic link leads to, as recorded; None for what is none."""

@@ -5,6 +5,7 @@ calls and keeps what a person would look at. Hard links are told by the names th
 inode numbers, so that a source, a mounted snapshot and a restored directory can be compared.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -25,6 +26,7 @@ _TYPES = {
 _MAX_LINES = 40
 _REPETITION = re.compile(r"(.{1,16}?)\1{30,}")  # the middle of a long name
 _BLOCK_BYTES = 1 << 20
+_OF_THE_SYSTEM = (b"security.selinux", b"security.SMACK64", b"security.ima", b"security.evm")
 
 
 def type_of(mode: int) -> str:
@@ -46,15 +48,16 @@ class Attributes(NamedTuple):
     device: tuple[int, int] | None = None  # devices: major, minor
     links: tuple[bytes, ...] | None = None  # files: the paths in the tree that share this file, sorted
     nlink: int | None = None  # files: st_nlink
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()  # extended attributes, sorted; access control lists among them
 
     def __str__(self) -> str:
         return " ".join(
             [self.type, f"{self.mode:04o}", f"{self.uid}:{self.gid}", str(self.mtime)]
-            + [f"{name}={value!r}" for name, value in self._asdict().items() if name in _OPTIONAL and value is not None]
+            + [f"{name}={value!r}" for name, value in self._asdict().items() if name in _OPTIONAL and value]
         )
 
 
-_OPTIONAL = frozenset({"size", "sha1", "target", "device", "links", "nlink"})
+_OPTIONAL = frozenset({"size", "sha1", "target", "device", "links", "nlink", "xattrs"})
 
 Manifest = dict[bytes, Attributes]  # by path: relative, b"" is the root
 
@@ -95,9 +98,8 @@ def _walk(top: bytes, directory: bytes, leaving_out: bytes) -> Iterator[bytes]:
 
 def _attributes(full: bytes, info: os.stat_result) -> Attributes:
     kind = stat.S_IFMT(info.st_mode)
-    basic = Attributes(
-        type_of(kind), stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid, info.st_mtime_ns // 1_000_000_000
-    )
+    mtime = info.st_mtime_ns // 1_000_000_000
+    basic = Attributes(type_of(kind), stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid, mtime, xattrs=_xattrs(full))
     if kind == stat.S_IFREG:
         return basic._replace(size=info.st_size, sha1=_sha1(full, info.st_size), nlink=info.st_nlink)
     if kind == stat.S_IFLNK:
@@ -105,6 +107,17 @@ def _attributes(full: bytes, info: os.stat_result) -> Attributes:
     if kind in (stat.S_IFCHR, stat.S_IFBLK):
         return basic._replace(device=(os.major(info.st_rdev), os.minor(info.st_rdev)))
     return basic
+
+
+def _xattrs(full: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    """Without those that a system gives to every file."""
+    try:
+        names = sorted(map(os.fsencode, os.listxattr(full, follow_symlinks=False)))
+    except OSError as exc:
+        if exc.errno != errno.EOPNOTSUPP:
+            raise
+        return ()
+    return tuple((name, os.getxattr(full, name, follow_symlinks=False)) for name in names if name not in _OF_THE_SYSTEM)
 
 
 def _sha1(full: bytes, size: int) -> str:
@@ -157,14 +170,15 @@ def difference(
     links: bool = True,
     nlink: bool = True,
     special_mtimes: bool = False,
+    xattrs: bool = True,
 ) -> list[str]:
     """How `actual` differs from `expected`, one line a path; empty if it does not.
 
     A False leaves something out of the comparison: `root_mtime` (a mounted snapshot may carry its session's
     time), `root` everything about the root, `owners` (another user than root cannot set them), `symlink_owners`
     (an owner that changes is not recorded by every writer), `links` with their number, or `nlink`, that number,
-    alone. `special_mtimes` are those of symbolic links and devices, which the format does not keep
-    (docs/format.md 4.1).
+    alone, `xattrs` extended attributes and access control lists. `special_mtimes` are those of symbolic links and
+    devices, which the format does not keep (docs/format.md 4.1).
     """
     lines = []
     for path in sorted(expected.keys() | actual.keys()):
@@ -174,7 +188,7 @@ def difference(
         if old is None or new is None:
             lines.append(f"{path!r}: {'unexpected: ' + str(new) if old is None else 'missing: ' + str(old)}")
             continue
-        ignored = _ignored(path, old, root_mtime, owners, symlink_owners, links, nlink, special_mtimes)
+        ignored = _ignored(path, old, root_mtime, owners, symlink_owners, links, nlink, special_mtimes, xattrs)
         fields = [
             name for name in Attributes._fields if name not in ignored and getattr(old, name) != getattr(new, name)
         ]
@@ -195,6 +209,7 @@ def _ignored(
     links: bool,
     nlink: bool,
     special_mtimes: bool,
+    xattrs: bool,
 ) -> set[str]:
     ignored = set()
     is_symlink = old.type == "symlink"
@@ -208,4 +223,6 @@ def _ignored(
         ignored |= {"links", "nlink"}
     if not nlink:
         ignored.add("nlink")
+    if not xattrs:
+        ignored.add("xattrs")
     return ignored

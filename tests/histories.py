@@ -15,6 +15,7 @@ import gzip
 import os
 import random
 import stat
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ _MTIMES_FROM = 1_600_000_000
 _MAX_PATHS = 90
 _MAX_DEPTH = 12
 _RECENT_S = 86_400
+_NO_ID = 0xFFFFFFFF
 
 # fmt: off
 ODD_NAMES = (
@@ -48,6 +50,17 @@ INCREMENT_NAMES = (
     b"q",
 )
 ODD_MODES = (0o000, 0o400, 0o755, 0o4755, 0o2750, 0o1777, 0o600, 0o666, 0o7777, 0o111)
+XATTR_NAMES = (b"user.comment", b"user.a", b"user.empty", b"user.x#y")
+ROOT_XATTR_NAMES = (b"trusted.overlay.opaque", b"security.capability", b"security.other")
+ODD_XATTR_NAMES = (
+    b"user.with blank",
+    b"user.a=b",
+    b"user.back\\slash",
+    b"user.\xff",
+    b"user.\xc3\xa4",
+)  # docs/format.md trap 11
+XATTR_VALUES = (b"", b"text", b"\0\xff\n", bytes(1_000))
+CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
 ODD_TIMES = (0, 1, -1, -86_400 * 365 * 30, 2**31 - 2, 2**31 + 12_345, 2**32 + 5)
 
 
@@ -60,10 +73,11 @@ class Limits(NamedTuple):
     late_long_names: bool = True  # longer ones that do not sort first in their directory: the oracle cannot judge them
     directory_to_link: bool = True  # a directory that becomes a further link (docs/format.md trap 16)
     symlink_owners: bool = True  # owners of symbolic links that change (docs/format.md trap 8)
+    odd_xattr_names: bool = True  # which other programs take for other names (docs/format.md trap 11)
 
 
 ANYTHING = Limits()
-RDIFF_BACKUP_READS = ANYTHING._replace(increment_directories=False, late_long_names=False)
+RDIFF_BACKUP_READS = ANYTHING._replace(increment_directories=False, late_long_names=False, odd_xattr_names=False)
 RDIFF_BACKUP_WRITES = RDIFF_BACKUP_READS._replace(directory_to_link=False, symlink_owners=False)
 
 
@@ -96,6 +110,7 @@ class Changes:
         self._random = source_of_chance
         self._limits = limits
         self._last_mtime = _MTIMES_FROM
+        self._has_xattrs = has_xattrs(top)
 
     def begin(self) -> None:
         """Fill the empty tree with some of everything."""
@@ -136,6 +151,8 @@ class Changes:
             (self._rename, 5),
             (self._touch, 3),
             (self._retarget, 2),
+            (self._change_xattrs, 4),
+            (self._change_acl, 4),
         ]
 
     # What is there
@@ -207,6 +224,8 @@ class Changes:
                 full,
                 self._random.choice(self._modes()) if self._random.random() < 0.3 else 0o644 | is_directory * 0o111,
             )
+        if self._has_xattrs and self._random.random() < 0.2:
+            self._random.choice((self._set_xattr, self._set_acl))(path)
         self._stamp(path)
 
     def _modes(self) -> list[int]:
@@ -385,6 +404,65 @@ class Changes:
         if self._limits.root:
             self._give_away(self._random.choice(self._paths(bool)))
 
+    def _change_xattrs(self) -> None:
+        path = self._random.choice(self._paths(bool))
+        full = self._full(path)
+        if not self._has_xattrs:
+            return
+        present = [name for name in os.listxattr(full, follow_symlinks=False) if not name.startswith("system.")]
+        if present and self._random.random() < 0.4:
+            os.removexattr(full, self._random.choice(sorted(present)), follow_symlinks=False)
+        else:
+            self._set_xattr(path)
+
+    def _set_xattr(self, path: bytes) -> None:
+        full = self._full(path)
+        mode = os.lstat(full).st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):  # they are not recorded (docs/format.md 4.6)
+            return
+        is_plain = stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+        names = XATTR_NAMES + self._limits.odd_xattr_names * ODD_XATTR_NAMES if is_plain else ()
+        names += ROOT_XATTR_NAMES * self._limits.root
+        if not names:
+            return
+        name = self._random.choice(names)
+        value = CAPABILITY if name == b"security.capability" else self._random.choice(XATTR_VALUES)
+        if name == b"security.capability" and not stat.S_ISREG(mode):
+            return
+        os.setxattr(full, name, value, follow_symlinks=False)
+
+    def _change_acl(self) -> None:
+        if self._has_xattrs:
+            self._set_acl(self._random.choice(self._paths(lambda mode: not stat.S_ISLNK(mode))))
+
+    def _set_acl(self, path: bytes) -> None:
+        """Give a file an access control list, or take it away; a directory perhaps one for what is made in it."""
+        full = self._full(path)
+        if os.path.islink(full):
+            return
+        mode = stat.S_IMODE(os.lstat(full).st_mode)
+        name = "system.posix_acl_access"
+        if os.path.isdir(full) and self._random.random() < 0.4:
+            name = "system.posix_acl_default"
+            if name in os.listxattr(full) and self._random.random() < 0.4:
+                os.removexattr(full, name)
+                return
+        os.setxattr(full, name, self._acl(mode))
+        if mode & 0o7000 and name.endswith("access"):  # the kernel may clear setgid
+            os.chmod(full, mode & 0o7000 | stat.S_IMODE(os.lstat(full).st_mode))
+
+    def _acl(self, mode: int) -> bytes:
+        """An access control list in the kernel's form; with the owner's permissions of `mode`. Perhaps it says no more
+        than a mode does."""
+        bits = self._random.randrange
+        ids = sorted(self._random.sample((1, 2, 1234, 65_534, 4_000_000_000), bits(4)))
+        entries = [(0x01, mode >> 6 & 7, _NO_ID), *((0x02, bits(8), uid) for uid in ids[:2]), (0x04, bits(8), _NO_ID)]
+        entries += [(0x08, bits(8), gid) for gid in ids[2:]]
+        if ids:
+            entries.append((0x10, bits(8), _NO_ID))
+        entries.append((0x20, bits(8), _NO_ID))
+        return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
     def _hard_link(self) -> None:
         path, new = self._choose(stat.S_ISREG), self._new_path()
         if path is not None and new is not None:
@@ -432,6 +510,20 @@ class Changes:
                 os.unlink(full)
                 self._write(path, self._content())
                 self._dress(path)
+
+
+def has_xattrs(directory: bytes) -> bool:
+    """Whether the file system of `directory` takes extended attributes and access control lists."""
+    try:
+        os.setxattr(directory, "user.histfs-test", b"")
+        os.removexattr(directory, "user.histfs-test")
+        os.setxattr(directory, "system.posix_acl_access", struct.pack("<IHHIHHIHHI", 2, *_ACCESS_0755))
+    except OSError:
+        return False
+    return True
+
+
+_ACCESS_0755 = (0x01, 7, _NO_ID, 0x04, 5, _NO_ID, 0x20, 5, _NO_ID)
 
 
 def _kind(mode: int) -> str:

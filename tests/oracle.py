@@ -39,13 +39,20 @@ class Run(NamedTuple):
 
     @property
     def complaints(self) -> list[str]:
-        """The warnings and errors, but for those about an old API version and about times before 1970."""
+        """The warnings and errors, but for those about an old API version, about times before 1970, and about sessions
+        without extended attributes.
+        """
         lines = self.output.splitlines()
         return [line for line in lines if line.startswith(_TROUBLE) and not line.startswith(_NO_TROUBLE)]
 
 
 _TROUBLE = ("WARNING", "ERROR", "FATAL", "CRITICAL", "Traceback", "Exception")
-_NO_TROUBLE = ("WARNING: Server will be called with deprecated", "WARNING: Modification time -")
+_NO_TROUBLE = (
+    "WARNING: Server will be called with deprecated",
+    "WARNING: Modification time -",
+    "WARNING: POSIX ACLs file not found",
+    "WARNING: Extended Attributes file not found",
+)
 
 
 def missing() -> str | None:

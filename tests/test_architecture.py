@@ -39,9 +39,22 @@ LAYERS = [
 OPERATIONS = {"backup", "explain", "restore", "compare", "verify", "remove", "regress", "prune", "status", "calculate"}
 STORE_LAYERS = [
     OPERATIONS,
-    {"increments", "long_names", "mirror", "naming", "records", "recovery", "target"},
-    {"repository", "snapshot", "listing", "content", "catalog"},
-    {"accounts", "batch", "compression", "delta", "files", "layout", "lock", "logs", "source", "special", "tree"},
+    {"dress", "increments", "long_names", "mirror", "naming", "records", "recovery", "target"},
+    {"repository", "snapshot", "extras", "listing", "content", "catalog"},
+    {
+        "accounts",
+        "batch",
+        "compression",
+        "delta",
+        "files",
+        "layout",
+        "lock",
+        "logs",
+        "source",
+        "special",
+        "tree",
+        "xattrs",
+    },
     {"owners", "plan", "selection", "when", "format"},
     {"entry"},
 ]
@@ -56,7 +69,7 @@ NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "common", "misc", "constan
 MAY_CATCH_EVERYTHING = {"_fs_answers", "mount", "cli"}
 PARTS_OF_RSYNC = {"rsync", "_rsync_codec", "_rsync_files", "_rsync_maps", "_rsync_types"}
 MAY_USE_C = {"rsync", "_rsync_maps"}
-MAY_CHANGE_THE_DISK = {"store.files", "store.lock"}  # the lock: its own text, in the lock file
+MAY_CHANGE_THE_DISK = {"store.files", "store.xattrs", "store.lock"}  # the lock: its own text, in the lock file
 OWN_EXCEPTIONS = {
     "rsync",
     "_rsync_types",

@@ -24,6 +24,7 @@ MTIME = 1_690_000_000
 
 Name = str | bytes
 Owner = tuple[int, int]  # uid, gid
+Xattrs = Mapping[Name, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class File:
     mode: int = 0o644
     mtime: int = MTIME
     owner: Owner | None = None
+    xattrs: Xattrs = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Dir:
     mode: int = 0o755
     mtime: int = MTIME
     owner: Owner | None = None
+    xattrs: Xattrs = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Link:
 class Symlink:
     target: Name
     owner: Owner | None = None
+    xattrs: Xattrs = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ class Fifo:
     mode: int = 0o644
     mtime: int = MTIME
     owner: Owner | None = None
+    xattrs: Xattrs = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,7 @@ class Socket:
     mode: int = 0o755
     mtime: int = MTIME
     owner: Owner | None = None
+    xattrs: Xattrs = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +86,7 @@ class Device:
     minor: int
     mode: int = 0o600
     owner: Owner | None = None
+    xattrs: Xattrs = field(default_factory=dict)
 
 
 Node = File | Dir | Link | Symlink | Fifo | Socket | Device
@@ -135,6 +142,8 @@ def _set_attributes(full: bytes, node: Node) -> None:
         return
     if node.owner is not None:
         os.chown(full, *node.owner, follow_symlinks=False)
+    for name, value in node.xattrs.items():
+        os.setxattr(full, name, value, follow_symlinks=False)
     if not isinstance(node, Symlink):
         os.chmod(full, node.mode)
         mtime = MTIME if isinstance(node, Device) else node.mtime
@@ -148,7 +157,13 @@ def manifest(tree: Dir) -> Manifest:
     groups: dict[bytes, list[bytes]] = {}
     for path, file in files.items():
         groups.setdefault(file, []).append(path)
-    return {path: _expected(nodes[file], tuple(sorted(groups[file]))) for path, file in files.items()}
+    return {path: _dressed(nodes[file], tuple(sorted(groups[file]))) for path, file in files.items()}
+
+
+def _dressed(node: Node, links: tuple[bytes, ...]) -> Attributes:
+    assert not isinstance(node, Link)
+    xattrs = sorted((os.fsencode(name), value) for name, value in node.xattrs.items())
+    return _expected(node, links)._replace(xattrs=tuple(xattrs))
 
 
 def _file_path(nodes: dict[bytes, Node], path: bytes) -> bytes:

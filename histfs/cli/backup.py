@@ -56,6 +56,10 @@ def add_to(verbs: "options.Verbs") -> None:
         statistics, "print-statistics", "print the session's statistics instead of the summary", default=False
     )
     options.add_owners(parser)
+    options.add_extras(parser, "record")
+    parser.add_argument(
+        "--never-drop-acls", action="store_true", help="for scripts of rdiff-backup: no entry of a list is ever dropped"
+    )
     selection.add_to(parser)
     options.add_json(parser)
     parser.set_defaults(run=run, if_stopped=IF_STOPPED, takes_force=True)
@@ -84,6 +88,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             arguments.repository,
             now=arguments.now,
             report=output.report,
+            extras=options.extras(arguments),
             force=arguments.force,
             with_parents=arguments.create_full_path,
             fsync=arguments.fsync,

@@ -15,6 +15,7 @@ from histfs.cli.output import Output
 from histfs.errors import EXIT_ERROR, UsageError, printable
 
 if TYPE_CHECKING:
+    from histfs.store.entry import Extras
     from histfs.store.increments import Compression
     from histfs.store.owners import Owners
     from histfs.store.repository import Repository
@@ -188,6 +189,21 @@ def owners(arguments: argparse.Namespace) -> "Owners":
 def wants_document(arguments: argparse.Namespace) -> bool:
     """Whether the result is for a program, as JSON or YAML."""
     return bool(arguments.json or arguments.parsable_output)
+
+
+def add_extras(parser: argparse.ArgumentParser, done: str) -> None:
+    """--acls and --eas, which are on by default; `done` says what is done with what they mean."""
+    for name, text in (("acls", "access control lists"), ("eas", "extended attributes")):
+        parser.add_argument(
+            f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=f"{done} {text} (default: yes)"
+        )
+
+
+def extras(arguments: argparse.Namespace) -> "Extras":
+    """What `add_extras` has added."""
+    from histfs.store.entry import Extras
+
+    return Extras(xattrs=arguments.eas, acls=arguments.acls)
 
 
 class Past(NamedTuple):

@@ -67,6 +67,13 @@ def add_to(verbs: "options.Verbs") -> None:
         "--checksum", action="store_true", help="compare the contents also of files whose size and time agree"
     )
     options.add_owners(parser)
+    options.add_extras(parser, "restore")
+    parser.add_argument(
+        "--never-drop-acls",
+        action="store_true",
+        help="stop at an access control list that names somebody whom this system does not know, instead of leaving "
+        "that entry out",
+    )
     selection.add_to(parser)
     parser.add_argument("repository", metavar="REPO[/sub]", type=options.path, help="the repository, or what is in it")
     parser.add_argument("target", metavar="TARGET", type=options.path, help="where to copy it to")
@@ -108,6 +115,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             manner=manner,
             owners=options.owners(arguments),
             selection=selection.read(arguments, arguments.target, output),
+            extras=options.extras(arguments),
+            never_drop_acls=arguments.never_drop_acls,
         )
     if arguments.json:
         document = {"time": past.session_time, "target": str(arguments.target), "dry_run": arguments.dry_run}

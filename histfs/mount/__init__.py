@@ -123,7 +123,9 @@ def _run(request: _Request, on_progress: Callable[[int], None], on_ready: Callab
         open_now = partial(_open_catalog, request, repository, _progress(request, on_progress))
         history = History(repository, open_now, request.zone, owner=(os.geteuid(), os.getegid()))
         history.refresh()
-        operations = Operations(history, request.repository, small_bytes=request.memory_bytes // 8)
+        operations = Operations(
+            history, request.repository, small_bytes=request.memory_bytes // 8, enforces_acls=request.allow_other
+        )
         try:
             trio.run(session.serve, operations, request.mountpoint, mount_options(request), on_ready)
         except HistfsError:

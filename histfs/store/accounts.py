@@ -7,6 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from histfs.errors import FormatError, UsageError
+from histfs.store.entry import Acl
+from histfs.store.format.posix_acl import Resolved, resolve
 from histfs.store.owners import Accounts, Owners, parse_mapping
 
 _LARGEST_MAPPING_BYTES = 16 << 20
@@ -58,6 +60,12 @@ def mapped_owners(user_mapping: Path | None, group_mapping: Path | None) -> Owne
         Accounts(user_number, {} if user_mapping is None else _read_mapping(user_mapping)),
         Accounts(group_number, {} if group_mapping is None else _read_mapping(group_mapping)),
     )
+
+
+def resolved(acl: Acl, owners: Owners) -> Resolved:
+    """`acl` with the numbers that those whom it names have here; names without a number count in any case."""
+    users, groups = owners.users or Accounts(user_number), owners.groups or Accounts(group_number)
+    return resolve(acl, users.find, groups.find)
 
 
 def _read_mapping(path: Path) -> dict[bytes, bytes]:

@@ -10,7 +10,7 @@ source is reported, and their last versions stay.
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +27,7 @@ from histfs.errors import (
 from histfs.store.accounts import BY_NAME
 from histfs.store.batch import Batch
 from histfs.store.catalog import update_catalog
-from histfs.store.entry import Entry, is_below
+from histfs.store.entry import ALL_EXTRAS, NO_EXTRAS, Entry, Extras, is_below
 from histfs.store.files import WritableTree
 from histfs.store.format.listing import previous_stays_snapshot
 from histfs.store.format.stats import SessionStatistics
@@ -62,6 +62,7 @@ def backup(
     *,
     now: int,
     report: Callable[[HistfsError], None],
+    extras: Extras = ALL_EXTRAS,
     force: bool = False,
     with_parents: bool = False,
     fsync: bool = True,
@@ -78,10 +79,11 @@ def backup(
     told of everything that went wrong without stopping the session, `tell` what becomes of each path. `force` undoes an
     unfinished session even if its writer seems to run still, and takes a directory that is no repository for one,
     without what lies in it. Without `fsync` a crash of the system may cost the repository. `owners`: whose the files of
-    the mirror are. What `selection` leaves out is deleted if the last session had it. Raises HistfsError.
+    the mirror are. `extras`: what is recorded beyond stat(2). What `selection` leaves out is deleted if the last
+    session had it. Raises HistfsError.
     """
     with ExitStack() as stack:
-        opened = stack.enter_context(Source.open(source, selection))
+        opened = stack.enter_context(Source.open(source, selection, extras))
         _check_apart(source, repository)
         tree = stack.enter_context(_open_repository(repository, with_parents=with_parents, may_empty=force))
         tree.waits_for_disk = fsync
@@ -170,7 +172,9 @@ class _Session:
             self._write_marker()
         becomes_diff = previous is not None and not _previous_stays(self._state, previous)
         diff_of = previous if becomes_diff else None
-        with SessionRecords(self._tree, self._layout, self._now, diff_of, self._style, self._tell) as records:
+        with SessionRecords(
+            self._tree, self._layout, self._now, diff_of, self._source.extras, self._style, self._tell
+        ) as records:
             self._update_mirror(previous, records)
             statistics = records.finish(elapsed_s=time.monotonic() - started)
         self._commit(previous, becomes_diff)
@@ -204,7 +208,24 @@ class _Session:
         mirror = MirrorUpdate(
             self._tree, self._layout, self._source, batch, increments, report, self._owners, self._links
         )
-        old_entries = iter(()) if previous is None else self._repository.snapshot(previous).entries()
+        with ExitStack() as stack:
+            old_entries = self._old_entries(previous, report, stack)
+            self._update_paths(mirror, old_entries, records)
+        mirror.finish()
+
+    def _old_entries(
+        self, previous: int | None, report: Callable[[HistfsError], None], stack: ExitStack
+    ) -> Iterator[Entry]:
+        """What the last session recorded. Its list must be intact; what belongs to the entries beyond it need not."""
+        if previous is None:
+            return iter(())
+        snapshot = self._repository.snapshot(previous)
+        if self._source.extras == NO_EXTRAS:
+            return snapshot.entries()
+        extras = stack.enter_context(snapshot.extras(self._source.extras, report))
+        return map(extras.added_to, snapshot.entries())
+
+    def _update_paths(self, mirror: MirrorUpdate, old_entries: Iterator[Entry], records: SessionRecords) -> None:
         for old, found in paired(old_entries, self._source.walk(self._is_repository)):
             if isinstance(found, Unreadable):
                 if not found.path:
@@ -219,13 +240,15 @@ class _Session:
                 records.add(old, update)
             if found is not None and not found.path:
                 mirror.mark_root()
-        mirror.finish()
 
     def _update_path(
         self, mirror: MirrorUpdate, old: Entry | None, found: Found | None, records: SessionRecords
     ) -> Update | None:
         """What becomes of one path; None if it is new and cannot be read, so that there is nothing to record."""
         if found is not None:
+            if found.trouble is not None:
+                self._count(found.trouble, records)
+                found = found.with_extras_of(old)
             try:
                 return mirror.update(old, found)
             except SourceError as error:

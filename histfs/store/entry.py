@@ -47,8 +47,34 @@ class LinkGroup(NamedTuple):
         return self.inode, self.device
 
 
+class AclEntry(NamedTuple):
+    """One line of an access control list."""
+
+    tag: bytes  # b"user", b"group", b"mask" or b"other"
+    qualifier: bytes | int | None  # whom: a name, or an id; None: the owner, the owning group, or no one in particular
+    permissions: int  # 4 read, 2 write, 1 execute
+    is_default: bool = False  # what new files in this directory get
+
+
+class Extras(NamedTuple):
+    """Which attributes beyond those of stat(2) are recorded or restored."""
+
+    xattrs: bool = True
+    acls: bool = True
+
+
+ALL_EXTRAS = Extras()
+NO_EXTRAS = Extras(xattrs=False, acls=False)
+Acl = tuple[AclEntry, ...]
+Xattrs = tuple[tuple[bytes, bytes], ...]  # names, ascending, and values
+
+
 class Entry(NamedTuple):
-    """One name at one session. Fields that a kind does not have keep their defaults."""
+    """One name at one session. Fields that a kind does not have keep their defaults.
+
+    Extended attributes and access control lists are not part of the record: they are in files of their own, and only
+    those who ask for them have them here.
+    """
 
     path: bytes
     kind: Kind
@@ -67,6 +93,8 @@ class Entry(NamedTuple):
     alternate_increment: int | None = None  # the number of a too long increment name
     resource_fork: bytes | None = None  # the raw field of a repository written on a Mac, carried over
     carbon_file: bytes | None = None
+    xattrs: Xattrs = ()  # extended attributes
+    acl: Acl | None = ()  # what the mode does not say about access; None: it says more, but what is not known
 
     @property
     def name(self) -> bytes:
@@ -81,6 +109,16 @@ class Entry(NamedTuple):
     def file_key(self) -> tuple[int, ...] | None:
         """What only the links of one file have in common in one session; None for a file that has no others."""
         return None if self.link_group is None else (*self.link_group.key, *self.shared_attributes)
+
+    @property
+    def record(self) -> "Entry":
+        """What a metadata record says of it."""
+        return self._replace(xattrs=(), acl=()) if self.xattrs or self.acl != () else self
+
+    @property
+    def safe_mode(self) -> int:
+        """The mode without what it may grant only together with an access control list that is not known."""
+        return self.mode if self.acl is not None else self.mode & ~0o7077
 
     @property
     def parent(self) -> bytes:

@@ -18,7 +18,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from histfs.store.entry import Entry, Kind
+from histfs.store import xattrs
+from histfs.store.accounts import resolved
+from histfs.store.entry import Acl, Entry, Extras, Kind, Xattrs
+from histfs.store.owners import Owners
 from histfs.store.tree import NotRegularError, Tree
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -26,24 +29,35 @@ _ZEROS = bytes(128 * 1024)
 
 
 class Attributes(NamedTuple):
-    """What is set on a file: the low 12 mode bits, owner, group, and mtime (None: left as it is)."""
+    """What is set on a file: the low 12 mode bits, owner, group, mtime (None: left as it is), and what else it has."""
 
     mode: int
     uid: int
     gid: int
     mtime_ns: int | None
+    xattrs: Xattrs | None = None  # None: left as they are
+    acl: Acl | None = None  # with ids in the place of names; None: left as it is
+
+    def with_extras(self, entry: Entry, extras: Extras, owners: Owners) -> "Attributes":
+        """These and, of the `extras`, what `entry` has; entries for names that nobody has here are left out."""
+        return self._replace(
+            xattrs=entry.xattrs if extras.xattrs else None,
+            acl=resolved(entry.acl or (), owners).acl if extras.acls else None,
+        )
 
 
 class WritableTree(Tree):
     """A tree that may be changed.
 
     Owners that cannot be set are left as they are, and `owners_were_refused`: that is how it is for an ordinary user,
-    and for root on some network file systems and in some containers.
+    and for root on some network file systems and in some containers. The same holds for extended attributes and access
+    control lists, and `extras_were_refused`.
     """
 
     def __init__(self, root_fd: int, *, cached_directories: int = 128) -> None:
         super().__init__(root_fd, cached_directories=cached_directories)
         self.owners_were_refused = False
+        self.extras_were_refused = False
         self.waits_for_disk = True  # else the order of writes holds only as long as the system does not crash
 
     @classmethod
@@ -300,13 +314,19 @@ class WritableTree(Tree):
         """Through /proc/self/fd, as an O_PATH descriptor takes no fchmod(2) and the name may change under us."""
         magic = f"/proc/self/fd/{fd}"
         owned = self._set_owner(fd, kind, attributes)
+        present = [] if attributes.xattrs is None and attributes.acl is None else xattrs.present(magic)
         if kind is not Kind.SYMLINK:
             mode = attributes.mode
             if not owned:  # setuid of another owner must not become setuid of ours
                 mode &= ~(stat.S_ISUID | stat.S_ISGID)
+            if attributes.acl is not None:
+                mode, is_refused = xattrs.set_acl(magic, present, mode, attributes.acl)
+                self.extras_were_refused |= is_refused
             os.chmod(magic, mode)
-            if attributes.mtime_ns is not None:
-                os.utime(magic, ns=(attributes.mtime_ns, attributes.mtime_ns))
+        if attributes.xattrs is not None:
+            self.extras_were_refused |= xattrs.set_xattrs(magic, present, attributes.xattrs, owned=owned)
+        if kind is not Kind.SYMLINK and attributes.mtime_ns is not None:
+            os.utime(magic, ns=(attributes.mtime_ns, attributes.mtime_ns))
 
     def _set_owner(self, fd: int, kind: Kind, attributes: Attributes) -> bool:
         """Whether the file has the wanted owner and group now."""

@@ -24,6 +24,10 @@ TEMPORARY = b"rdiff-backup.tmp."  # as other programs call what they will rename
 CHARS_TO_QUOTE = DATA + b"/chars_to_quote"
 SPECIAL_ESCAPES = DATA + b"/special_escapes"
 
+# What files of a session are called in front of its time (docs/format.md 1.2).
+XATTRS = b"extended_attributes"
+ACLS = b"access_control_lists"
+
 # The name of an increment adds at most this much to the name of the file (docs/format.md 3.4).
 LONGEST_SUFFIX = 50
 NAME_MAX = 255
@@ -116,6 +120,8 @@ class State(NamedTuple):
     metadata: dict[int, MetadataFiles]
     root_increments: dict[int, bytes]
     error_logs: dict[int, bytes]
+    xattrs: dict[int, bytes]
+    acls: dict[int, bytes]
 
     @property
     def unfinished(self) -> int | None:
@@ -157,7 +163,7 @@ class State(NamedTuple):
 
 def parse_state(names: Iterable[bytes], quoting: Quoting) -> State:
     """The State that the `names` in the data directory make (docs/format.md 1.1, 1.2)."""
-    state = State({}, {}, {}, {})
+    state = State({}, {}, {}, {}, {}, {})
     for name in sorted(names):
         parsed = parse_increment_name(quoting.unquote(name) if quoting.is_active else name)
         if parsed is None:
@@ -175,6 +181,10 @@ def parse_state(names: Iterable[bytes], quoting: Quoting) -> State:
                 state.root_increments[parsed.time] = path
             case b"error_log", b"data":
                 state.error_logs[parsed.time] = path
+            case base, b"snapshot" if base == XATTRS:
+                state.xattrs[parsed.time] = path
+            case base, b"snapshot" if base == ACLS:
+                state.acls[parsed.time] = path
     _join_split_sessions(state)
     return state
 
@@ -191,6 +201,9 @@ def _join_split_sessions(state: State) -> None:
         if files is None or files.snapshot is None or list_time in state.root_increments or list_time in state.markers:
             continue
         state.metadata[time] = state.metadata.pop(list_time)
+        for others in (state.xattrs, state.acls):
+            if list_time in others:
+                others.setdefault(time, others.pop(list_time))
 
 
 def read_layout(tree: Tree) -> Layout:

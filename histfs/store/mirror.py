@@ -434,4 +434,5 @@ class MirrorUpdate:
 
     def _attributes(self, entry: Entry, status: os.stat_result | None) -> Attributes:
         mtime = mtime_ns(entry, status) if entry.kind.has_mtime else None
-        return Attributes(mirror_mode(entry, is_root=self._is_root), *self._owners.of(entry), mtime)
+        attributes = Attributes(mirror_mode(entry, is_root=self._is_root), *self._owners.of(entry), mtime)
+        return attributes.with_extras(entry, self._source.extras, self._owners)

@@ -49,6 +49,15 @@ class Accounts(NamedTuple):
             known = self._mapped(b"%d" % number)
         return number if known is None else known
 
+    def find(self, whom: bytes | int) -> int | None:
+        """The number here of somebody whom an access control list names or, nameless there, numbers.
+
+        None for a name that is not known here: then nothing tells who it was.
+        """
+        if isinstance(whom, int):
+            return self.number(None, whom)
+        return self._mapped(whom) if whom in self.mapping else self.number_of(whom)
+
     def _mapped(self, old: bytes) -> int | None:
         new = self.mapping.get(old)
         if new is None:

@@ -106,7 +106,8 @@ def change(old: Entry | None, new: Entry, links: Links = ALL_LINKS) -> Change:
 
 def _attributes(entry: Entry) -> tuple[object, ...]:
     mode = 0 if entry.kind is Kind.SYMLINK else entry.mode
-    return mode, entry.uid, entry.gid, entry.uname, entry.gname, entry.mtime_s
+    owner = entry.uid, entry.gid, entry.uname, entry.gname
+    return mode, *owner, entry.mtime_s, entry.xattrs, entry.acl
 
 
 def has_recorded_attributes(recorded: Entry, found: Entry) -> bool:

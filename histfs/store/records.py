@@ -9,8 +9,14 @@ from typing import NamedTuple
 
 from histfs.errors import HistfsError, SourceError, printable
 from histfs.store.compression import GZIP, LEVEL
-from histfs.store.entry import Entry, Kind
+from histfs.store.entry import Entry, Extras, Kind
 from histfs.store.files import WritableTree, write_blocks
+from histfs.store.format.attributes import (
+    AccessControlList,
+    ExtendedAttributes,
+    format_access_control_list,
+    format_extended_attributes,
+)
 from histfs.store.format.metadata import format_record
 from histfs.store.format.stats import (
     FileStatistic,
@@ -22,7 +28,7 @@ from histfs.store.format.stats import (
     format_session_statistics,
 )
 from histfs.store.increments import DEFAULT_COMPRESSION, Compression
-from histfs.store.layout import Layout
+from histfs.store.layout import ACLS, XATTRS, Layout
 from histfs.store.mirror import Update
 
 _BUFFER = 128 * 1024
@@ -111,6 +117,7 @@ def tell_nobody(_fate: Fate, _path: bytes, _size_bytes: int) -> None:
 class SessionRecords:
     """Everything that is recorded of the session at `session_time`. A context manager that closes the files.
 
+    `extras`: what else of each path is recorded, in files of their own.
     `previous`: the time of the session before, if its list becomes a reverse diff; None to leave its list as it is.
     `line_end`: what ends a line of what people and tools read about files. `tell` is told of each path as it is
     recorded.
@@ -122,6 +129,7 @@ class SessionRecords:
         layout: Layout,
         session_time: int,
         previous: int | None,
+        extras: Extras,
         style: RecordStyle = DEFAULT_STYLE,
         tell: Tell = tell_nobody,
     ) -> None:
@@ -132,6 +140,8 @@ class SessionRecords:
         self._tell = tell
         self._list = CompressedFile(tree, layout, b"mirror_metadata", session_time, b"snapshot")
         self._diff = None if previous is None else CompressedFile(tree, layout, b"mirror_metadata", previous, b"diff")
+        self._xattrs = CompressedFile(tree, layout, XATTRS, session_time, b"snapshot") if extras.xattrs else None
+        self._acls = CompressedFile(tree, layout, ACLS, session_time, b"snapshot") if extras.acls else None
         self._file_statistics: CompressedFile | None = None
         if style.file_statistics:
             self._file_statistics = CompressedFile(
@@ -146,19 +156,25 @@ class SessionRecords:
 
     def __exit__(self, *_: object) -> None:
         with ExitStack() as stack:
-            for file in (self._list, self._diff, self._file_statistics, self._errors):
-                if file is not None:
-                    stack.callback(file.close)
+            for file in self._files:
+                stack.callback(file.close)
 
     def add(self, old: Entry | None, update: Update) -> None:
         """Record what became of a path whose last record is `old`. Call in metadata order."""
         new = update.record
         if new is not None:
             self._list.write(format_record(new))
-        if self._diff is not None and old != new:
+            self._add_extras(new)
+        if self._diff is not None and (old and old.record) != (new and new.record):
             path = (old or new or Entry(b"", Kind.ABSENT)).path
             self._diff.write(format_record(old if old is not None else Entry(path, Kind.ABSENT)))
         self._count(old, update)
+
+    def _add_extras(self, entry: Entry) -> None:
+        if self._xattrs is not None and entry.xattrs:
+            self._xattrs.write(format_extended_attributes(ExtendedAttributes(entry.path, dict(entry.xattrs))))
+        if self._acls is not None and entry.acl:
+            self._acls.write(format_access_control_list(AccessControlList(entry.path, entry.acl)))
 
     def add_error(self, error: HistfsError) -> None:
         """Record trouble with one file: the session goes on without it."""
@@ -170,16 +186,17 @@ class SessionRecords:
 
     def finish(self, *, elapsed_s: float) -> SessionStatistics:
         """Write what is left; the statistics of the session."""
-        self._list.finish()
-        if self._diff is not None:
-            self._diff.finish()
-        if self._file_statistics is not None:
-            self._file_statistics.finish()
-        self._errors.finish()
+        for file in self._files:
+            file.finish()
         self.statistics = self.statistics._replace(end_time_s=self._time + elapsed_s).completed()
         path = self._layout.data_path(b"session_statistics", self._time, b"data")
         self._tree.write_file(path, [format_session_statistics(self.statistics)])
         return self.statistics
+
+    @property
+    def _files(self) -> list[CompressedFile]:
+        files = (self._list, self._diff, self._xattrs, self._acls, self._file_statistics, self._errors)
+        return [file for file in files if file is not None]
 
     def _count(self, old: Entry | None, update: Update) -> None:
         new = update.record

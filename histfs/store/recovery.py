@@ -6,11 +6,12 @@ place; a barrier; only then the increments it was rebuilt from go; the newer mar
 A file that cannot be rebuilt as it was stops the recovery with everything kept: nothing is put in its place.
 """
 
+import errno
 import itertools
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from histfs.errors import DamagedError, HistfsError, LockedError, UnfinishedErro
 from histfs.store.batch import Batch
 from histfs.store.compression import compress
 from histfs.store.content.opening import sha1_of
-from histfs.store.entry import Entry, Kind, is_below, join
+from histfs.store.entry import NO_EXTRAS, Entry, Extras, Kind, is_below, join
 from histfs.store.files import Attributes, WritableTree, write_blocks
 from histfs.store.format.metadata import format_record
 from histfs.store.format.names import parse_increment_name
@@ -161,6 +162,7 @@ class _Regress:
         self._owners = owners
         self._batch = Batch(tree)
         self._is_root = os.geteuid() == 0
+        self._extras = Extras(xattrs=good in state.xattrs, acls=good in state.acls)  # else nobody knows what they were
         self._rebuilt: dict[int, bytes] = {}  # the mirror paths of rebuilt files by the row of their inode
         self._claimed: dict[
             int, int
@@ -174,7 +176,9 @@ class _Regress:
         snapshot = self._repository.snapshot(self._good)
         with closing(Listing.build(snapshot.entries())) as listing:  # a damaged record stops it, see the docstring
             self._keep_full_list(listing)
-            self._restore_mirror(snapshot, listing, touched)
+            with snapshot.extras(self._extras, self._report) as extras:
+                nodes = (node._replace(entry=extras.added_to(node.entry)) for node in listing.nodes())
+                self._restore_mirror(snapshot, listing, nodes, touched)
         self._repository.forget()
         self._batch.apply()
         self._tree.sync()
@@ -188,9 +192,15 @@ class _Regress:
 
     # The mirror
 
-    def _restore_mirror(self, snapshot: Snapshot, listing: Listing, touched: dict[tuple[bytes, bytes], bytes]) -> None:
+    def _restore_mirror(
+        self,
+        snapshot: Snapshot,
+        listing: Listing,
+        nodes: Iterable[Node],
+        touched: dict[tuple[bytes, bytes], bytes],
+    ) -> None:
         directories: list[Entry] = []
-        for node in listing.nodes():
+        for node in nodes:
             while directories and not is_below(node.entry.path, directories[-1].path):
                 self._leave(directories.pop())
             path = self._layout.mirror_path(node.entry)
@@ -244,7 +254,7 @@ class _Regress:
         is_there = status is not None and self._holds_version(node, path, status, increment is not None)
         if status is not None and is_there and self._claims(node, status):
             wanted = self._attributes(entry, status)
-            if not self._has(status, wanted):
+            if not self._has(path, status, wanted):
                 self._tree.set_attributes(path, Kind.REGULAR, wanted)
             return
         try:
@@ -299,10 +309,13 @@ class _Regress:
         return temporary
 
     def _restore_special(self, entry: Entry, path: bytes, status: os.stat_result | None) -> None:
+        wanted = self._attributes(entry, None)
         if status is not None and self._is_same_special(entry, path, status):
+            if not self._has_extras(path, wanted):
+                self._tree.set_attributes(path, KINDS[stat.S_IFMT(status.st_mode)], wanted)
             return
         temporary = join(path.rpartition(b"/")[0], next(self._temporary))
-        make_special(self._tree, temporary, entry, self._attributes(entry, None))
+        make_special(self._tree, temporary, entry, wanted)
         if status is not None and stat.S_ISDIR(status.st_mode):
             self._tree.remove_tree(path)
         self._batch.replace(temporary, path)
@@ -321,11 +334,22 @@ class _Regress:
 
     def _attributes(self, entry: Entry, status: os.stat_result | None) -> Attributes:
         mtime = mtime_ns(entry, status) if entry.kind.has_mtime else None
-        return Attributes(mirror_mode(entry, is_root=self._is_root), *self._owners.of(entry), mtime)
+        attributes = Attributes(mirror_mode(entry, is_root=self._is_root), *self._owners.of(entry), mtime)
+        return attributes.with_extras(entry, self._extras, self._owners)
 
-    def _has(self, status: os.stat_result, wanted: Attributes) -> bool:
+    def _has(self, path: bytes, status: os.stat_result, wanted: Attributes) -> bool:
         owner = not self._is_root or (status.st_uid, status.st_gid) == (wanted.uid, wanted.gid)
-        return owner and stat.S_IMODE(status.st_mode) == wanted.mode and status.st_mtime_ns == wanted.mtime_ns
+        is_same = owner and stat.S_IMODE(status.st_mode) == wanted.mode and status.st_mtime_ns == wanted.mtime_ns
+        return is_same and self._has_extras(path, wanted)
+
+    def _has_extras(self, path: bytes, wanted: Attributes) -> bool:
+        """Whether nothing need be done about them: most files have none and shall have none."""
+        try:
+            return self._extras == NO_EXTRAS or not (wanted.xattrs or wanted.acl or self._tree.xattr_names(path))
+        except OSError as exc:
+            if exc.errno != errno.EOPNOTSUPP:
+                raise
+            return True
 
     def _has_owner(self, status: os.stat_result, entry: Entry) -> bool:
         return not self._is_root or (status.st_uid, status.st_gid) == self._owners.of(entry)

@@ -26,8 +26,10 @@ from histfs.errors import DamagedError, HistfsError, NotFoundError, StorageError
 from histfs.store import plan
 from histfs.store.accounts import BY_NAME
 from histfs.store.content.opening import sha1_of
-from histfs.store.entry import Entry, Kind, LinkDigests, is_below, join
-from histfs.store.files import Attributes, write_blocks
+from histfs.store.dress import Dress, refused_extras
+from histfs.store.entry import ALL_EXTRAS, Entry, Extras, Kind, LinkDigests, is_below, join
+from histfs.store.extras import SessionExtras
+from histfs.store.files import write_blocks
 from histfs.store.owners import Owners
 from histfs.store.repository import Repository
 from histfs.store.selection import Place, Selection, selected
@@ -58,17 +60,20 @@ def restore(
     manner: Manner = Manner(),  # noqa: B008 - a value
     owners: Owners = BY_NAME,
     selection: Selection | None = None,
+    extras: Extras = ALL_EXTRAS,
+    never_drop_acls: bool = False,
 ) -> RestoreOutcome:
     """Restore what was at `path` at the session of `session_time` to `target`.
 
     What cannot be restored is told to `report`, and the rest goes on; each change to `tell`, with its path below
     `target`. `owners`: whose the files are. `selection`: what is meant; all else is neither restored nor deleted.
-    Raises UsageError, NotFoundError, StorageError.
+    `extras`, `never_drop_acls`: see `Dress`. Raises UsageError, NotFoundError, StorageError.
     """
     snapshot = repository.snapshot(session_time)
     with storage_errors():
         check_target(repository.path, target, manner)
-        return _Restore(snapshot, path, manner, owners, selection, report, tell).run(target)
+        dress = Dress(owners, extras, never_drop_acls=never_drop_acls, report=report)
+        return _Restore(snapshot, path, manner, dress, selection, report, tell).run(target)
 
 
 class _Directory(NamedTuple):
@@ -96,7 +101,7 @@ class _Restore:
         snapshot: Snapshot,
         path: bytes,
         manner: Manner,
-        owners: Owners,
+        dress: Dress,
         selection: Selection | None,
         report: Callable[[HistfsError], None],
         tell: Callable[[Step, bytes], None],
@@ -104,7 +109,7 @@ class _Restore:
         self._snapshot = snapshot
         self._path = path
         self._manner = manner
-        self._owners = owners
+        self._dress = dress
         self._selection = selection
         self._report = report
         self._tell = tell
@@ -121,14 +126,18 @@ class _Restore:
         self._directories: list[_Directory] = []
 
     def run(self, target: Path) -> RestoreOutcome:
-        entries = self._recorded()
+        # Without its list a mode may grant too much, so the list is read also where it is not restored.
+        with self._snapshot.extras(self._dress.extras._replace(acls=True), self._failed) as extras:
+            return self._run(target, self._recorded(extras))
+
+    def _run(self, target: Path, entries: Iterator[Entry]) -> RestoreOutcome:
         for entry in entries:
             if entry.path == self._path:
                 break
         else:
             raise NotFoundError("was not there at this time", path=self._path, at=self._snapshot.time)
         may_remove = self._manner.is_deleting and self._selection is None
-        with Target.open(target, self._manner, may_remove=may_remove) as self._target:
+        with Target.open(target, self._manner, self._dress.extras, may_remove=may_remove) as self._target:
             self._top = self._target.top
             self._check_top(entry, target)
             if entry.kind is Kind.DIRECTORY:
@@ -140,13 +149,15 @@ class _Restore:
                 self._failed(
                     StorageError("takes no owners: what was restored belongs to whom it gives it", path=target)
                 )
+            if self._target.tree.extras_were_refused:
+                self._failed(refused_extras(target))
         return RestoreOutcome(self._files, self._errors)
 
-    def _recorded(self) -> Iterator[Entry]:
+    def _recorded(self, extras: SessionExtras) -> Iterator[Entry]:
         """All entries, also those of links whose first one is not restored: it alone may have the digest."""
         for entry in self._snapshot.entries(on_damage=self._damaged):
             self._digests.remember(entry)
-            yield entry
+            yield extras.added_to(entry)
 
     def _selected(self, top: Entry, following: Iterator[Entry]) -> Iterator[Entry]:
         """What is to be restored below `top`."""
@@ -278,7 +289,7 @@ class _Restore:
             if not self._manner.dry_run:
                 found = self._target.find(path)
                 if found is None or self._change(directory.entry, found) is not plan.Change.NONE:
-                    attributes = self._attributes(directory.entry, directory.entry.mtime_s * 10**9)
+                    attributes = self._dress.attributes(directory.entry, directory.entry.mtime_s * 10**9)
                     self._target.tree.set_attributes(path, Kind.DIRECTORY, attributes)
         except OSError as exc:
             if exc.errno in _FATAL:
@@ -364,7 +375,7 @@ class _Restore:
             try:
                 write_blocks(fd, content.blocks(), sparse=True)
                 mtime_ns = content.mtime_ns if content.mtime_ns is not None else entry.mtime_s * 10**9
-                self._target.tree.set_file_attributes(fd, self._attributes(entry, mtime_ns))
+                self._target.tree.set_file_attributes(fd, self._dress.attributes(entry, mtime_ns))
                 status = os.fstat(fd)
             except BaseException as exc:
                 self._target.tree.unlink(name)
@@ -381,14 +392,14 @@ class _Restore:
         if mtime_ns // 10**9 != entry.mtime_s:
             with self._snapshot.open(entry, sha1) as content:
                 mtime_ns = content.mtime_ns if content.mtime_ns is not None else entry.mtime_s * 10**9
-        attributes = self._attributes(entry, mtime_ns)
+        attributes = self._dress.attributes(entry, mtime_ns)
         self._target.tree.set_attributes(path, Kind.REGULAR, attributes, expected=found.status)
 
     # Everything else
 
     def _restore_special(self, entry: Entry, path: bytes, found: Found | None) -> None:
         mtime_ns = entry.mtime_s * 10**9 if entry.kind.has_mtime else None
-        attributes = self._attributes(entry, mtime_ns)
+        attributes = self._dress.attributes(entry, mtime_ns)
         change = plan.Change.REPLACED if found is None else self._change(entry, found)
         if change is plan.Change.NONE:
             return
@@ -420,19 +431,13 @@ class _Restore:
 
     # Attributes
 
-    def _attributes(self, entry: Entry, mtime_ns: int | None) -> Attributes:
-        """All that is set on what was restored, whatever its kind is."""
-        return Attributes(entry.mode, *self._owners.of(entry), mtime_ns)
-
     def _change(self, entry: Entry, found: Found) -> plan.Change:
         """What `entry` asks of what was found, as far as this user can give it; links are looked at elsewhere."""
-        uid, gid = self._owners.of(entry)
-        mode = entry.mode
-        if not self._is_root and (uid, gid) != (found.entry.uid, found.entry.gid):
-            uid, gid = found.entry.uid, found.entry.gid
-            mode &= ~_SETUID_SETGID
-        wanted = entry._replace(mode=mode, uid=uid, gid=gid, uname=None, gname=None, link_group=None)
-        return plan.change(found.entry._replace(uname=None, gname=None, link_group=None), wanted)
+        wanted, there = self._dress.wanted(entry), self._dress.found(found.entry)
+        if not self._is_root and (wanted.uid, wanted.gid) != (there.uid, there.gid):
+            wanted = wanted._replace(uid=there.uid, gid=there.gid, mode=wanted.mode & ~_SETUID_SETGID)
+        wanted = wanted._replace(uname=None, gname=None, link_group=None)
+        return plan.change(there._replace(uname=None, gname=None, link_group=None), wanted)
 
 
 def _inode(status: os.stat_result) -> tuple[int, int]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from histfs.errors import DamagedError, FormatError, storage_errors
 from histfs.store.compression import read_decompressed
 from histfs.store.content import Content, open_content
-from histfs.store.entry import Entry, Kind, is_below, join, sort_key
+from histfs.store.entry import Entry, Extras, Kind, is_below, join, sort_key
+from histfs.store.extras import SessionExtras
 from histfs.store.format.listing import merge
 from histfs.store.format.metadata import read_entries
 from histfs.store.listing import Listing
@@ -60,6 +61,10 @@ class Snapshot:
                 yield entry
             elif below and sort_key(entry.path) >= end:
                 return
+
+    def extras(self, which: Extras, report: Callable[[DamagedError], None]) -> SessionExtras:
+        """What belongs to the entries and is not in their records; the caller closes it."""
+        return SessionExtras(self.repository.tree, self.repository.state(), self.time, which, report)
 
     def listing(self) -> Listing:
         """Random access to the entries. Made at the first call, which reads the whole list: slow for a large tree."""

@@ -3,6 +3,7 @@
 Trouble with the source is never the end of a session: it comes as a value (`Unreadable`) or a SourceError.
 """
 
+import errno
 import hashlib
 import os
 import stat
@@ -11,9 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from histfs.errors import EXIT_FILE_WARNING, SourceError, UsageError, storage_errors
+from histfs.errors import EXIT_FILE_WARNING, FormatError, SourceError, UsageError, storage_errors
 from histfs.store.accounts import group_name, user_name
-from histfs.store.entry import Entry, Kind, LinkGroup, join, sort_key
+from histfs.store.entry import NO_EXTRAS, Acl, Entry, Extras, Kind, LinkGroup, join, sort_key
+from histfs.store.format import posix_acl
+from histfs.store.format.attributes import is_recorded
 from histfs.store.layout import DATA
 from histfs.store.selection import Outcome, Place, Scanned, Selection, Subject
 from histfs.store.tree import BLOCK_SIZE, NotRegularError, Tree
@@ -40,11 +43,17 @@ _SHOWN = 1000  # bytes of such a path in a message
 _STEPS_NS = (1, 100, 1_000, 1_000_000, 10_000_000, 1_000_000_000)
 
 
+# A file system or a kind of file that has none of them at all.
+_HAS_NO_EXTRAS = (errno.EOPNOTSUPP, errno.ENOSYS)
+_MAX_EXTRAS_BYTES = 8 << 20  # they have to fit attributes.MAX_RECORD_BYTES, in base64
+
+
 class Found(NamedTuple):
     """A name in the source, as lstat(2) saw it."""
 
     entry: Entry
     status: os.stat_result
+    trouble: SourceError | None = None  # why its extended attributes and access control lists are not known
 
     @property
     def path(self) -> bytes:
@@ -54,6 +63,11 @@ class Found(NamedTuple):
     def of_all_links(self) -> tuple[int, ...]:
         """What all links of the file show, unless it changes between two looks."""
         return *self.entry.shared_attributes, self.status.st_mtime_ns
+
+    def with_extras_of(self, old: Entry | None) -> "Found":
+        """The same with the extended attributes and the access control list of `old`."""
+        xattrs, acl = ((), ()) if old is None else (old.xattrs, old.acl)
+        return self._replace(entry=self.entry._replace(xattrs=xattrs, acl=acl))
 
     def has_time_of(self, mirror: os.stat_result) -> bool:
         """Whether the fractions of a second agree, in the steps in which the mirror's file system counts.
@@ -80,15 +94,16 @@ class _Directory(NamedTuple):
 
 
 class Source:
-    """The tree at `path`, as far as it is selected. A context manager."""
+    """The tree at `path`, as far as it is selected, of whose entries the `extras` are wanted. A context manager."""
 
-    def __init__(self, tree: Tree, path: Path, selection: Selection | None = None) -> None:
+    def __init__(self, tree: Tree, path: Path, selection: Selection | None = None, extras: Extras = NO_EXTRAS) -> None:
         self.path = path
+        self.extras = extras
         self._tree = tree
         self._selection = selection
 
     @classmethod
-    def open(cls, path: Path, selection: Selection | None = None) -> Self:
+    def open(cls, path: Path, selection: Selection | None = None, extras: Extras = NO_EXTRAS) -> Self:
         """Enter the source; UsageError if it is not there or not a directory, StorageError if it cannot be listed."""
         try:
             tree = Tree.open(path, cached_directories=64)
@@ -99,7 +114,7 @@ class Source:
         except OSError:
             with storage_errors():
                 raise
-        return cls(tree, path, selection)
+        return cls(tree, path, selection, extras)
 
     def __enter__(self) -> Self:
         return self
@@ -217,7 +232,16 @@ class Source:
             target = self._tree.readlink(path) if stat.S_ISLNK(status.st_mode) else b""
         except OSError as exc:
             return Unreadable(path, source_error(exc, path, "cannot be looked at"))
-        return Found(entry_of(path, status, target), status)
+        found = Found(entry_of(path, status, target), status)
+        return self._with_extras(found) if self.extras != NO_EXTRAS else found
+
+    def _with_extras(self, found: Found) -> Found:
+        try:
+            return found._replace(entry=read_extras(self._tree, found.entry, self.extras))
+        except (OSError, FormatError) as exc:
+            if isinstance(exc, OSError) and exc.errno in _HAS_NO_EXTRAS:
+                return found
+            return found._replace(trouble=_extras_error(exc, found.path))
 
     def open_file(self, found: Found) -> int:
         """A descriptor of the regular file that was `found`; SourceError if it cannot be read or is another one now."""
@@ -270,10 +294,53 @@ def paired(
             entry, item = next(old, None), next(found, None)
 
 
+def read_extras(tree: Tree, entry: Entry, extras: Extras) -> Entry:
+    """`entry` with the `extras` that the file in the tree has. Raises OSError, FormatError."""
+    if extras == NO_EXTRAS:
+        return entry
+    names = tree.xattr_names(entry.path)
+    if not names:
+        return entry
+    xattrs: list[tuple[bytes, bytes]] = []
+    acl: Acl = ()
+    size = 0
+    for name in sorted(names):
+        is_acl = name in (posix_acl.ACCESS, posix_acl.DEFAULT)
+        if not (extras.acls if is_acl else extras.xattrs and is_recorded(name, entry.kind)):
+            continue
+        try:
+            value = tree.xattr(entry.path, name)
+        except OSError as exc:
+            if exc.errno == errno.ENODATA:  # it went in between
+                continue
+            raise
+        size += len(name) + len(value)
+        if size > _MAX_EXTRAS_BYTES:
+            raise FormatError(f"more than {_MAX_EXTRAS_BYTES} bytes", path=entry.path)
+        if is_acl:
+            acl += posix_acl.parse_posix_acl(value, is_default=name == posix_acl.DEFAULT)
+        else:
+            xattrs.append((name, value))
+    acl = posix_acl.completed(acl, entry.mode)
+    return entry._replace(xattrs=tuple(xattrs), acl=posix_acl.named(acl, user_name, group_name))
+
+
 def source_error(exc: OSError, path: bytes, problem: str) -> SourceError:
     error = SourceError(f"{problem} ({exc.strerror})", path=path, advice="its last version in the backup is kept")
     if isinstance(exc, FileNotFoundError | NotADirectoryError):
         error = SourceError("vanished while it was backed up", path=path, advice=error.advice)
+        error.exit_code = EXIT_FILE_WARNING
+    return error
+
+
+def _extras_error(exc: OSError | FormatError, path: bytes) -> SourceError:
+    reason = exc.problem if isinstance(exc, FormatError) else exc.strerror
+    error = SourceError(
+        f"its extended attributes or access control list cannot be read ({reason})",
+        path=path,
+        advice="those of its last version are kept",
+    )
+    if isinstance(exc, FileNotFoundError | NotADirectoryError):
         error.exit_code = EXIT_FILE_WARNING
     return error
 

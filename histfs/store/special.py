@@ -32,5 +32,5 @@ def make_special(tree: WritableTree, path: bytes, entry: Entry, attributes: Attr
 def mirror_mode(entry: Entry, *, is_root: bool) -> int:
     """The mode of an entry in the mirror: an ordinary user must be able to read and change it again."""
     if is_root:
-        return entry.mode
-    return entry.mode | (0o700 if entry.kind is Kind.DIRECTORY else 0o600)
+        return entry.safe_mode
+    return entry.safe_mode | (0o700 if entry.kind is Kind.DIRECTORY else 0o600)

@@ -14,17 +14,18 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from histfs.errors import StorageError, UsageError
-from histfs.store.entry import Kind, join, name_of, parent_of
+from histfs.errors import FormatError, StorageError, UsageError
+from histfs.store.entry import Extras, Kind, join, name_of, parent_of
 from histfs.store.files import WritableTree, make_host_directories
+from histfs.store.layout import NAME_MAX
 from histfs.store.selection import Outcome, Place, Selection, Subject
-from histfs.store.source import Found, Source, entry_of
+from histfs.store.source import Found, Source, entry_of, read_extras
 from histfs.store.tree import Tree
 
 LEFTOVER = b".histfs-restore."  # and 16 hex digits: what a restore was about to put in its place
@@ -77,19 +78,22 @@ class Target:
     """Changes what is at and below the path `top` in `tree`. Make one with `open`.
 
     `aside`: the tree that gets what is replaced or removed; None if that is not kept. `may_remove`: directories may go
-    with what is in them.
+    with what is in them. `extras`: what is looked at beyond stat(2).
     """
 
-    def __init__(self, tree: WritableTree, top: bytes, aside: WritableTree | None, *, may_remove: bool) -> None:
+    def __init__(
+        self, tree: WritableTree, top: bytes, aside: WritableTree | None, extras: Extras, *, may_remove: bool
+    ) -> None:
         self.tree = tree
         self.top = top
         self._aside = aside
+        self._extras = extras
         self._may_remove = may_remove
         self._surroundings: Source | None = None
 
     @classmethod
     @contextmanager
-    def open(cls, target: Path, manner: Manner, *, may_remove: bool) -> Iterator[Self]:
+    def open(cls, target: Path, manner: Manner, extras: Extras, *, may_remove: bool) -> Iterator[Self]:
         """Enter the directory that holds the target. Raises OSError, UsageError."""
         place = Path(os.path.abspath(target))
         above = place.parent
@@ -107,7 +111,7 @@ class Target:
                 aside = stack.enter_context(WritableTree.create(manner.backup_dir))
                 if os.fstat(aside.root_fd).st_dev != os.fstat(tree.root_fd).st_dev:
                     raise UsageError("must be on the file system of the target", path=manner.backup_dir)
-            opened = cls(tree, top, aside, may_remove=may_remove or keeps)
+            opened = cls(tree, top, aside, extras, may_remove=may_remove or keeps)
             stack.callback(opened._forget_surroundings)
             yield opened
 
@@ -126,7 +130,10 @@ class Target:
             if exc.errno not in _NOTHING_THERE:
                 raise
             return None
-        return Found(entry_of(path, status, link), status)
+        entry = entry_of(path, status, link)
+        with suppress(OSError, FormatError):  # what cannot be read is set anew
+            entry = read_extras(self.tree, entry, self._extras)
+        return Found(entry, status)
 
     def check_may_go(self, found: Found) -> None:
         """Raises StorageError if `found` is a directory that has something in it, and that must not be lost."""
@@ -275,7 +282,8 @@ def _first_name(tree: WritableTree, directory: bytes, name: bytes, will_do: Call
         except FileNotFoundError:
             return path
         number += 1
-        path = join(directory, b"%b.~%d~" % (name, number))
+        suffix = b".~%d~" % number
+        path = join(directory, name[: NAME_MAX - len(suffix)] + suffix)
 
 
 def check_target(repository: Path, target: Path, manner: Manner = Manner()) -> None:  # noqa: B008 - a value

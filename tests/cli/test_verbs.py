@@ -13,7 +13,7 @@ import pytest
 from histfs.errors import DamagedError, LockedError, MountError, SourceError, StorageError
 from histfs.store.accounts import BY_NAME
 from histfs.store.compare import Difference, Method
-from histfs.store.entry import Entry, Kind
+from histfs.store.entry import ALL_EXTRAS, NO_EXTRAS, Entry, Extras, Kind
 from histfs.store.format.stats import SessionStatistics, format_session_statistics
 from histfs.store.increments import DEFAULT_COMPRESSION
 from histfs.store.naming import DEFAULT_NAMING, Naming
@@ -28,12 +28,27 @@ STATISTICS = SessionStatistics(
     1_714_550_400, source_files=7, new_files=3, changed_files=2, deleted_files=1, source_file_bytes=4096
 )
 PLAIN = {
+    "extras": ALL_EXTRAS,
     "force": False,
     "with_parents": False,
     "fsync": True,
     "naming": DEFAULT_NAMING,
     "links": ALL_LINKS,
     "style": DEFAULT_STYLE,
+    "owners": BY_NAME,
+    "selection": None,
+}
+EXTRAS = [
+    ((), ALL_EXTRAS),
+    (("--no-acls",), Extras(acls=False)),
+    (("--no-eas",), Extras(xattrs=False)),
+    (("--no-acls", "--no-eas"), NO_EXTRAS),
+    (("--no-acls", "--acls", "--eas"), ALL_EXTRAS),
+]
+RESTORED = {
+    "manner": Manner(),
+    "extras": ALL_EXTRAS,
+    "never_drop_acls": False,
     "owners": BY_NAME,
     "selection": None,
 }
@@ -94,6 +109,12 @@ class TestBackup:
         cli("--force", "backup", "src", "repo")
         assert cli.calls["backup"][2]["force"] is True
 
+    @pytest.mark.parametrize(("options", "extras"), EXTRAS)
+    def test_what_is_recorded_beyond_the_mode(self, cli, options, extras):
+        cli.outcomes["backup"] = backed_up()
+        cli("backup", *options, "src", "repo")
+        assert cli.calls["backup"][2]["extras"] == extras
+
     @pytest.mark.parametrize("quiet", [(), ("-q",)])
     def test_statistics_are_printed_as_stored_and_alone(self, cli, quiet):
         cli.outcomes["backup"] = backed_up()
@@ -145,13 +166,7 @@ class TestRestore:
     def test_of_the_newest_session(self, cli):
         cli.outcomes["restore"] = SimpleNamespace(files=2, errors=0)
         ran = cli("restore", "repo/sub", "target")
-        assert cli.calls["restore"] == (
-            cli.repository,
-            b"sub",
-            NEWEST,
-            Path("target"),
-            {"manner": Manner(), "owners": BY_NAME, "selection": None},
-        )
+        assert cli.calls["restore"] == (cli.repository, b"sub", NEWEST, Path("target"), RESTORED)
         assert cli.repository.path == Path("repo")
         assert "when" not in cli.calls
         assert cli.repository.asked == ["closed"]
@@ -164,6 +179,12 @@ class TestRestore:
         cli("--current-time", 5, "restore", "--at", "3D", "repo/sub", "target")
         assert cli.calls["when"] == ("3D", 5, None)
         assert cli.calls["restore"][2] == SECOND
+
+    @pytest.mark.parametrize(("options", "extras"), EXTRAS)
+    def test_what_is_restored_beyond_the_mode(self, cli, options, extras):
+        cli.outcomes["restore"] = SimpleNamespace(files=2, errors=0)
+        cli("restore", "--never-drop-acls", *options, "repo/sub", "target")
+        assert cli.calls["restore"][4] == RESTORED | {"extras": extras, "never_drop_acls": True}
 
     def test_damaged_files(self, cli):
         cli.reports.append(DamagedError("wrong digest", path=b"sub/a", at=FIRST))

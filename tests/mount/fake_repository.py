@@ -11,8 +11,10 @@ import stat
 import threading
 from bisect import bisect_right
 from collections import Counter
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 from histfs.errors import DamagedError, NotFoundError
@@ -100,6 +102,9 @@ class FakeSnapshot:
             raise DamagedError("cannot be read", at=self.time)
         yield from self._repository.entries(self.time)
 
+    def extras(self, which, report):
+        return nullcontext(SimpleNamespace(added_to=lambda entry: entry))  # which has them already
+
     def open(self, entry, sha1):
         self._repository.calls["open", entry.path] += 1
         assert self._repository.gate.wait(30)
@@ -123,6 +128,7 @@ class FakeVersion(NamedTuple):
     directory: int
     link: tuple | None
     made_of: Entry
+    extras: int | None
 
 
 class FakeCatalog:
@@ -161,8 +167,9 @@ class FakeCatalog:
         link = entry.link_group and (entry.link_group.inode, entry.link_group.device, entry.link_group.nlink)
         parent = self._directory_of(entry.parent) if entry.path else 0
         attributes = mode, entry.uid, entry.gid, entry.mtime_s, entry.size_bytes, entry.target
+        extras = number if entry.xattrs or entry.acl else None
         self._versions[number] = FakeVersion(
-            number, parent, entry.name, time, LIVE, *attributes, directory, link, entry
+            number, parent, entry.name, time, LIVE, *attributes, directory, link, entry, extras
         )
         return record, number
 
@@ -172,6 +179,14 @@ class FakeCatalog:
             self._paths.append(path)
             self._tags[tag_of(path)] = self._directories[path]
         return self._directories[path]
+
+    @property
+    def has_extras(self):
+        return any(version.extras is not None for version in self._versions.values())
+
+    def extras(self, number):
+        self._repository.calls["extras"] += 1
+        return self._versions[number].made_of.xattrs, self._versions[number].made_of.acl
 
     def is_current(self, state):
         return state.sessions == self.sessions
@@ -275,7 +290,8 @@ def _entry(path, node, nodes, groups):
     first = os.fsencode(node.path) if isinstance(node, Link) else path
     node = nodes[first]
     uid, gid = node.owner or (os.geteuid(), os.getegid())
-    entry = Entry(path, _KINDS.get(type(node), Kind.REGULAR), uid=uid, gid=gid)
+    xattrs = tuple(sorted((os.fsencode(name), value) for name, value in node.xattrs.items()))
+    entry = Entry(path, _KINDS.get(type(node), Kind.REGULAR), uid=uid, gid=gid, xattrs=xattrs)
     if groups[first]:
         inode = sorted(nodes).index(first)
         entry = entry._replace(link_group=LinkGroup(groups[first] + 1, inode, 7))

@@ -8,6 +8,7 @@ import stat
 import threading
 from contextlib import suppress
 from datetime import UTC
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -159,6 +160,8 @@ async def test_a_bug_is_an_error_for_one_call(name, caplog):
         "top",
         "read_top",
         "update",
+        "xattrs",
+        "xattrs_of_top",
     ]
     broken = Mock()
     operations = Operations(broken, Mock())
@@ -338,11 +341,55 @@ async def test_access(mounted, path, mode, allowed):
         await mounted.operations.access(inode, mode | os.W_OK, None)
 
 
-async def test_there_are_no_extended_attributes(mounted):
+ROOT_USER, OTHER_USER = SimpleNamespace(uid=0), SimpleNamespace(uid=1234)
+
+
+async def test_where_nothing_has_extended_attributes_none_are_looked_for(mounted, monkeypatch):
     inode = await mounted.inode(FIRST_NAME, b"a")
-    assert list(await mounted.operations.listxattr(inode, None)) == []
-    with Failure(errno.ENODATA):
-        await mounted.operations.getxattr(inode, b"user.x", None)
+    monkeypatch.setattr(History, "xattrs", None)
+    for each in (inode, ROOT_INODE, await mounted.inode(FIRST_NAME)):
+        assert list(await mounted.operations.listxattr(each, ROOT_USER)) == []
+        with Failure(errno.ENODATA):
+            await mounted.operations.getxattr(each, b"user.x", ROOT_USER)
+
+
+async def test_extended_attributes():
+    xattrs = {"user.a": b"\0value", "trusted.b": b"", "security.c": b"c"}
+    tree = Dir(
+        {
+            "tagged": File(b"", xattrs=xattrs),
+            "plain": File(b""),
+            "d": Dir({}, xattrs={"user.d": b"d"}),
+            "link": Symlink("x", xattrs={"trusted.l": b"l"}),
+        },
+        xattrs={"user.top": b"top"},
+    )
+    mounted = Mounted({FIRST: tree})
+    operations = mounted.operations
+    assert list(await operations.listxattr(await mounted.inode(FIRST_NAME), OTHER_USER)) == [b"user.top"]
+    assert mounted.repository.calls["catalog"] == 0  # who looks at the root need not wait for it
+    await mounted.update()
+    for names, expected in {
+        (): {"user.top": b"top"},
+        ("tagged",): xattrs,
+        ("plain",): {},
+        ("d",): {"user.d": b"d"},
+        ("link",): {"trusted.l": b"l"},
+    }.items():
+        inode = await mounted.inode(FIRST_NAME, *map(os.fsencode, names))
+        found = await operations.listxattr(inode, ROOT_USER)
+        assert set(found) == {name.encode() for name in expected}
+        for name, value in expected.items():
+            assert await operations.getxattr(inode, name.encode(), OTHER_USER) == value
+        assert set(await operations.listxattr(inode, OTHER_USER)) == {n for n in found if not n.startswith(b"trusted")}
+        with Failure(errno.ENODATA):
+            await operations.getxattr(inode, b"user.missing", ROOT_USER)
+    assert mounted.repository.calls["extras"] == 4  # each once
+
+
+async def test_access_control_lists_are_asked_for_where_the_kernel_checks(mounted):
+    assert not mounted.operations.enable_acl
+    assert Operations(mounted.history, mounted.repository.path, enforces_acls=True).enable_acl
 
 
 async def test_the_file_system_is_full(mounted):

@@ -79,6 +79,7 @@ def rows(catalog: Catalog) -> dict[str, Any]:
             (paths[row[0]] or b"", row[1], *row[2:5], paths[row[5]] if row[5] else b"", *map(repr, row[6:]))
             for row in database.execute("select * from version")
         ),
+        "extras": database.execute("select * from extras order by id").fetchall(),
         "sessions": database.execute("select * from session order by time").fetchall(),
         "newest": database.execute("select * from state").fetchall(),
     }

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from histfs.store import files, lock
+from histfs.store import files, lock, xattrs
 
 _CHANGES = (
     *("chmod", "chown", "ftruncate", "fsync", "link", "mkdir", "mknod"),
-    *("rename", "rmdir", "symlink", "unlink", "utime", "write"),
+    *("removexattr", "rename", "rmdir", "setxattr", "symlink", "unlink", "utime", "write"),
 )
 
 
@@ -37,6 +37,7 @@ class Killer:
         proxy = _Os(self)
         monkeypatch.setattr(files, "os", proxy)
         monkeypatch.setattr(lock, "os", proxy)
+        monkeypatch.setattr(xattrs, "os", proxy)
         monkeypatch.setattr(files.WritableTree, "sync", lambda _tree: self.sync())
 
     def count(self) -> None:

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import struct
 from pathlib import Path
 
+from tests.histories import has_xattrs
 from tests.trees import MTIME, Device, Dir, Fifo, File, Link, Socket, Symlink, build
 
 _TEXT = b"".join(b"line %d\n" % number for number in range(400))
@@ -47,6 +49,7 @@ def first(source: Path) -> None:
     if os.geteuid() == 0:
         entries |= {"device": Device("c", 1, 3), "owned": File(b"owned", owner=(1234, 4321), mode=0o4755)}
     build(source, Dir(entries))
+    _tag(source, b"first", "touched", "private", "kept", "kept/same", "deleted", "g2-a")
 
 
 def second(source: Path) -> None:
@@ -66,6 +69,7 @@ def third(source: Path) -> None:
 
 def fourth(source: Path) -> None:
     """Everything at once: the session that is killed."""
+    _tag(source, b"fourth", "kept", "kept/same", "changed", "private")
     _write(source, "changed", _TEXT[300:2000] + b"end", 3)
     os.utime(source / "touched", (MTIME + 3, MTIME + 3))
     (source / "private").chmod(0o640)
@@ -112,6 +116,23 @@ def _write(source: Path, name: str, content: bytes, number: int) -> None:
     path = source / name
     path.write_bytes(content)
     os.utime(path, (MTIME + number, MTIME + number))
+
+
+def _tag(source: Path, value: bytes, *names: str) -> None:
+    """An extended attribute and a list of somebody without a name, where the file system takes them."""
+    if has_xattrs(os.fsencode(source)):
+        for name in names:
+            mode = (source / name).stat().st_mode
+            os.setxattr(source / name, "user.tag", value)
+            entries = (
+                (1, mode >> 6 & 7, -1),
+                (2, len(value) % 8, 4711),
+                (4, 0, -1),
+                (16, mode >> 3 & 7, -1),
+                (32, mode & 7, -1),
+            )
+            packed = b"".join(struct.pack("<HHi", *entry) for entry in entries)
+            os.setxattr(source / name, "system.posix_acl_access", struct.pack("<I", 2) + packed)
 
 
 def _retype(path: Path, node: Dir | File | Symlink | Fifo) -> None:

@@ -16,8 +16,10 @@ import pytest
 
 from histfs.errors import HistfsError
 from histfs.store import naming
+from histfs.store.accounts import BY_NAME, resolved
 from histfs.store.backup import BackupOutcome, backup
-from histfs.store.entry import Entry, Kind
+from histfs.store.entry import ALL_EXTRAS, Entry, Kind
+from histfs.store.format import posix_acl
 from histfs.store.listing import Node
 from histfs.store.repository import Repository
 from histfs.store.snapshot import Snapshot
@@ -144,7 +146,23 @@ def manifest_of(snapshot: Snapshot) -> Manifest:
     groups: dict[int, list[bytes]] = {}
     for node in nodes:
         groups.setdefault(node.inode_row, []).append(node.entry.path)
-    return {node.entry.path: _attributes(snapshot, node, tuple(sorted(groups[node.inode_row]))) for node in nodes}
+    with snapshot.extras(ALL_EXTRAS, _complain) as extras:
+        return {
+            node.entry.path: _attributes(snapshot, node, tuple(sorted(groups[node.inode_row])))._replace(
+                xattrs=_xattrs(extras.added_to(node.entry))
+            )
+            for node in nodes
+        }
+
+
+def _complain(error: HistfsError) -> None:
+    raise error
+
+
+def _xattrs(entry: Entry) -> tuple[tuple[bytes, bytes], ...]:
+    """The extended attributes as the kernel shows them."""
+    acls = posix_acl.shown(resolved(entry.acl or (), BY_NAME).acl)
+    return tuple(sorted((*entry.xattrs, *acls.items())))
 
 
 def _attributes(snapshot: Snapshot, node: Node, links: tuple[bytes, ...]) -> Attributes:

@@ -54,9 +54,11 @@ def test_what_a_repository_is_made_of(sessions: Sessions) -> None:
     build(sessions.source, Dir({"a": File(b"a")}, mode=0o755))
     sessions.backup()
     assert sorted(map(sessions.numbered, os.listdir(sessions.data))) == [
+        "access_control_lists.T1.snapshot",
         "chars_to_quote",
         "current_mirror.T1.data",
         "error_log.T1.data",
+        "extended_attributes.T1.snapshot",
         "file_statistics.T1.data.gz",
         "histfs",
         "increments",

@@ -21,7 +21,7 @@ from typing import Any
 
 from histfs.errors import DamagedError, HistfsError, StorageError
 from histfs.store.catalog.directories import Directories, assign_tags, reassign_tags, remove_unused_directories
-from histfs.store.catalog.lists import Lists
+from histfs.store.catalog.lists import ExtrasDamagedError, Lists
 from histfs.store.catalog.numbers import settle_numbers
 from histfs.store.catalog.schema import (
     COLUMNS,
@@ -34,9 +34,10 @@ from histfs.store.catalog.schema import (
     read_known,
 )
 from histfs.store.entry import join
-from histfs.store.format.columns import IS_DIRECTORY, TYPE_MASK, Record
+from histfs.store.format.columns import IS_DIRECTORY, MAX_NUMBER, SAME_RECORD, TYPE_MASK, Record
 
 _BATCH = 5000
+_MOST_EXTRAS_BYTES = 8 << 20  # in memory
 _MOST_TOUCHED = 100_000  # paths that are followed in memory
 _STILL_OPEN = OLDEST - 1  # `first` of a version whose beginning is being looked for
 _UNKNOWN_SIZE = -1  # of a list that could not be read this time
@@ -45,10 +46,19 @@ _REST = ", ".join(COLUMNS[4:])
 # With the types of `version`, or its keys could not be looked up; without keys of their own, so that these are.
 _TEMPORARY = f"""
 create temp table if not exists change (parent integer, name blob, {_REST});
+create temp table if not exists dressed (parent integer, name blob, extras integer);
 create temp table if not exists listed (parent integer, name blob, number integer);
 create temp table if not exists touched (parent integer, name blob);
 create temp table if not exists fresh (number integer);
 """
+# A version with other extras, see columns.with_extras.
+_DRESSED = ", ".join(
+    (
+        f"(version.number - ifnull(version.extras, 0) + ifnull(dressed.extras, 0)) & {MAX_NUMBER}",
+        *(f"version.{column}" for column in COLUMNS[5:-1]),
+        "dressed.extras",
+    )
+)
 _SAME_PATH = "version.parent = change.parent and version.name = change.name"
 
 Progress = Callable[[int], None]
@@ -101,6 +111,7 @@ class Indexer:
         self._database.execute("commit")
         create_indexes(self._database)
         settle_numbers(self._database)
+        self._remove_unused_extras()
 
     def _load(self, time: int) -> None:
         """The versions of the newest session."""
@@ -111,7 +122,10 @@ class Indexer:
         if self._lists.is_full(time):
             self._compare(time, f"first = {OLDEST}")
         elif is_next:
-            self._stage(self._lists.own(time))
+            try:
+                self._stage(self._lists.own(time), f"first = {OLDEST}")
+            except ExtrasDamagedError:
+                self._compare(time, f"first = {OLDEST}")
         else:
             raise DamagedError("a list that leads there cannot be read", at=time)
         self._end_at(time, newer, OLDEST)
@@ -133,11 +147,18 @@ class Indexer:
 
     # What a session says
 
-    def _stage(self, records: Iterable[Record]) -> None:
-        """Fill `change` with all of `records`."""
+    def _stage(self, records: Iterable[Record], state: str) -> None:
+        """Fill `change` with all of `records`; those with the same record have it from the version with `state`."""
         self._database.execute("delete from change")
+        self._database.execute("delete from dressed")
         for batch in self._batches(records):
-            self._insert("change", batch)
+            dressed = [(*row[:2], row[3]) for row in batch if row[2:3] == (SAME_RECORD,)]
+            self._database.executemany("insert into dressed values (?, ?, ?)", dressed)
+            self._insert("change", [row for row in batch if row[2:3] != (SAME_RECORD,)] if dressed else batch)
+        self._database.execute(
+            f"insert into change select version.parent, version.name, {_DRESSED} from dressed join version"
+            f" on version.parent = dressed.parent and version.name = dressed.name and version.{state}"
+        )
 
     def _compare(self, time: int, state: str) -> None:
         """Fill `change` with what is in the tree at `time` and not among the versions with `state`, or differs there.
@@ -184,17 +205,23 @@ class Indexer:
         while batch := list(islice(rows, _BATCH)):
             self._records += len(batch)
             self._progress(self._records)
+            self._keep_extras()
             yield batch
+
+    def _keep_extras(self) -> None:
+        self._database.executemany("insert or ignore into extras values (?, ?, ?)", self._lists.take_extras())
 
     def _rows(self, records: Iterable[Record]) -> Iterator[Row]:
         """The records with the ids of their directories. What is absent from an unknown directory is left out."""
         current: bytes | None = None
         place = 0
         for parent, name, number, columns in records:
-            if columns is None:
-                absent_from = self._directories.known(parent) if name else 0
-                if absent_from is not None:
-                    yield absent_from, name
+            if self._lists.extras_bytes > _MOST_EXTRAS_BYTES:
+                self._keep_extras()
+            if columns is None or number == SAME_RECORD:
+                known = self._directories.known(parent) if name else 0
+                if known is not None:
+                    yield (known, name) if columns is None else (known, name, number, *columns)
                 continue
             if parent != current:
                 place, current = self._directories.of(parent), parent
@@ -224,6 +251,7 @@ class Indexer:
             remaining = [*new, *(time for time in known.readable if time in identity.list_bytes)]
             if min(remaining) != oldest:
                 self._forget_before(min(remaining))
+            self._remove_unused_extras()
             self._database.execute("commit")
         except BaseException:
             self._database.execute("rollback")
@@ -270,7 +298,7 @@ class Indexer:
             self._insert_versions(batch, _STILL_OPEN)
             self._database.executemany("insert into fresh values (?)", (row[2:3] for row in batch if len(row) > 2))
         for time, newer in reversed(list(pairwise(sessions[1:]))):
-            self._stage(self._lists.own(time))
+            self._stage(self._lists.own(time), f"first = {_STILL_OPEN}")
             self._end_at(time, newer, _STILL_OPEN)
         # What is still open now was there at the first new session: it goes on from before, or begins with it.
         merged = execute(
@@ -294,7 +322,7 @@ class Indexer:
 
         The difference at the first of them, the newest in the catalog, must say what the catalog says.
         """
-        self._stage(self._lists.own(sessions[0]))
+        self._stage(self._lists.own(sessions[0]), f"last = {LIVE}")
         same = f"left join version on {_SAME_PATH} and version.last = {LIVE}"
         query = f"select 1 from change {same} where version.number is not change.number limit 1"
         if self._database.execute(query).fetchone():
@@ -315,6 +343,10 @@ class Indexer:
         self._database.execute(f"update version set first = {OLDEST} where first > {OLDEST} and first <= ?", (oldest,))
         remove_unused_directories(self._database)
         reassign_tags(self._database)
+
+    def _remove_unused_extras(self) -> None:
+        unused = "not exists (select 1 from version where version.extras = extras.id)"
+        self._database.execute(f"delete from extras where {unused}")
 
     # What it was made from
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, Self, TypeVar
 from histfs.errors import DamagedError, NotFoundError, StorageError
 from histfs.store.catalog.lists import Lists
 from histfs.store.catalog.schema import DATABASE_ERRORS, LIVE, ROOT, is_busy, read_known
-from histfs.store.entry import Entry, Kind, LinkGroup, join, sort_key
+from histfs.store.entry import Acl, Entry, Kind, LinkGroup, Xattrs, join, sort_key
+from histfs.store.format.attributes import parse_access_control_list, parse_extended_attributes
 from histfs.store.format.columns import IS_DIRECTORY, TYPE_BITS, TYPE_MASK, signed, unsigned
 from histfs.store.layout import State
 from histfs.store.repository import Repository
@@ -51,6 +52,7 @@ class Version(NamedTuple):
     link: tuple[int, int, int] | None  # inode, device and number of links in the source
     alternate_mirror: int | None
     alternate_increment: int | None
+    extras: int | None  # stands for its extended attributes and access control list, see `Catalog.extras`
 
     @property
     def kind(self) -> Kind:
@@ -72,10 +74,10 @@ _VERSION = """
     ifnull(v.mode & 65535, 0), ifnull(v.uid & 4294967295, 0), ifnull(v.gid & 4294967295, 0),
     ifnull(v.mtime_s & -1, 0), ifnull(v.size_bytes & -1, 0), v.device_number & -1, cast(v.target as blob),
     cast(nullif(lower(hex(v.sha1)), '') as blob), ifnull(v.directory & -1, 0),
-    null, v.alternate_mirror & -1, v.alternate_increment & -1,
+    null, v.alternate_mirror & -1, v.alternate_increment & -1, v.extras & -1,
     v.link_inode & -1, v.link_device & -1, v.link_count & -1
 """
-_FIELDS = 17
+_FIELDS = 18
 _AT = "v.first <= :time and v.last >= :time"
 
 
@@ -137,8 +139,27 @@ class Catalog:
     def _read_identity(self) -> None:
         with self._reading():
             self._known = read_known(self._database)
+            self._has_extras = bool(self._database.execute("select exists (select 1 from extras)").fetchone()[0])
         readable = self._known.readable
         self._oldest, self._newest = (readable[0], readable[-1]) if readable else (0, 0)
+
+    # Extended attributes and access control lists
+
+    @property
+    def has_extras(self) -> bool:
+        """Whether any version has any."""
+        return self._has_extras
+
+    def extras(self, number: int) -> tuple[Xattrs, Acl | None]:
+        """What the number in `Version.extras` stands for; an access control list that is None was damaged."""
+        row = self._row("select cast(xattrs as blob), cast(acl as blob) from extras where id = ?", number)
+        if row is None:
+            raise DamagedError("the catalog has lost extended attributes", path=self._repository.path)
+        xattrs_text, acl_text = row
+        xattrs = tuple(sorted(parse_extended_attributes(xattrs_text).values.items())) if xattrs_text else ()
+        if acl_text is None:
+            return xattrs, None
+        return xattrs, parse_access_control_list(acl_text).entries if acl_text else ()
 
     # Versions
 

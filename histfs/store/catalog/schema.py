@@ -3,11 +3,13 @@
 version: one row for each run of sessions in which a path had one record, clustered by the directory and the name.
     `first` and `last` are times of sessions; OLDEST is the first of a version that the oldest session has already, LIVE
     the last of one that the newest session has: so old sessions can go, and the rows are those that a catalog made
-    without them has. `number` stands for path and record: the same run or not, equal numbers are equal records.
+    without them has. `number` stands for path, record and extras: the same run or not, equal numbers are equal records.
     `directory` is the id of what is a directory, else 0. The rest is `format.columns.Columns`.
 directory: a path that is or was one, or that has something in it. Ids are private to one database, and above that of
     the parent. The root is 1, its parent 0, its name empty. `key` is a hash of the path, `tag` a shorter one that is
     unique and the same in every catalog of the repository (see `tags`).
+extras: extended attributes and access control lists, by a hash of both, in the form that the repository has them
+    (docs/format.md 4.6, 4.7), each as of the root. `acl` is null where it was damaged: nobody but the owner gets in.
 session: every session, with the size of its list when the catalog was made, and why it is not in the catalog if it
     is not: the problem, and the path in the repository that has it.
 state: one row: what tells the newest list from any other.
@@ -22,7 +24,7 @@ LIVE = 2**62
 OLDEST = -(2**62)
 
 APPLICATION_ID = 0x68697374  # "hist"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # In the order of the table.
 KEY_COLUMNS = ("parent", "name", "first", "last", "number", "directory")
@@ -40,9 +42,10 @@ create table version (
     mode integer not null, uid integer not null, gid integer not null, mtime_s integer not null,
     size_bytes integer not null, sha1 blob, target blob, device_number integer,
     link_inode integer, link_device integer, link_count integer,
-    alternate_mirror integer, alternate_increment integer,
+    alternate_mirror integer, alternate_increment integer, extras integer,
     primary key (parent, name, first)
 ) without rowid;
+create table extras (id integer primary key, xattrs blob not null, acl blob);
 create table session (time integer primary key, list_bytes integer, problem text, path blob);
 create table state (newest_list blob not null);
 pragma application_id = {APPLICATION_ID};
@@ -51,6 +54,7 @@ pragma user_version = {SCHEMA_VERSION};
 _INDEXES = """
 create index version_number on version (number);
 create index version_link on version (link_inode, link_device, last) where link_inode is not null;
+create index version_extras on version (extras) where extras is not null;
 """
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
 from histfs.errors import FormatError, printable
-from histfs.store.entry import sort_key
+from histfs.store.entry import Acl, AclEntry, Kind, sort_key
 from histfs.store.format.metadata import check_path, split_records
 
 MAX_RECORD_BYTES = 16 << 20
@@ -36,20 +36,16 @@ class ExtendedAttributes(NamedTuple):
     values: Mapping[bytes, bytes]
 
 
-class AclEntry(NamedTuple):
-    """One line of an access control list."""
-
-    tag: bytes  # b"user", b"group", b"mask" or b"other"
-    qualifier: bytes | int | None  # whom: a name, or an id; None: the owner, the owning group, or no one in particular
-    permissions: int  # 4 read, 2 write, 1 execute
-    is_default: bool = False  # what new files in this directory get
-
-
 class AccessControlList(NamedTuple):
     """The access control list of one path, in the order of the file."""
 
     path: bytes
-    entries: tuple[AclEntry, ...]
+    entries: Acl
+
+
+def is_recorded(name: bytes, kind: Kind) -> bool:
+    """Whether the extended attribute `name` of a file of this kind is recorded (docs/format.md 4.6)."""
+    return not name.startswith(b"system.") and kind not in (Kind.FIFO, Kind.SOCKET)
 
 
 _Record = TypeVar("_Record", ExtendedAttributes, AccessControlList)

@@ -78,18 +78,38 @@ class Columns(NamedTuple):
     link_count: int | None
     alternate_mirror: int | None
     alternate_increment: int | None
+    extras: int | None = None  # what stands for its extended attributes and access control list, if it has any
 
 
 COMMON = 6
+WITHOUT_EXTRAS = len(Columns._fields) - 1
+MAX_NUMBER = (1 << NUMBER_BITS) - 1
 
 # What a list says of a name: its parent, the name, the number and the columns of the version; these two are None for
-# what is absent. The root has no parent and no name. (A plain tuple, as they are made by the million.)
+# what is absent. SAME_RECORD in the place of the number: all that is said is its extras, in the place of columns. The
+# root has no parent and no name. (A plain tuple, as they are made by the million.)
 Record = tuple[bytes, bytes, int | None, tuple[Any, ...] | None]
+
+
+SAME_RECORD = -1
 
 
 def number_of(text: bytes) -> int:
     """62 bits that stand for `text`."""
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 64 - NUMBER_BITS
+
+
+def with_extras(record: Record, extras: int, *, is_safe: bool) -> Record:
+    """`record`, of something that is there, with what `number_of` has made of its extras.
+
+    Not `is_safe`: its access control list is damaged, and the mode must not grant what depends on it.
+    """
+    parent, name, number, columns = record
+    assert number is not None
+    assert columns is not None
+    mode = columns[0] if is_safe else columns[0] & ~0o7077
+    missing = (None,) * (WITHOUT_EXTRAS - len(columns))
+    return parent, name, number + extras & MAX_NUMBER, (mode, *columns[1:WITHOUT_EXTRAS], *missing, extras)
 
 
 def signed(number: int) -> int:
@@ -181,7 +201,7 @@ class _Canonical:
         return known
 
 
-_NOTHING = (None,) * (len(Columns._fields) - COMMON - 1)
+_NOTHING = (None,) * (WITHOUT_EXTRAS - COMMON - 1)
 
 
 def parse_any(text: bytes) -> Record:

@@ -1,0 +1,86 @@
+"""What a restore sets on a file beside its content: owner, mode, time, extended attributes, access control list."""
+
+import os
+from collections.abc import Callable
+
+from histfs.errors import HistfsError, StorageError, UsageError, printable
+from histfs.store.accounts import BY_NAME, resolved
+from histfs.store.entry import Entry, Extras, Xattrs
+from histfs.store.files import Attributes
+from histfs.store.format.posix_acl import mode_without
+from histfs.store.owners import Owners
+
+_OF_USERS = b"user."
+
+
+class Dress:
+    """`owners`: whose the files are. `extras`: what is set beyond stat(2).
+
+    An entry of an access control list for a name that nobody has here is left out, and `report` is told of each such
+    name once: it is no error, as nobody can be meant. With `never_drop_acls` it is a UsageError.
+    """
+
+    def __init__(
+        self, owners: Owners, extras: Extras, *, never_drop_acls: bool, report: Callable[[HistfsError], None]
+    ) -> None:
+        self._owners = owners
+        self.extras = extras
+        self._never_drop_acls = never_drop_acls
+        self._report = report
+        self._unknown_names: set[bytes] = set()
+        self._is_root = os.geteuid() == 0
+
+    def attributes(self, entry: Entry, mtime_ns: int | None) -> Attributes:
+        """All that is set on what was restored, whatever its kind is."""
+        mode, acl = entry.safe_mode, entry.acl or ()
+        if not self.extras.acls:
+            mode = mode_without(mode, acl)
+        elif unknown := set(resolved(acl, self._owners).unknown) - self._unknown_names:
+            self._tell_unknown(unknown, entry)
+        return Attributes(mode, *self._owners.of(entry), mtime_ns).with_extras(entry, self.extras, self._owners)
+
+    def wanted(self, entry: Entry) -> Entry:
+        """`entry` as it is when it has been restored, to be compared with `found`."""
+        attributes = self.attributes(entry, None)
+        return entry._replace(
+            mode=attributes.mode,
+            uid=attributes.uid,
+            gid=attributes.gid,
+            xattrs=self._that_can_be_set(attributes.xattrs or ()),
+            acl=attributes.acl or (),
+        )
+
+    def found(self, entry: Entry) -> Entry:
+        """What is there already, as far as a restore looks at it."""
+        acl = resolved(entry.acl or (), BY_NAME).acl
+        return entry._replace(xattrs=self._that_can_be_set(entry.xattrs), acl=acl)
+
+    def _that_can_be_set(self, xattrs: Xattrs) -> Xattrs:
+        return xattrs if self._is_root else tuple(item for item in xattrs if item[0].startswith(_OF_USERS))
+
+    def _tell_unknown(self, names: set[bytes], entry: Entry) -> None:
+        self._unknown_names |= names
+        listed = ", ".join(sorted(map(printable, names)))
+        if self._never_drop_acls:
+            raise UsageError(
+                f"its access control list names {listed}, whom this system does not know",
+                path=entry.path,
+                advice="make the user or group, or restore without --never-drop-acls",
+            )
+        self._report(
+            UsageError(
+                f"its access control list names {listed}, whom this system does not know: entries for such a name are"
+                " left out, here and below",
+                path=entry.path,
+            )
+        )
+
+
+def refused_extras(target: str | os.PathLike[str]) -> StorageError:
+    """The file system of a target did not take all of them."""
+    return StorageError(
+        "does not take all extended attributes and access control lists: some of what was restored lacks them, and"
+        " nobody may do more with it",
+        path=target,
+        advice="--no-eas and --no-acls restore without them",
+    )
