@@ -43,13 +43,11 @@ def add_to(verbs: "options.Verbs") -> None:
         "--create-full-path", action="store_true", help="make the directories that REPO lies in, too, if missing"
     )
     options.add_compression(parser)
-    links = parser.add_argument_group("files and file systems")
-    options.add_switch(links, "hard-links", "record which names are one file, and link them in REPO (the default)")
-    options.add_switch(
-        links, "compare-inode", "take a file with several links for changed if its inode number is another"
+    options.add_links(
+        parser,
+        hard_links="record which names are one file, and link them in REPO (the default)",
+        compare_inode="take a file with several links for changed if its inode number is another (the default)",
     )
-    for mac in ("carbonfile", "resource-forks"):
-        options.add_switch(links, mac, "accepted: Linux has none; what a Mac has recorded stays", default=None)
     statistics = parser.add_argument_group("statistics")
     options.add_switch(statistics, "file-statistics", "write what became of each file to REPO (the default)")
     options.add_switch(

@@ -142,6 +142,15 @@ def add_switch(parser: argparse._ActionsContainer, name: str, help_text: str, *,
     parser.set_defaults(**{name.replace("-", "_"): default})
 
 
+def add_links(parser: argparse.ArgumentParser, *, hard_links: str, compare_inode: str) -> None:
+    """What hard links mean, with the help for each; and what only a Mac has."""
+    group = parser.add_argument_group("files and file systems")
+    add_switch(group, "hard-links", hard_links)
+    add_switch(group, "compare-inode", compare_inode)
+    for mac in ("carbonfile", "resource-forks"):
+        add_switch(group, mac, "accepted: Linux has none; what a Mac has recorded stays", default=None)
+
+
 def add_compression(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("compression")
     add_switch(group, "compression", "keep the history, but for its lists, as gzip (the default)")

@@ -66,6 +66,10 @@ def add_to(verbs: "options.Verbs") -> None:
     group.add_argument(
         "--checksum", action="store_true", help="compare the contents also of files whose size and time agree"
     )
+    options.add_links(
+        parser, hard_links="link again what was one file (the default)", compare_inode="accepted: it is not compared"
+    )
+    options.add_compression(parser)
     options.add_owners(parser)
     options.add_extras(parser, "restore")
     parser.add_argument(
@@ -92,7 +96,9 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         checksum=arguments.checksum,
         create_full_path=arguments.create_full_path,
         dry_run=arguments.dry_run,
+        hard_links=arguments.hard_links,
     )
+    options.compression(arguments)  # a restore writes nothing that it could concern
     counts: Counter[str] = Counter()
     steps: list[dict[str, object]] = []
 

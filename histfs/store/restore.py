@@ -314,7 +314,7 @@ class _Restore:
     # Regular files
 
     def _restore_file(self, entry: Entry, path: bytes, found: Found | None) -> None:
-        key = entry.file_key
+        key = entry.file_key if self._manner.hard_links else None
         first = self._links.get(key) if key is not None else None
         if first is not None and self._link(first, path, found):
             return

@@ -45,6 +45,7 @@ class Manner(NamedTuple):
     checksum: bool = False  # contents are compared also where size and time agree
     create_full_path: bool = False  # the directories that lead to the target are made
     dry_run: bool = False  # nothing is changed
+    hard_links: bool = True  # what was one file is one again
 
     @property
     def is_merging(self) -> bool:

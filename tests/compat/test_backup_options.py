@@ -197,6 +197,26 @@ def test_hard_links(both: Both, special: list[str]) -> None:
             assert number < 3
 
 
+@pytest.mark.parametrize(
+    "special",
+    [
+        ["--no-hard-links"],
+        ["--hard-links", "--no-compression", "--not-compressed-regexp=x", "--no-compare-inode"],
+        ["--no-carbonfile", "--no-resource-forks"],
+        ["--not-compressed-regexp=("],
+    ],
+)
+def test_options_of_restore(both: Both, special: list[str]) -> None:
+    build(both.source, Dir({"a": File(b"1"), "b": Link("a"), "d": Dir({"c": Link("a"), "e": File(b"5")})}))
+    assert both.backup(0) == (0, 0)
+    ours, theirs = both.place / "ours", both.place / "theirs"
+    code = main(["-q", "restore", *special, str(both.place / "histfs"), str(ours)])
+    run = both.oracle.run(["restore", *special, str(both.place / "histfs"), str(theirs)])
+    assert (code, ours.exists()) == (run.code, theirs.exists())
+    if ours.exists():
+        assert comparison.difference(comparison.read(theirs), comparison.read(ours)) == []
+
+
 def check_links(both: Both) -> None:
     ours, theirs = both.place / "histfs", both.place / "rdiff-backup"
     assert linked(ours) == linked(theirs)
