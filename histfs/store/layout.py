@@ -4,8 +4,9 @@ The functions are pure but for `read_layout` and `read_state`, which list and re
 Paths returned here are on-disk paths relative to the repository's root, quoted where it quotes.
 """
 
+import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from histfs.errors import FormatError
@@ -89,6 +90,10 @@ class Layout(NamedTuple):
             return parsed.base, parsed.time
         above = directory.removeprefix(INCREMENTS + b"/")
         return None if above == directory else (join(above, parsed.base), parsed.time)
+
+    def temporary_names(self, first: int) -> Iterator[bytes]:
+        """Names for what will be renamed, with the numbers from `first` on. Quoted, so that others can remove them."""
+        return (self.quoting.quote(b"%b%d" % (TEMPORARY, number)) for number in itertools.count(first))
 
     def increment_name_is_too_long(self, name: bytes) -> bool:
         return len(self.quoting.quote(name)) + LONGEST_SUFFIX > NAME_MAX

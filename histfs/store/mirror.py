@@ -6,7 +6,6 @@ once: nothing is lost if it is there too early, as the list of the last session 
 """
 
 import hashlib
-import itertools
 import os
 import secrets
 import stat
@@ -19,7 +18,7 @@ from histfs.store.batch import Batch
 from histfs.store.entry import Entry, Kind, LinkDigests, is_below, join
 from histfs.store.files import Attributes, WritableTree, write_blocks
 from histfs.store.increments import IncrementWriter, mtime_ns
-from histfs.store.layout import TEMPORARY, Layout
+from histfs.store.layout import Layout
 from histfs.store.long_names import LongNames
 from histfs.store.owners import Owners
 from histfs.store.source import Found, Source
@@ -82,7 +81,7 @@ class MirrorUpdate:
         self._owners = owners
         self._long_names = LongNames(tree, layout.quoting)
         self._is_root = os.geteuid() == 0
-        self._temporary = (b"%b%d" % (TEMPORARY, number) for number in itertools.count(secrets.randbits(62)))
+        self._temporary = layout.temporary_names(secrets.randbits(62))
         self._directories: list[_Directory] = []
         self._marked = 0  # so many of `_directories`, from the root, need their attributes set when they are left
         self._groups: dict[_Key, _Group] = {}

@@ -7,7 +7,6 @@ A file that cannot be rebuilt as it was stops the recovery with everything kept:
 """
 
 import errno
-import itertools
 import os
 import secrets
 import stat
@@ -168,7 +167,7 @@ class _Regress:
             int, int
         ] = {}  # of the mirror's files with several links: the row of the inode by its number
         self._numbered: set[bytes] = set()  # what in LONG_NAMES belongs to the mirror
-        self._temporary = (b"%b%d" % (TEMPORARY, number) for number in itertools.count(secrets.randbits(62)))
+        self._temporary = self._layout.temporary_names(secrets.randbits(62))
 
     def run(self) -> None:
         increments = list(self._increments())
@@ -398,7 +397,7 @@ class _Regress:
         """Temporary files in the data directory, and long names of paths that only the unfinished session had."""
         for place in (DATA, LONG_NAMES):
             for name in self._tree.names(place) if self._tree.exists(place) else []:
-                number = self._layout.quoting.unquote(name)
-                is_unknown_number = place == LONG_NAMES and number.isdigit() and number not in self._numbered
-                if is_unknown_number or name.startswith(TEMPORARY):
+                meant = self._layout.quoting.unquote(name)
+                is_unknown_number = place == LONG_NAMES and meant.isdigit() and meant not in self._numbered
+                if is_unknown_number or meant.startswith(TEMPORARY):
                     self._tree.remove_tree(join(place, name))

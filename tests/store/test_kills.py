@@ -6,6 +6,7 @@ The same where the power is cut, and names on the disk are ahead of data. The fa
 long ones all.
 """
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from histfs.errors import DamagedError, NotARepositoryError
 from histfs.store import batch
 from histfs.store.backup import backup
+from histfs.store.format.quoting import Quoting
 from histfs.store.regress import regress
 from histfs.store.repository import Repository
 from tests.comparison import difference, read
@@ -201,6 +203,18 @@ def test_a_killed_session_of_a_quoted_repository(quoted_sessions: Sessions, kill
     points = _all_points(quoted_sessions, killer)
     _kill_and_go_on(quoted_sessions, killer, points[3::141])
     _kill_and_regress(quoted_sessions, killer, points[19::197])
+
+
+def test_whatever_a_killed_session_leaves_has_a_quoted_name(quoted_sessions: Sessions, killer: Killer) -> None:
+    """Other programs could not remove it."""
+    quoting = Quoting.parse(QUOTED, b"")
+    for at in _all_points(quoted_sessions, killer)[5::61]:
+        attempt = Attempt(quoted_sessions, killer)
+        assert attempt.backup(at)
+        for _, directories, names in os.walk(os.fsencode(attempt.sessions.repository)):
+            if b"rdiff-backup-data" in directories:
+                directories.remove(b"rdiff-backup-data")
+            assert [name for name in names if quoting.quote(quoting.unquote(name)) != name] == []
 
 
 def test_a_killed_session_can_be_undone(rich_sessions: Sessions, killer: Killer) -> None:
