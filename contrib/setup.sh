@@ -137,7 +137,7 @@ inputs() {
 }
 
 is_done() {
-    is_public .venv/bin/python3 && [ -e histfs/_rsync.abi3.so ] && [ -e histfs/_fuse.abi3.so ] &&
+    is_public .venv/bin/python3 && [ -e histfs/_rsync.abi3.so ] && [ -e histfs/_fuse.abi3.so ] && [ -e histfs/_tree.abi3.so ] &&
         [ "$(cat .venv/place 2>/dev/null)" = "$project" ] &&
         [ "$(cat ".venv/installed-$level" 2>/dev/null)" = "$(inputs)" ]
 }

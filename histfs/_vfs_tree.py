@@ -5,9 +5,11 @@ Nothing is remembered here but a few thousand tags of directories.
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
+from itertools import groupby
+from operator import attrgetter
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
@@ -39,6 +41,7 @@ _MAX_ID = (1 << 32) - 2  # the last one means "do not change" to chown(2)
 _OVERFLOW_ID = 65_534  # "nobody": what Linux shows for an id that it cannot show
 _DIRECTORIES_KEPT = 10_000
 _LISTED_KEPT = 4096
+_LISTED_AT_ONCE = 128
 _TOPS_KEPT = 256
 _XATTRS_KEPT = 1024
 
@@ -67,6 +70,7 @@ class Repository(Protocol):
     """Where versions are opened."""
 
     def snapshot(self, session_time: int) -> Snapshot: ...
+    def read_live(self, directory: bytes, files: Sequence[tuple[bytes, int, bytes]]) -> list[memoryview | None]: ...
 
 
 class Attributes(NamedTuple):
@@ -89,6 +93,11 @@ class Child(NamedTuple):
     name: bytes
     attributes: Attributes
     offset: int
+
+    @property
+    def is_small_file(self) -> bool:
+        """Whether it has bytes, and so few that they are read as a whole."""
+        return 0 < self.attributes.size_bytes <= SMALL_BYTES and self.attributes.mode & _TYPE == stat.S_IFREG
 
 
 class File(NamedTuple):
@@ -256,6 +265,27 @@ class Tree:
         content = repository.snapshot(at).open(entry, entry.sha1)
         return File(content, entry.size_bytes, entry.path, at)
 
+    def contents(self, inodes: Iterable[int], repository: Repository) -> Iterator[tuple[int, memoryview]]:
+        versions = (self._listed_version(number) for inode in inodes if (number := number_of(inode)) is not None)
+        for parent, together in groupby(versions, key=attrgetter("parent")):
+            live = [version for version in together if _is_plain(version)]
+            if not live:
+                continue
+            files = [(version.name, version.size_bytes, version.sha1 or b"") for version in live]
+            for version, data in zip(live, repository.read_live(self.catalog.path(parent), files), strict=True):
+                if data is not None:
+                    yield version_inode(version.number), data
+
+    def _listed_version(self, number: int) -> Version:
+        """The version with this number; those that are listed behind it will be asked for next."""
+        version = self._listed.get(number)
+        if version is None:
+            version = self._version(number)
+            self._remember(version)
+            for following in self.catalog.children(version.parent, LIVE, version.name, _LISTED_AT_ONCE):
+                self._remember(following)
+        return version
+
     def _version(self, number: int) -> Version:
         version = self._listed.get(number) or self.catalog.version(number)
         if version is None:
@@ -307,6 +337,12 @@ class Tree:
         if kind in (stat.S_IFCHR, stat.S_IFBLK):
             shown = shown._replace(rdev=_shown_device(*self.catalog.entry(version).device_number))
         return shown
+
+
+def _is_plain(version: Version) -> bool:
+    """Whether it is a small file that lies in the mirror, where its name says."""
+    is_small = version.mode & _TYPE == stat.S_IFREG and version.size_bytes <= SMALL_BYTES
+    return is_small and version.last == LIVE and version.link is None and version.alternate_mirror is None
 
 
 def _dot(inode: int) -> Attributes:

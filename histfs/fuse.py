@@ -1,14 +1,15 @@
 """pyfuse3, loaded in the one order in which `histfs._fuse` can stand before libfuse. Import it from here only.
 
-`_fuse` spares all requests about opening and closing, and lets the kernel cache directories (_fuse_build.py says how).
-Where it is missing, or comes too late since somebody has imported pyfuse3 before, all works as without it.
+`_fuse` spares all requests about opening and closing, lets the kernel cache directories, and answers by itself what was
+made before it is asked for (_fuse_build.py says how). Where it is missing, or comes too late since somebody has
+imported pyfuse3 before, all works as without it.
 """
 
 import os
 import sys
 from types import ModuleType
 
-__all__ = ["is_by_inode", "pyfuse3"]
+__all__ = ["is_by_inode", "keep_content", "keep_end", "pyfuse3"]
 
 
 def _load() -> ModuleType | None:
@@ -34,3 +35,19 @@ def is_by_inode() -> bool:
     To be asked when the kernel has begun to ask: before, it is not known, and False.
     """
     return _compiled is not None and bool(_compiled.lib.histfs_fuse_is_by_inode())
+
+
+def keep_content(inode: int, data: memoryview) -> bool:
+    """Have the first reader of a file get all its `data` without asking us; False where that cannot be.
+
+    It may be forgotten before that. From any thread.
+    """
+    if _compiled is None:
+        return False
+    return bool(_compiled.lib.histfs_fuse_keep_content(inode, _compiled.ffi.from_buffer(data), len(data)))
+
+
+def keep_end(inode: int, offset: int) -> None:
+    """Have the kernel be told, without asking us, that the listing of a directory ends at `offset`."""
+    if _compiled is not None:
+        _compiled.lib.histfs_fuse_keep_end(inode, offset)

@@ -20,7 +20,7 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import tzinfo
 from typing import NamedTuple, Protocol
@@ -85,6 +85,7 @@ NOTIFIED_S = 60.0  # for what a new session changes: the kernel is told then
 class Repository(Protocol):
     def state(self) -> State: ...
     def snapshot(self, session_time: int) -> Snapshot: ...
+    def read_live(self, directory: bytes, files: Sequence[tuple[bytes, int, bytes]]) -> list[memoryview | None]: ...
 
 
 class NotReadyError(HistfsError):
@@ -293,6 +294,15 @@ class History:
         """
         with self._lent(inode) as tree:
             return tree.open(inode, self._repository, only_if_quick)
+
+    def contents(self, inodes: Sequence[int]) -> Iterator[tuple[int, memoryview]]:
+        """Those of the files that are small, lie in the mirror, and are what was recorded: inodes, and all their bytes.
+
+        Much quicker than to open each if they are next to each other in a directory. DamagedError, StorageError.
+        """
+        if inodes:
+            with self._lent(inodes[0]) as tree:
+                yield from tree.contents(inodes, self._repository)
 
     @contextmanager
     def _lent(self, inode: int) -> Iterator[Tree]:

@@ -22,7 +22,7 @@ LAYERS = [
     {"cli"},
     {"mount", "remote"},
     {"fs"},
-    {"_fs_answers", "_fs_flights", "_fs_open_files"},
+    {"_fs_ahead", "_fs_answers", "_fs_flights", "_fs_open_files"},
     {"fuse"},
     {"vfs"},
     {"_vfs_tree"},
@@ -58,7 +58,7 @@ STORE_LAYERS = [
     {"owners", "plan", "selection", "when", "format"},
     {"entry"},
 ]
-BUILD_SCRIPTS = {"_fuse_build", "_rsync_build"}  # not part of the running program
+BUILD_SCRIPTS = {"_fuse_build", "_rsync_build", "_tree_build"}  # not part of the running program
 PURE = {"store.format", "store.entry", "store.owners", "store.plan", "store.selection", "store.when", "remote.protocol"}
 IMPURE = re.compile(
     "asyncio|cffi|gzip|io|isal|logging|os|pathlib|pyfuse3|random|select|shutil|signal|socket|sqlite3|subprocess|sys|tempfile"

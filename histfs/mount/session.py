@@ -31,6 +31,7 @@ _UPDATE_AGAIN_AFTER_S = 30.0  # where it failed, unless somebody asks for a file
 _HEARTBEAT_S = 1.0
 _MAX_TASKS = 400  # requests answered at the same time; those that wait for a thread count
 _READ_AHEAD_KIB = 512
+_READERS_AHEAD = 2  # of files: while one waits for the disk the other may not
 
 
 async def serve(operations: Operations, mountpoint: Path, options: set[str], on_ready: Callable[[], None]) -> None:
@@ -54,6 +55,8 @@ async def serve(operations: Operations, mountpoint: Path, options: set[str], on_
                 else:
                     is_to_be_unmounted = False
                     _set_read_ahead(device)
+                    for _ in range(_READERS_AHEAD):
+                        nursery.start_soon(operations.read_ahead)
                     nursery.start_soon(_look_for_sessions, operations)
                     nursery.start_soon(_keep_catalog, operations)
                     on_ready()

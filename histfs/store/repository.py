@@ -1,8 +1,9 @@
 """A repository, open for reading. Nothing here writes, and no lock is taken: see `content` for why that is safe."""
 
+import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -110,6 +111,22 @@ class Repository:
             )
         return Snapshot(self, session_time)
 
+    def read_live(self, directory: bytes, files: Sequence[tuple[bytes, int, bytes]]) -> list[memoryview | None]:
+        """The contents of small files of the mirror in one directory, given name, size and SHA1 (hex) of each.
+
+        None for one that is anything else now, for whatever reason; so no lock is needed.
+        """
+        quoted = self.layout.quoted
+        wanted = [(quoted(name), size_bytes) for name, size_bytes, _ in files]
+        try:
+            read = self.tree.read_files(quoted(directory), wanted)
+        except OSError:
+            return [None] * len(files)
+        return [
+            data if data is not None and _sha1(data) == sha1 else None
+            for data, (_, _, sha1) in zip(read, files, strict=True)
+        ]
+
     def recorded(self, session_time: int, path: bytes) -> Node:
         """What the session of `session_time` recorded for `path`; NotFoundError, NotADirectoryEntryError, DamagedError.
 
@@ -134,6 +151,10 @@ class Repository:
         if self._reference is not None:
             self._reference.close()
             self._reference = None
+
+
+def _sha1(data: memoryview) -> bytes:
+    return hashlib.sha1(data, usedforsecurity=False).hexdigest().encode()
 
 
 def find_repository(path: Path) -> tuple[Path, bytes]:

@@ -51,6 +51,7 @@ class FakeRepository:
         self.is_cached = True
         self.calls = Counter()  # (what, path), "catalog"
         self.open_now = Counter()  # catalogs and contents that were not closed yet
+        self.has_mirror = False  # whether `read_live` finds anything
 
     def __enter__(self):
         return self
@@ -83,6 +84,12 @@ class FakeRepository:
     def entries(self, session_time):
         made = entries_of(self.trees[session_time]) + self.extra_entries.get(session_time, [])
         return sorted(made, key=lambda entry: sort_key(entry.path))
+
+    def read_live(self, directory, files):
+        self.calls["live", directory] += len(files)
+        contents = self.contents(max(self.trees)) if self.has_mirror else {}
+        paths = [(directory + b"/" if directory else b"") + name for name, _, _ in files]
+        return [memoryview(contents[path]) if path in contents else None for path in paths]
 
     def contents(self, session_time):
         return {path: node.content for path, node in walk(self.trees[session_time]) if isinstance(node, File)}
@@ -129,6 +136,11 @@ class FakeVersion(NamedTuple):
     link: tuple | None
     made_of: Entry
     extras: int | None
+    alternate_mirror: int | None = None
+
+    @property
+    def sha1(self):
+        return self.made_of.sha1
 
 
 class FakeCatalog:

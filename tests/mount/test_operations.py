@@ -663,6 +663,79 @@ async def test_a_small_file_of_the_mirror_is_opened_and_read_in_the_loop(mounted
     await mounted.content(SECOND_NAME, b"small")
 
 
+@pytest.fixture
+def kept(monkeypatch):
+    """What is kept to be answered without Python, by inode."""
+    kept = {}
+    monkeypatch.setattr(fs, "keep_content", lambda inode, data: kept.__setitem__(inode, bytes(data)))
+    return kept
+
+
+SMALL_FILES = Dir({f"{number:03}": File(b"%d" % number) for number in range(100)} | {"large": File(b"x" * 200_000)})
+
+
+@pytest.fixture
+def many(monkeypatch):
+    """A mount of many small files that lie in the mirror."""
+    for module in ("histfs._vfs_tree", "histfs.fs"):
+        monkeypatch.setattr(f"{module}.SMALL_BYTES", 128 << 10)
+    many = Mounted({FIRST: SMALL_FILES})
+    many.repository.has_mirror = True
+    return many
+
+
+async def list_files(many, replies, nursery):
+    """The inodes of all files, listed as the kernel does; what is to be read ahead is."""
+    await many.update()
+    nursery.start_soon(many.operations.read_ahead)
+    await listing(many, await many.inode(FIRST_NAME), replies)
+    return {name: await many.inode(FIRST_NAME, name) for name, _, _ in replies[2:]}
+
+
+async def test_a_small_file_of_the_mirror_is_read_without_being_opened(many, replies, nursery, kept):
+    inodes = await list_files(many, replies, nursery)
+    assert await many.operations.read(inodes[b"007"], 0, 4096) == b"7"
+    assert many.repository.calls["open", b"007"] == 0
+    assert len(many.operations._open_files) == 0
+
+
+async def test_what_is_something_else_in_the_mirror_is_opened_as_ever(many, replies, nursery, kept):
+    inodes = await list_files(many, replies, nursery)
+    many.repository.has_mirror = False
+    assert await many.operations.read(inodes[b"007"], 0, 4096) == b"7"
+    assert many.repository.calls["open", b"007"] == 1
+
+
+async def test_the_next_files_are_kept(many, replies, nursery, kept):
+    inodes = await list_files(many, replies, nursery)
+    for number in range(100):
+        if inodes[b"%03d" % number] not in kept:
+            await many.operations.read(inodes[b"%03d" % number], 0, 4096)
+            while many.operations._readers.borrowed_tokens:
+                await trio.lowlevel.checkpoint()
+            await trio.testing.wait_all_tasks_blocked(0.01)
+    assert len(kept) > 80
+    assert all(kept[inode] == b"%d" % int(name) for name, inode in inodes.items() if inode in kept)
+    assert inodes[b"large"] not in kept
+
+
+async def test_what_cannot_be_read_ahead_concerns_only_who_asks_for_it(many, replies, nursery, kept, monkeypatch):
+    def contents(_inodes):
+        raise DamagedError("is damaged")
+
+    inodes = await list_files(many, replies, nursery)
+    monkeypatch.setattr(many.history, "contents", contents)
+    assert await many.operations.read(inodes[b"000"], 0, 4096) == b"0"
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert kept == {}
+
+
+async def test_where_much_is_to_be_read_ahead_no_more_is_added(many, kept):
+    for _ in range(3 * fs._BATCHES_WAITING):
+        many.operations._read_ahead([ROOT_INODE])
+    assert many.operations._next_batch.statistics().current_buffer_used == fs._BATCHES_WAITING
+
+
 async def test_one_version_is_opened_once(mounted):
     """Through hard links, and in one snapshot after the other."""
     mounted.repository.trees[FIRST + 60] = TREE
