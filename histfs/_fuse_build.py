@@ -1,4 +1,4 @@
-"""Builds histfs._fuse, which stands between pyfuse3 and libfuse for one call: `fuse_session_new`.
+"""Builds histfs._fuse, which stands between pyfuse3 and libfuse where a session is made, and where it receives.
 
 The kernel need not tell us when files and directories are opened and closed: if it hears once that there is no handler
 (ENOSYS), it sends neither any more, and keeps what it was given. That is right for a tree that never changes, and
@@ -14,10 +14,10 @@ spare the request as well. But the kernel would wait, uninterruptibly, for a pag
 and so keep a killed process from ever ending.) Of contents up to HISTFS_KEPT_BYTES are kept, each until it has
 been asked for, or its place is needed.
 
-How: loaded into the global scope before pyfuse3, the symbol below is found first when the dynamic linker binds
-pyfuse3's call. The real function is looked up in the caller's own libraries, so it is always that of the libfuse which
-pyfuse3 uses. Nothing is linked, and nothing but members of public structures is known of libfuse, which have kept
-their places in all of libfuse3.so.3. Where anything is not as expected, the call goes on as it came, and
+How: loaded into the global scope before pyfuse3, the two symbols below are found first when the dynamic linker binds
+pyfuse3's calls. The real functions are looked up in the caller's own libraries, so they are always those of the libfuse
+which pyfuse3 uses. Nothing is linked, and nothing but members of public structures is known of libfuse, which have kept
+their places in all of libfuse3.so.3. Where anything is not as expected, the calls go on as they came, and
 `histfs_fuse_is_by_inode` says so.
 """
 
