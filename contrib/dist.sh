@@ -29,14 +29,14 @@ wheel=$1
 
 tar -tzf "$sdist" | sed 's,^[^/]*/,,' >"$scratch/sdist"
 for name in pyproject.toml README.md LICENSE Makefile contrib/setup.sh histfs/_rsync_build.py histfs/csrc/maps.h histfs/csrc/maps.c \
-    histfs/csrc/parser.c histfs/_rsync.pyi histfs/_fuse_build.py histfs/_fuse.pyi histfs/py.typed tests/conftest.py \
+    histfs/csrc/parser.c histfs/_rsync.pyi histfs/_fuse_build.py histfs/_fuse.pyi histfs/_tree_build.py histfs/_tree.pyi histfs/py.typed tests/conftest.py \
     man/histfs.1 man/histfs-restore.1 contrib/completion/_histfs; do
     grep -qx "$name" "$scratch/sdist" || fail "$name is missing in $sdist"
 done
 ! grep -E '\.(so|pyc)$|__pycache__|^build/|^\.venv' "$scratch/sdist" || fail "built files in $sdist"
 
 "$python" -m zipfile -l "$wheel" | sed -n '2,$s, .*,,p' >"$scratch/wheel"
-for name in histfs/_rsync.abi3.so histfs/_rsync.pyi histfs/_fuse.abi3.so histfs/_fuse.pyi histfs/py.typed histfs/cli/__init__.py; do
+for name in histfs/_rsync.abi3.so histfs/_rsync.pyi histfs/_fuse.abi3.so histfs/_fuse.pyi histfs/_tree.abi3.so histfs/_tree.pyi histfs/py.typed histfs/cli/__init__.py; do
     grep -qx "$name" "$scratch/wheel" || fail "$name is missing in $wheel"
 done
 for name in man/man1/histfs.1 man/man1/histfs-restore.1 bash-completion/completions/histfs.bash zsh/site-functions/_histfs \
