@@ -9,6 +9,7 @@ what was written since the last barrier has its name and no content.
 """
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,8 @@ class Killer:
             for name in names:
                 path = os.path.join(place, name)
                 status = os.lstat(path)
-                if (status.st_dev, status.st_ino) in self.unsynced:
+                # What was removed may have left its number to something that has no data.
+                if stat.S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) in self.unsynced:
                     os.truncate(path, 0)
                     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
