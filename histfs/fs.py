@@ -1,8 +1,8 @@
 """FUSE requests, answered from the history: `vfs` says what the tree is, this module translates it for pyfuse3.
 
 Its private parts: `_fs_answers` (errors, as error numbers and in the log), `_fs_flights` (one job for all who wait for
-the same), `_fs_open_files` (which versions are kept open, and how long), `_fs_ahead` (which files to read before
-anybody asks).
+the same), `_fs_open_files` (which versions are kept open, and how long), `_fs_read_ahead` (small files are read before
+they are asked for; `_fs_ahead` says which).
 
 Strategy: one task a request, all in one trio loop. A question to the catalog takes some ten microseconds, to open a
 small file of the mirror a hundred, less than the way to a thread and back: this is done in the loop, until something
@@ -33,12 +33,12 @@ from typing import NamedTuple, NoReturn, TypeVar
 
 import trio
 
-from histfs._fs_ahead import Ahead
 from histfs._fs_answers import Reports, reply
 from histfs._fs_flights import Flights
 from histfs._fs_open_files import OpenFiles
+from histfs._fs_read_ahead import ReadAhead, small_files
 from histfs.errors import DamagedError, HistfsError, StorageError
-from histfs.fuse import is_by_inode, keep_content, keep_end, pyfuse3
+from histfs.fuse import is_by_inode, keep_end, pyfuse3
 from histfs.vfs import (
     FOREVER_S,
     NO_XATTRS,
@@ -68,10 +68,6 @@ _ATTEMPTS = 5
 _SLOW_S = 0.01  # a question that took so long has met a slow disk
 _SLOW_FOR_S = 0.1
 _FORGOTTEN_WITHIN_S = 2.0
-_READ_AHEAD_HERE_S = 0.0005
-_READ_AHEAD_STEP = 8  # files
-_READ_AHEAD_AT_ONCE = 32
-_BATCHES_WAITING = 64
 
 
 class _Page(NamedTuple):
@@ -79,7 +75,7 @@ class _Page(NamedTuple):
 
     children: list[Child]
     is_last: bool
-    files: list[tuple[int, int]]  # what is worth reading ahead, of all names so far: inode and size
+    files: list[tuple[int, int]]  # inodes and sizes of what is worth reading ahead, from the first name on
 
 
 class Operations(pyfuse3.Operations):
@@ -108,8 +104,7 @@ class Operations(pyfuse3.Operations):
         self._pages: OrderedDict[tuple[int, int], _Page] = OrderedDict()  # by inode and offset
         self._shown = history.names()  # what the kernel may know of the root
         self._slow_until = 0.0
-        self._ahead = Ahead()
-        self._batches, self._next_batch = trio.open_memory_channel[list[int]](_BATCHES_WAITING)
+        self._ahead = ReadAhead(history, self._readers)
 
     def close(self) -> None:
         self._open_files.close()
@@ -235,20 +230,19 @@ class Operations(pyfuse3.Operations):
         while True:
             if page is None:
                 children = await self._ask(self._history.children, fh, offset, _NAMES_AT_ONCE)
+                files += small_files(children)
                 page = _Page(children, len(children) < _NAMES_AT_ONCE, files)
             for position, child in enumerate(page.children):
                 if not self._tell(token, child, entry, NOTIFIED_S if fh == ROOT_INODE else FOREVER_S):
                     self._keep_page(fh, offset, page._replace(children=page.children[position:]))
                     return
                 offset = child.offset
-                if child.is_small_file:
-                    files.append((child.attributes.inode, child.attributes.size_bytes))
             if page.is_last:
                 if start_id != offset:  # the kernel asks once more, to hear that this was all
                     self._keep_page(fh, offset, _Page([], True, files))
                     if fh != ROOT_INODE:
                         keep_end(fh, offset)
-                        self._read_ahead(self._ahead.listed(fh, files))
+                        self._ahead.listed(fh, files)
                 return
             page = None
 
@@ -293,11 +287,11 @@ class Operations(pyfuse3.Operations):
     @reply
     async def read(self, fh: int, off: int, size: int) -> bytes:
         if not off:
-            self._read_ahead(self._ahead.asked(fh))
+            self._ahead.asked(fh)
             if fh not in self._open_files and not self._is_slow():
-                small = self._ask_here(self._small, fh)
-                if small is not None:
-                    return bytes(small[:size])
+                whole = self._ask_here(self._ahead.whole, fh)
+                if whole is not None:
+                    return bytes(whole[:size])
         await self._open(fh)
         with self._open_files.use(fh) as file:
             data = file.content.pread_nowait(size, off)
@@ -333,39 +327,9 @@ class Operations(pyfuse3.Operations):
         assert file is not None
         self._open_files.add(inode, file)
 
-    # Reading before anybody asks
-
     async def read_ahead(self) -> None:
-        """Read what will be asked for next, until cancelled. Several may do so.
-
-        As the disk is quick most of the time, this is done in the loop for a while; the rest in a thread.
-        """
-        async for inodes in self._next_batch:
-            rest = self._keep_contents(inodes, until=monotonic() + _READ_AHEAD_HERE_S)
-            for first in range(0, len(rest), _READ_AHEAD_AT_ONCE):
-                batch = rest[first : first + _READ_AHEAD_AT_ONCE]
-                await self._in_thread(self._readers, functools.partial(self._keep_contents, batch))
-
-    def _read_ahead(self, inodes: list[int]) -> None:
-        if inodes:
-            with suppress(trio.WouldBlock):  # there is enough to do
-                self._batches.send_nowait(inodes)
-
-    def _keep_contents(self, inodes: list[int], *, until: float = inf) -> list[int]:
-        """Have contents answered without asking us; those that there was no time for."""
-        for first in range(0, len(inodes), _READ_AHEAD_STEP):
-            if monotonic() > until:
-                return inodes[first:]
-            with suppress(HistfsError):  # who asks for it will hear what is wrong
-                for inode, data in self._history.contents(inodes[first : first + _READ_AHEAD_STEP]):
-                    keep_content(inode, data)
-        return []
-
-    def _small(self, inode: int) -> memoryview | None:
-        """All bytes of a file, if that is quick."""
-        with suppress(HistfsError):  # the long way tells what is wrong
-            return next((data for _, data in self._history.contents([inode])), None)
-        return None
+        """Read small files before they are asked for, until cancelled. Several may do so."""
+        await self._ahead.run()
 
     # What is refused. The kernel does not even ask, as the mount is read-only.
 

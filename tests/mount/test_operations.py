@@ -20,6 +20,7 @@ from histfs import _fs_open_files as open_files
 from histfs import fs
 from histfs._fs_answers import errno_of
 from histfs._fs_open_files import OpenFiles
+from histfs._fs_read_ahead import BATCHES_WAITING
 from histfs.errors import DamagedError, FormatError, MountError, NotADirectoryEntryError, NotFoundError, StorageError
 from histfs.fs import Operations, _entry
 from histfs.fuse import pyfuse3
@@ -667,7 +668,7 @@ async def test_a_small_file_of_the_mirror_is_opened_and_read_in_the_loop(mounted
 def kept(monkeypatch):
     """What is kept to be answered without Python, by inode."""
     kept = {}
-    monkeypatch.setattr(fs, "keep_content", lambda inode, data: kept.__setitem__(inode, bytes(data)))
+    monkeypatch.setattr("histfs._fs_read_ahead.keep_content", lambda inode, data: kept.__setitem__(inode, bytes(data)))
     return kept
 
 
@@ -731,9 +732,9 @@ async def test_what_cannot_be_read_ahead_concerns_only_who_asks_for_it(many, rep
 
 
 async def test_where_much_is_to_be_read_ahead_no_more_is_added(many, kept):
-    for _ in range(3 * fs._BATCHES_WAITING):
-        many.operations._read_ahead([ROOT_INODE])
-    assert many.operations._next_batch.statistics().current_buffer_used == fs._BATCHES_WAITING
+    for _ in range(3 * BATCHES_WAITING):
+        many.operations._ahead.want([ROOT_INODE])
+    assert many.operations._ahead._next_batch.statistics().current_buffer_used == BATCHES_WAITING
 
 
 async def test_one_version_is_opened_once(mounted):

@@ -1,0 +1,74 @@
+"""Reading small files before they are asked for: `_fs_ahead` says which, here they are read and kept.
+
+What is kept is answered without Python (see `fuse`). As the disk is quick most of the time, some files are read in the
+loop; the rest in a thread, in which waiting harms nobody.
+"""
+
+import functools
+from contextlib import suppress
+from math import inf
+from time import monotonic
+
+import trio
+
+from histfs._fs_ahead import Ahead
+from histfs.errors import HistfsError
+from histfs.fuse import keep_content
+from histfs.vfs import Child, History
+
+_HERE_S = 0.0005
+_STEP = 8  # files
+_AT_ONCE = 32
+BATCHES_WAITING = 64
+
+
+class ReadAhead:
+    """To be used in one trio loop; `run` reads."""
+
+    def __init__(self, history: History, limiter: trio.CapacityLimiter) -> None:
+        self._history = history
+        self._limiter = limiter
+        self._ahead = Ahead()
+        self._batches, self._next_batch = trio.open_memory_channel[list[int]](BATCHES_WAITING)
+
+    def listed(self, inode: int, files: list[tuple[int, int]]) -> None:
+        """A directory was listed to its end; `files` are inodes and sizes of its small files."""
+        self.want(self._ahead.listed(inode, files))
+
+    def asked(self, inode: int) -> None:
+        """The first bytes of a file were asked for."""
+        self.want(self._ahead.asked(inode))
+
+    def want(self, inodes: list[int]) -> None:
+        if inodes:
+            with suppress(trio.WouldBlock):  # there is enough to do
+                self._batches.send_nowait(inodes)
+
+    async def run(self) -> None:
+        """Read what will be asked for next, until cancelled. Several may do so."""
+        async for inodes in self._next_batch:
+            rest = self._keep(inodes, until=monotonic() + _HERE_S)
+            for first in range(0, len(rest), _AT_ONCE):
+                keep = functools.partial(self._keep, rest[first : first + _AT_ONCE])
+                await trio.to_thread.run_sync(keep, limiter=self._limiter, abandon_on_cancel=True)
+
+    def _keep(self, inodes: list[int], *, until: float = inf) -> list[int]:
+        """Read and keep files; those that there was no time for."""
+        for first in range(0, len(inodes), _STEP):
+            if monotonic() > until:
+                return inodes[first:]
+            with suppress(HistfsError):  # who asks for it will hear what is wrong
+                for inode, data in self._history.contents(inodes[first : first + _STEP]):
+                    keep_content(inode, data)
+        return []
+
+    def whole(self, inode: int) -> memoryview | None:
+        """All bytes of a small file that lies in the mirror; None for any other, and where something is wrong."""
+        with suppress(HistfsError):  # the long way tells what is wrong
+            return next((data for _, data in self._history.contents([inode])), None)
+        return None
+
+
+def small_files(children: list[Child]) -> list[tuple[int, int]]:
+    """Inodes and sizes of what is worth reading ahead."""
+    return [(child.attributes.inode, child.attributes.size_bytes) for child in children if child.is_small_file]
