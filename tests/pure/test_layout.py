@@ -223,3 +223,22 @@ def test_quoted_names_are_understood() -> None:
 )
 def test_directories_that_could_be_taken_for_increments(directory: bytes, collides: bool) -> None:
     assert PLAIN.increments_would_collide(directory) == collides
+
+
+@pytest.mark.parametrize(
+    ("layout", "place", "expected"),
+    [
+        (PLAIN, b"increments/f." + DAY1 + b".diff.gz", (b"f", T1)),
+        (PLAIN, b"increments/d/e/f.x." + DAY2 + b".missing", (b"d/e/f.x", T2)),
+        (PLAIN, b"increments." + DAY1 + b".dir", (b"", T1)),
+        (UPPER, b"increments/;068ir/;070.2023-11-14;08422:13:20;090.diff.gz", (b"Dir/F", T1)),
+        (PLAIN, b"mirror_metadata." + DAY1 + b".snapshot.gz", None),
+        (PLAIN, b"increments/current_mirror." + DAY1 + b".data", None),
+        (PLAIN, b"long_filename_data/7." + DAY1 + b".diff.gz", None),
+        (PLAIN, b"increments/f", None),
+        (PLAIN, b"incrementsx/f." + DAY1 + b".diff.gz", None),
+    ],
+)
+def test_what_an_increment_file_is_of(layout: Layout, place: bytes, expected: tuple[bytes, int] | None) -> None:
+    assert layout.increment_at(b"rdiff-backup-data/" + place) == expected
+    assert layout.increment_at(place) is None
