@@ -58,8 +58,13 @@ class Parser(argparse.ArgumentParser):
         if action.nargs == argparse.PARSER:
             if arg_strings[0] == "--":
                 arg_strings = arg_strings[1:]
-            if self.default_verb and arg_strings[0] not in (action.choices or ()):
+            verb, choices = arg_strings[0], action.choices or ()
+            if self.default_verb and verb not in choices:
                 arg_strings = [self.default_verb, *arg_strings]
+            elif "/" in verb and verb not in choices:
+                raise argparse.ArgumentError(
+                    action, f"{printable(verb)} is no verb; to back it up, write backup before it"
+                )
         elif arg_strings == ["--"]:
             raise argparse.ArgumentError(action, "-- is no value; for a name, write ./--")
         return super()._get_values(action, arg_strings)

@@ -53,6 +53,12 @@ class TestArguments:
         assert "--help`" in problem
         assert cli.calls == {}
 
+    def test_who_gives_paths_alone_is_told_the_verb(self, cli):
+        """As the command line of old versions of rdiff-backup was."""
+        ran = cli("/home\x1b", "/mnt/disk/home")
+        assert (ran.code, cli.calls) == (1, {})
+        assert "argument VERB: /home\\x1b is no verb; to back it up, write backup before it; see" in ran.err
+
     def test_what_is_not_understood_is_quoted(self, cli):
         assert "not understood: --b\\x1b (" in cli("backup", "--b\x1b", "src", "repo").err
 
