@@ -41,7 +41,7 @@ OPERATIONS = {"backup", "explain", "restore", "compare", "verify", "remove", "re
 STORE_LAYERS = [
     OPERATIONS,
     {"dress", "increments", "long_names", "mirror", "naming", "records", "recovery", "target"},
-    {"repository", "snapshot", "extras", "listing", "content", "catalog"},
+    {"recorded", "repository", "snapshot", "extras", "listing", "content", "catalog"},
     {
         "accounts",
         "batch",

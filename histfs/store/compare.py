@@ -7,6 +7,7 @@ Both are walked once, in the order of the lists. By `META` a file with recorded 
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from histfs.errors import (
 )
 from histfs.store import plan
 from histfs.store.entry import Entry, Kind, LinkDigests, is_below, join
+from histfs.store.recorded import Recorded
 from histfs.store.repository import Repository
 from histfs.store.selection import Selection, selected
 from histfs.store.snapshot import Snapshot
@@ -66,8 +68,9 @@ def compare(
     Each difference goes to `tell`, in the order of the lists; what cannot be compared to `report`. Raises
     NotFoundError, UsageError, StorageError, and DamagedError if the list of files cannot be read to its end.
     """
-    with Source.open(source, selection) as opened, storage_errors(at=session_time):
-        return _Comparison(opened, repository.snapshot(session_time), path, method, selection, report, tell).run()
+    snapshot = repository.snapshot(session_time)
+    with Source.open(source, selection) as opened, storage_errors(at=session_time), closing(snapshot):
+        return _Comparison(opened, snapshot, path, method, selection, report, tell).run()
 
 
 class _Comparison:
@@ -111,7 +114,9 @@ class _Comparison:
 
     def _selected(self) -> Iterator[Entry]:
         recorded = self._recorded()
-        return recorded if self._selection is None else selected(recorded, self._selection)
+        if self._selection is None:
+            return recorded
+        return selected(recorded, self._selection, Recorded(self._snapshot, self._path))
 
     def _recorded(self) -> Iterator[Entry]:
         """What was recorded at and below the path, as if that were the root."""

@@ -19,6 +19,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ from histfs.store.entry import ALL_EXTRAS, Entry, Extras, Kind, LinkDigests, is_
 from histfs.store.extras import SessionExtras
 from histfs.store.files import write_blocks
 from histfs.store.owners import Owners
+from histfs.store.recorded import Recorded
 from histfs.store.repository import Repository
 from histfs.store.selection import Place, Selection, selected
 from histfs.store.snapshot import Snapshot
@@ -69,8 +71,7 @@ def restore(
     `target`. `owners`: whose the files are. `selection`: what is meant; all else is neither restored nor deleted.
     `extras`, `never_drop_acls`: see `Dress`. Raises UsageError, NotFoundError, StorageError.
     """
-    snapshot = repository.snapshot(session_time)
-    with storage_errors():
+    with storage_errors(), closing(repository.snapshot(session_time)) as snapshot:
         check_target(repository.path, target, manner)
         dress = Dress(owners, extras, never_drop_acls=never_drop_acls, report=report)
         return _Restore(snapshot, path, manner, dress, selection, report, tell).run(target)
@@ -164,7 +165,9 @@ class _Restore:
         below = itertools.takewhile(lambda entry: is_below(entry.path, self._path), following)
         if self._selection is None:
             return below
-        return itertools.islice(selected(itertools.chain([top], below), self._selection, root=self._path), 1, None)
+        surroundings = Recorded(self._snapshot, self._path)
+        found = selected(itertools.chain([top], below), self._selection, surroundings, root=self._path)
+        return itertools.islice(found, 1, None)
 
     def _check_top(self, entry: Entry, target: Path) -> None:
         """Raises UsageError if what is in the place of the target must stay. A late look, as others may write there."""

@@ -18,7 +18,7 @@ from histfs.store.entry import NO_EXTRAS, Acl, Entry, Extras, Kind, LinkGroup, j
 from histfs.store.format import posix_acl
 from histfs.store.format.attributes import is_recorded
 from histfs.store.layout import DATA
-from histfs.store.selection import Outcome, Place, Scanned, Selection, Subject
+from histfs.store.selection import CACHE_SIGNATURE, CACHE_TAG, Outcome, Place, Scanned, Selection, Subject
 from histfs.store.tree import BLOCK_SIZE, NotRegularError, Tree
 
 KINDS = {
@@ -35,8 +35,6 @@ KINDS = {
 # Eight times what open(2) takes. Whoever may make directories in a source must not be able to stop its backups, by a
 # record that does not fit metadata.MAX_RECORD_BYTES, or by so many levels that a list becomes gigabytes of paths.
 LONGEST_PATH = 32 * 1024
-_CACHE_TAG = b"CACHEDIR.TAG"
-_CACHE_SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"  # https://bford.info/cachedir
 _SHOWN = 1000  # bytes of such a path in a message
 
 # Of times on file systems: NTFS 100 ns, some network file systems 1 us or 1 ms, exFAT 10 ms, others whole seconds.
@@ -203,11 +201,11 @@ class Source:
     def is_cache(self, directory: bytes) -> bool:
         """Whether the directory has the mark of a cache."""
         try:
-            fd = self._tree.open_file(join(directory, _CACHE_TAG))
+            fd = self._tree.open_file(join(directory, CACHE_TAG))
         except OSError:
             return False
         try:
-            return os.read(fd, len(_CACHE_SIGNATURE)) == _CACHE_SIGNATURE
+            return os.read(fd, len(CACHE_SIGNATURE)) == CACHE_SIGNATURE
         except OSError:
             return False
         finally:

@@ -17,9 +17,31 @@ from typing import Generic, NamedTuple, Self, TypeVar
 from histfs.store.entry import Entry, Kind, is_below, join, name_of
 from histfs.store.selection.parsing import Option, parse_options, split_lines
 from histfs.store.selection.patterns import normalized, path_in
-from histfs.store.selection.stages import Globs, Outcome, Place, Rule, Stage, Subject, Surroundings
+from histfs.store.selection.stages import (
+    CACHE_SIGNATURE,
+    CACHE_TAG,
+    Globs,
+    Outcome,
+    Place,
+    Rule,
+    Stage,
+    Subject,
+    Surroundings,
+)
 
-__all__ = ["Option", "Outcome", "Place", "Rule", "Scanned", "Selection", "Subject", "Surroundings", "Verdict"]
+__all__ = [
+    "CACHE_SIGNATURE",
+    "CACHE_TAG",
+    "Option",
+    "Outcome",
+    "Place",
+    "Rule",
+    "Scanned",
+    "Selection",
+    "Subject",
+    "Surroundings",
+    "Verdict",
+]
 __all__ += ["path_in", "selected", "split_lines"]
 
 

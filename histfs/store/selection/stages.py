@@ -14,6 +14,9 @@ from histfs.store.entry import Kind, parent_of
 from histfs.store.selection.globs import SLASH, Automaton, Pattern, State
 from histfs.store.selection.patterns import joined
 
+CACHE_TAG = b"CACHEDIR.TAG"
+CACHE_SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"  # what it begins with: https://bford.info/cachedir
+
 
 class Outcome(Enum):
     INCLUDED = "included"
@@ -56,7 +59,7 @@ class Surroundings(Protocol):
         """Whether something of this name is in the directory; the name may be a path."""
 
     def is_cache(self, directory: bytes) -> bool:
-        """Whether the directory has a CACHEDIR.TAG with the signature (https://bford.info/cachedir)."""
+        """Whether the directory has a CACHE_TAG that begins with the CACHE_SIGNATURE."""
 
 
 class Subject(NamedTuple):
