@@ -206,9 +206,11 @@ def _join_split_sessions(state: State) -> None:
         if files is None or files.snapshot is None or list_time in state.root_increments or list_time in state.markers:
             continue
         state.metadata[time] = state.metadata.pop(list_time)
-        for others in (state.xattrs, state.acls):
-            if list_time in others:
-                others.setdefault(time, others.pop(list_time))
+    # Those of attributes are never replaced by diffs, so all of them are apart.
+    sessions = {*state.markers, *state.metadata, *state.root_increments}
+    for files_of in (state.xattrs, state.acls):
+        for list_time in [time for time in files_of if time not in sessions and time - 3600 in sessions]:
+            files_of.setdefault(list_time - 3600, files_of.pop(list_time))
 
 
 def read_layout(tree: Tree) -> Layout:
