@@ -37,7 +37,19 @@ LAYERS = [
 ]
 # The same inside of the store; here modules on one line may know each other (in a circle for types only), except for
 # the operations.
-OPERATIONS = {"backup", "explain", "restore", "compare", "verify", "remove", "regress", "prune", "status", "calculate"}
+OPERATIONS = {
+    "backup",
+    "explain",
+    "restore",
+    "compare",
+    "verify",
+    "remove",
+    "regress",
+    "prune",
+    "status",
+    "calculate",
+    "inventory",
+}
 STORE_LAYERS = [
     OPERATIONS,
     {"dress", "increments", "long_names", "mirror", "naming", "records", "recovery", "target"},

@@ -29,6 +29,7 @@ from histfs.cli import (
     mount,
     options,
     regress,
+    remove,
     restore,
     status,
     umount,
@@ -37,7 +38,10 @@ from histfs.cli import (
 from histfs.cli.output import Output, ReaderGoneError, occupy_standard_descriptors
 from histfs.errors import EXIT_ERROR, HistfsError, UsageError, printable
 
-VERBS = (backup, explain, restore, mount, umount, listing, status, compare, verify, regress, calculate, info, complete)
+VERBS = (
+    *(backup, explain, restore, mount, umount, listing, status, compare, verify, regress, remove),
+    *(calculate, info, complete),
+)
 
 DESCRIPTION = """\
 Your backups, as a folder of folders by time. `backup` keeps a plain copy of a
@@ -95,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace, output: Output) -> int:
     if arguments.force and not getattr(arguments, "takes_force", False):
-        raise UsageError("--force has no meaning here", advice="only backup, restore and regress take it")
+        raise UsageError("--force has no meaning here", advice="only backup, restore, regress and remove take it")
     arguments.now = int(time.time()) if arguments.current_time is None else arguments.current_time
     exit_code: int = arguments.run(arguments, output)
     return exit_code

@@ -47,8 +47,9 @@ def add_to(parser: options.Parser) -> None:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="undo an unfinished session although its process seems to be alive; with backup, empty a directory that"
-        " is no repository and make it one; with restore, make TARGET what the backup is, whatever is there",
+        help="undo an unfinished session although its process seems to be alive, or with regress a finished one; with"
+        " remove, remove several; with backup, empty a directory that is no repository and make it one; with restore,"
+        " make TARGET what the backup is, whatever is there",
     )
     parser.add_argument(
         "--current-time",

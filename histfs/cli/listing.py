@@ -1,11 +1,11 @@
 """`histfs list sessions REPO` and `histfs list files [--at TIME] REPO[/sub]`: what is in a repository."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC
 from typing import TYPE_CHECKING
 
-from histfs.cli import options
+from histfs.cli import list_increments, list_versions, options
 from histfs.cli.output import Output, iso_time
 from histfs.errors import NotFoundError
 
@@ -13,15 +13,17 @@ if TYPE_CHECKING:
     from histfs.store.entry import Entry
 
 DESCRIPTION = """\
-Show what is in a repository: the sessions it has, or the files of one moment.
-The repository is only read."""
+Show what is in a repository: the sessions it has, the increments that lead back
+to them, the files of one moment, or what became of one. The repository is only
+read."""
 
 EPILOG = """\
 examples:
   histfs list sessions /mnt/disk/home
+  histfs list increments --size /mnt/disk/home
   histfs list files --at 3D /mnt/disk/home/anna
 
-`histfs list sessions --help` and `histfs list files --help` tell more."""
+`histfs list sessions --help` and the like tell more."""
 
 SESSIONS_DESCRIPTION = """\
 Print a line for each finished session, the oldest first: its name (the folder's
@@ -44,6 +46,9 @@ FILES_DESCRIPTION = """\
 Print the path of everything that was there at a moment in the past, one a line,
 relative to the repository ("." is its root). With REPO/sub: what lies at `sub`.
 
+With --changed-since: what is otherwise in the newest session than at a moment
+in the past, each path behind the word `changed`, `new` or `deleted`.
+
 On a terminal, control characters in names show as \\n, \\x1b and the like, and a
 backslash as two. Into a pipe or a file, names go as they are; use --null if
 names may contain line breaks."""
@@ -54,6 +59,7 @@ FILES_EPILOG = f"""\
 examples:
   histfs list files --at 3D /mnt/disk/home/anna
   histfs list files --at 0B /mnt/disk/home | grep -i thesis
+  histfs list files --changed-since yesterday /mnt/disk/home
   histfs list files --null /mnt/disk/home | xargs -0 -n 1 echo
 
 exit codes:
@@ -66,9 +72,13 @@ IF_STOPPED = "the list is incomplete"
 
 def add_to(verbs: "options.Verbs") -> None:
     parser = options.add_verb(
-        verbs, "list", "show the sessions of a repository, or its files", description=DESCRIPTION, epilog=EPILOG
+        verbs,
+        "list",
+        "show sessions, increments, or files of a repository",
+        description=DESCRIPTION,
+        epilog=EPILOG,
     )
-    subjects = parser.add_subparsers(metavar="sessions|files", required=True)
+    subjects = parser.add_subparsers(metavar="sessions|increments|files|versions", required=True)
     sessions = options.add_verb(
         subjects, "sessions", "which sessions there are", description=SESSIONS_DESCRIPTION, epilog=SESSIONS_EPILOG
     )
@@ -78,14 +88,18 @@ def add_to(verbs: "options.Verbs") -> None:
     options.add_json(sessions)
     sessions.add_argument("repository", metavar="REPO", type=options.path, help="the repository")
     sessions.set_defaults(run=run_sessions, if_stopped=IF_STOPPED)
+    list_increments.add_to(subjects)
     files = options.add_verb(
         subjects, "files", "which files there were", description=FILES_DESCRIPTION, epilog=FILES_EPILOG
     )
-    options.add_at(files)
+    moment = files.add_mutually_exclusive_group()
+    options.add_at(moment)
+    moment.add_argument("--changed-since", metavar="TIME", help="what is otherwise now, in the newest session")
     options.add_json(files)
     files.add_argument("--null", action="store_true", help="raw names, each ended by a NUL, for `xargs -0`")
     files.add_argument("repository", metavar="REPO[/sub]", type=options.path, help="the repository, or what is in it")
     files.set_defaults(run=run_files, if_stopped=IF_STOPPED)
+    list_versions.add_to(subjects)
 
 
 def run_sessions(arguments: argparse.Namespace, output: Output) -> int:
@@ -115,12 +129,35 @@ def run_sessions(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def run_files(arguments: argparse.Namespace, output: Output) -> int:
+    if arguments.changed_since is not None:
+        return _run_changes(arguments, output)
     with options.open_past(arguments) as past:
         if arguments.json:
             output.document(list(_described(past, output)))
             return 0
         output.names(_paths(past, output), null=arguments.null)
     return 0
+
+
+def _run_changes(arguments: argparse.Namespace, output: Output) -> int:
+    from histfs.store.inventory import changes_since
+
+    arguments.at = arguments.changed_since
+    with options.open_past(arguments) as past:
+        changes = _named_changes(changes_since(past.repository, past.path, past.session_time, output.report))
+        if arguments.json:
+            output.document([{"path": path or b".", "change": word} for word, path in changes])
+        else:
+            output.names((b"%-7b %b" % (word.encode(), path or b".") for word, path in changes), null=arguments.null)
+    return 0
+
+
+def _named_changes(changes: Iterable[tuple["Entry | None", "Entry | None"]]) -> Iterator[tuple[str, bytes]]:
+    for old, new in changes:
+        if new is None:
+            yield "deleted", b"" if old is None else old.path
+        else:
+            yield "new" if old is None else "changed", new.path
 
 
 def _paths(past: options.Past, output: Output) -> Iterator[bytes]:

@@ -5,9 +5,10 @@ and all its output goes through `histfs.cli.output`.
 """
 
 import argparse
+import functools
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
@@ -15,6 +16,7 @@ from histfs.cli.output import Output
 from histfs.errors import EXIT_ERROR, UsageError, printable
 
 if TYPE_CHECKING:
+    from histfs.store.catalog import Catalog
     from histfs.store.entry import Extras
     from histfs.store.increments import Compression
     from histfs.store.owners import Owners
@@ -200,6 +202,12 @@ def owners(arguments: argparse.Namespace) -> "Owners":
     return mapped_owners(arguments.user_mapping_file, arguments.group_mapping_file)
 
 
+def add_size(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--size", action=argparse.BooleanOptionalAction, default=False, help="show how much increments take on the disk"
+    )
+
+
 def wants_document(arguments: argparse.Namespace) -> bool:
     """Whether the result is for a program, as JSON or YAML."""
     return bool(arguments.json or arguments.parsable_output)
@@ -256,6 +264,31 @@ def _session_at(repository: "Repository", moment: int) -> int:
     from histfs.store.when import choose_session
 
     return choose_session(moment, repository.sessions())
+
+
+class History:
+    """What `REPO[/sub]` means for verbs that look at all sessions. The catalog is opened when it is needed."""
+
+    def __init__(self, repository: "Repository", path: bytes, stack: ExitStack) -> None:
+        self.repository = repository
+        self.path = path
+        self._stack = stack
+
+    @functools.cached_property
+    def catalog(self) -> "Catalog":
+        from histfs.store.catalog import open_catalog
+
+        return self._stack.enter_context(open_catalog(self.repository, cache=cache_directory()))
+
+
+@contextmanager
+def open_history(arguments: argparse.Namespace) -> Iterator[History]:
+    """Opens the repository that `arguments.repository` lies in. Raises NotARepositoryError."""
+    from histfs.store.repository import Repository, find_repository
+
+    root, below = find_repository(arguments.repository)
+    with Repository.open(root) as repository, ExitStack() as stack:
+        yield History(repository, below, stack)
 
 
 def _choose_session(repository: "Repository", at: str | None, now: int) -> int:

@@ -12,6 +12,7 @@ import functools
 import operator
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime, tzinfo
@@ -246,6 +247,11 @@ def iso_time(session_time: int, zone: tzinfo | None) -> str:
         return datetime.fromtimestamp(session_time, UTC).astimezone(zone).isoformat()
     except (OverflowError, ValueError, OSError):
         return printable_time(session_time)
+
+
+def asctime(session_time: int) -> str:
+    """A session time as rdiff-backup shows it: `Tue Nov 14 22:13:20 2023`, local time."""
+    return time.ctime(session_time)
 
 
 def occupy_standard_descriptors() -> None:

@@ -1,15 +1,20 @@
-"""`histfs regress REPO`: undo a session that did not finish."""
+"""`histfs regress REPO`: undo a session that did not finish, or with --force the newest one."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from histfs.cli import general, options
 from histfs.cli.output import Output, iso_time
 from histfs.errors import EXIT_WARNING
 
+if TYPE_CHECKING:
+    from histfs.store.regress import RegressOutcome
+
 DESCRIPTION = """\
 Undo a session that did not finish, so that the repository is again what it was
-after the last one that did. If there is no such session, nothing is done. A
-finished session is never touched.
+after the last one that did. If there is no such session, nothing is done; or,
+with --force before the verb, the newest session is undone, so that the one
+before is the newest again. That can be repeated, until one is left.
 
 `histfs backup` does the same by itself before it begins; and reading (restore,
 mount, list, verify) does not need it."""
@@ -17,23 +22,28 @@ mount, list, verify) does not need it."""
 EPILOG = """\
 If the session's process seems to be alive, this is refused: wait for it, or end
 it. Its number may belong to another program by now. If you are sure that no
-backup is running, here or on another computer, use --force, before the verb:
+backup is running, here or on another computer, use --force.
 
 examples:
   histfs regress /mnt/disk/home
   histfs --force regress /mnt/disk/home
 
 exit codes:
-  0  there was nothing to undo
+  0  there was nothing to undo; with --force: the newest session was undone
   1  the session could not be undone
-  2  a session was undone (and 4 is added if files were damaged)"""
+  2  an unfinished session was undone; with --force: only one session is left
+  4  added to 2: some files were damaged already before that session"""
 
 IF_STOPPED = "every finished session is intact; run `histfs regress` again to go on"
 
 
 def add_to(verbs: "options.Verbs") -> None:
     parser = options.add_verb(
-        verbs, "regress", "undo a session that did not finish", description=DESCRIPTION, epilog=EPILOG
+        verbs,
+        "regress",
+        "undo an unfinished session, or the newest one",
+        description=DESCRIPTION,
+        epilog=EPILOG,
     )
     parser.add_argument("repository", metavar="REPO", type=options.path, help="the repository")
     options.add_compression(parser)
@@ -62,12 +72,23 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     if outcome is not None:
         output.begin_log()
     if options.wants_document(arguments):
-        output.document({"was_unfinished": outcome is not None} | (outcome._asdict() if outcome is not None else {}))
-        return 0 if outcome is None else EXIT_WARNING
+        was_unfinished = outcome is not None and not outcome.had_finished
+        output.document({"was_unfinished": was_unfinished} | (outcome._asdict() if outcome is not None else {}))
+    else:
+        _tell(outcome, output, force=arguments.force)
+    if outcome is None:
+        return EXIT_WARNING if arguments.force else 0
+    return 0 if outcome.had_finished else EXIT_WARNING
+
+
+def _tell(outcome: "RegressOutcome | None", output: Output, *, force: bool) -> None:
+    if outcome is None and force:
+        output.note("nothing to undo: there is only one session, and it stays")
+        return
     if outcome is None:
         output.tell("nothing to undo: the last session has finished")
-        return 0
+        return
     undone = "the first session" if outcome.undone is None else f"the session of {iso_time(outcome.undone, None)}"
     newest = "none is left" if outcome.newest is None else f"the newest is that of {iso_time(outcome.newest, None)}"
-    output.tell(f"{undone} had not finished and was undone; {newest}")
-    return EXIT_WARNING
+    what = "was undone" if outcome.had_finished else "had not finished and was undone"
+    output.tell(f"{undone} {what}; {newest}")

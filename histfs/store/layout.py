@@ -24,6 +24,10 @@ LOCK = DATA + b"/lock.yml"
 TEMPORARY = b"rdiff-backup.tmp."  # as other programs call what they will rename (docs/format.md 1)
 CHARS_TO_QUOTE = DATA + b"/chars_to_quote"
 SPECIAL_ESCAPES = DATA + b"/special_escapes"
+OWN = DATA + b"/histfs"  # what other programs leave alone (docs/format.md 8.5)
+
+# Up to which session (decimal) statistics count what was removed from the history afterwards.
+STATISTICS_DO_NOT_HOLD = OWN + b"/paths-were-removed"
 
 # What files of a session are called in front of its time (docs/format.md 1.2).
 XATTRS = b"extended_attributes"

@@ -7,12 +7,13 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
-from histfs.errors import LockedError
+from histfs.errors import LockedError, NotARepositoryError, storage_errors
 from histfs.store.files import WritableTree, write_blocks
 from histfs.store.format.times import format_time
-from histfs.store.layout import LOCK
+from histfs.store.layout import DATA, LOCK
 from histfs.store.tree import Tree, file_blocks
 
 # With the end of the line: half of a number is another process.
@@ -20,6 +21,26 @@ _PID = re.compile(rb"^PID[ \t]*([0-9]{1,9})[ \t\r]*\n", re.IGNORECASE | re.MULTI
 _CLOCK_SLACK_S = 2.0
 # A line of /proc/locks: the process that holds a lock for itself, the device and the number of the file.
 _FLOCK = re.compile(rb"\d+: FLOCK +ADVISORY +WRITE (\d+) ([0-9a-f]+:[0-9a-f]+):(\d+) ")
+
+
+@contextmanager
+def open_locked(repository: Path, *, verb: str, advice: str, fsync: bool = True) -> Iterator[WritableTree]:
+    """Enter an existing repository to write in it, and hold its lock. `advice`: what to do when the disk refuses.
+
+    Without `fsync` a crash of the system may cost the repository.
+    Raises NotARepositoryError, LockedError, StorageError.
+    """
+    with storage_errors():
+        try:
+            tree = WritableTree.open(repository)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotARepositoryError("there is no such directory", path=repository) from None
+    with tree, storage_errors(advice=advice):
+        tree.waits_for_disk = fsync
+        if not tree.is_directory(DATA):
+            raise NotARepositoryError("is not a repository: it has no directory rdiff-backup-data", path=repository)
+        with locked(tree, verb=verb):
+            yield tree
 
 
 @contextmanager

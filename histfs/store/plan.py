@@ -128,6 +128,27 @@ def _compared(entry: Entry) -> tuple[object, ...]:
     return entry.mode, entry.uid, entry.gid, entry.mtime_s, entry.size_bytes, entry.device_number
 
 
+def what_changed(old: Entry, new: Entry, *, extras_differ: bool) -> tuple[str, ...]:
+    """What two different records of one path differ in, in a person's words.
+
+    `extras_differ`: whether their extended attributes or access control lists do.
+    """
+    if old.kind is not new.kind:
+        return ("type",)
+    pairs = {
+        "content": ((old.size_bytes, old.sha1), (new.size_bytes, new.sha1)),
+        "target": (old.target, new.target),
+        "device": (old.device_number, new.device_number),
+        "mode": (old.mode, new.mode),
+        "owner": ((old.uid, old.gid), (new.uid, new.gid)),
+        "time": (old.mtime_s, new.mtime_s),
+        "links": (old.link_group, new.link_group),
+        "attributes": (False, extras_differ),
+    }
+    # What is left are names of owners, which may change alone.
+    return tuple(word for word, (before, after) in pairs.items() if before != after) or ("owner",)
+
+
 def increment_type(old: Entry | None, new: Entry | None) -> bytes:
     """The increment that preserves `old` when `new` takes its place (table of docs/format.md 6.2)."""
     if old is None:

@@ -69,18 +69,21 @@ def recover(
     if unfinished is None or good is None:
         return False
     if not force:
-        _check_writer_is_gone(tree, state.markers[unfinished])
+        check_writer_is_gone(tree, state.markers[unfinished])
     _Regress(tree, repository, state, good, unfinished, report, owners).run()
     return True
 
 
-def _check_writer_is_gone(tree: WritableTree, marker: bytes) -> None:
-    """Other writers may not hold the lock, so the process that the marker names counts too."""
+def check_writer_is_gone(tree: WritableTree, marker: bytes, advice: str = "use --force") -> None:
+    """Raises LockedError if the session of `marker` seems to run; `advice`: what to do if that is known to be wrong.
+
+    Other writers may not hold the lock, so the process that the marker names counts too.
+    """
     pid = living_writer(tree.read_small_file(marker, limit=4096), tree.stat(marker).st_mtime)
     if pid is not None:
         raise LockedError(
             f"a session of process {pid} is running in the repository",
-            advice="wait until it has finished; if that process is something else, use --force",
+            advice=f"wait until it has finished; if that process is something else, {advice}",
         )
 
 
@@ -97,7 +100,7 @@ def _undo_first_session(tree: WritableTree, path: Path, *, may_empty: bool) -> b
         )
     if not names and not others:
         return False
-    if any(parse_increment_name(name) for _, name in _files_below(tree, INCREMENTS)):
+    if any(parse_increment_name(name) for _, name in tree.files_below(INCREMENTS)):
         raise DamagedError(
             "has increments but no current_mirror marker, so that nothing tells which session is the newest", path=path
         )
@@ -108,22 +111,6 @@ def _undo_first_session(tree: WritableTree, path: Path, *, may_empty: bool) -> b
         tree.remove_tree(join(DATA, name))
     tree.sync()
     return bool(names)
-
-
-def _files_below(tree: WritableTree, place: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Everything below `place` that is not a directory, as (directory on disk, name on disk)."""
-    pending = [place]
-    while pending:
-        directory = pending.pop()
-        try:
-            names = tree.names(directory)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        for name in names:
-            if stat.S_ISDIR(tree.stat(join(directory, name)).st_mode):
-                pending.append(join(directory, name))
-            else:
-                yield directory, name
 
 
 def _is_as_recorded(entry: Entry, status: os.stat_result | None) -> bool:
@@ -329,6 +316,8 @@ class _Regress:
             return self._tree.readlink(path) == entry.target and self._has_owner(status, entry)
         if kind.is_device and (os.major(status.st_rdev), os.minor(status.st_rdev)) != entry.device_number:
             return False
+        if kind.has_mtime and status.st_mtime_ns // 10**9 != entry.mtime_s:
+            return False
         return stat.S_IMODE(status.st_mode) == entry.mode and self._has_owner(status, entry)
 
     def _attributes(self, entry: Entry, status: os.stat_result | None) -> Attributes:
@@ -369,7 +358,7 @@ class _Regress:
     def _increments(self) -> Iterator[tuple[bytes, bytes]]:
         """Increments that the unfinished session wrote, as (directory on disk, name on disk)."""
         for place in (INCREMENTS, LONG_NAMES):
-            for directory, name in _files_below(self._tree, place):
+            for directory, name in self._tree.files_below(place):
                 parsed = parse_increment_name(self._layout.quoting.unquote(name))
                 if parsed is not None and parsed.type != b"data" and parsed.time >= self._good:
                     yield directory, name

@@ -1,16 +1,24 @@
-"""The operation `regress`: undo a session that did not finish, and nothing else."""
+"""The operation `regress`: undo the newest session, one that did not finish or, if that is wanted, a good one.
 
-from collections.abc import Callable
+A good session is undone as a broken one is: a second marker, of the session before, makes it one that did not finish.
+So it may be stopped at any moment, and whoever writes next goes on with it. Before the marker is written the state of
+the session before is put together once, as nobody may be left with a session that cannot be undone.
+"""
+
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from histfs.errors import HistfsError, NotARepositoryError, storage_errors
+from histfs.errors import HistfsError
 from histfs.store.accounts import BY_NAME
+from histfs.store.entry import Entry, Kind, LinkDigests
 from histfs.store.files import WritableTree
+from histfs.store.format.listing import difference
 from histfs.store.layout import DATA, read_layout, read_state
-from histfs.store.lock import locked
+from histfs.store.lock import marker_text, open_locked
 from histfs.store.owners import Owners
 from histfs.store.recovery import recover
+from histfs.store.repository import Repository
 
 
 class RegressOutcome(NamedTuple):
@@ -18,6 +26,7 @@ class RegressOutcome(NamedTuple):
 
     undone: int | None
     newest: int | None
+    had_finished: bool = False
 
 
 def regress(
@@ -28,22 +37,46 @@ def regress(
     fsync: bool = True,
     owners: Owners = BY_NAME,
 ) -> RegressOutcome | None:
-    """Bring the repository back to its newest finished session; None if it is there already.
+    """Bring the repository back to its newest finished session; None if there is nothing to undo.
 
-    `force` goes on even if the process that began the session seems to run. Without `fsync` a crash of the system may
-    cost the repository. Raises HistfsError.
+    `force` goes on even if the process that began the session seems to run; and if all sessions have finished, the
+    newest of them is undone, unless it is the only one. Without `fsync` a crash of the system may cost the repository.
+    Raises HistfsError.
     """
-    with storage_errors():
-        try:
-            tree = WritableTree.open(repository)
-        except (FileNotFoundError, NotADirectoryError):
-            raise NotARepositoryError("there is no such directory", path=repository) from None
-    with tree, storage_errors(advice="run `histfs regress` again when the cause is mended"):
-        tree.waits_for_disk = fsync
-        if not tree.is_directory(DATA):
-            raise NotARepositoryError("is not a repository: it has no directory rdiff-backup-data", path=repository)
-        with locked(tree, verb="regress"):
-            undone = read_state(tree, read_layout(tree)).unfinished
-            if not recover(tree, repository, report=report, owners=owners, force=force):
-                return None
-            return RegressOutcome(undone, read_state(tree, read_layout(tree)).mirror_time)
+    advice = "run `histfs regress` again when the cause is mended"
+    with open_locked(repository, verb="regress", advice=advice, fsync=fsync) as tree:
+        state = read_state(tree, read_layout(tree))
+        undone, had_finished = state.unfinished, False
+        if force and len(state.markers) == 1 and len(state.sessions) > 1:
+            undone, had_finished = state.sessions[-1], True
+            _open_again(tree, Repository(tree, repository))
+        if not recover(tree, repository, report=report, owners=owners, force=force):
+            return None
+        return RegressOutcome(undone, read_state(tree, read_layout(tree)).mirror_time, had_finished)
+
+
+def _open_again(tree: WritableTree, repository: Repository) -> None:
+    """Make the newest session one that did not finish. DamagedError if the one before cannot be put together."""
+    previous, newest = repository.sessions()[-2:]
+    _check_changed_files(repository, previous, newest)
+    repository.forget()
+    marker = repository.layout.data_path(b"current_mirror", previous, b"data")
+    tree.write_file(marker, [marker_text()], durable=True)
+    tree.sync_directory(DATA)
+
+
+def _check_changed_files(repository: Repository, previous: int, newest: int) -> None:
+    """Read every file that the session `newest` has changed or removed, as it was at `previous`."""
+    snapshot = repository.snapshot(previous)
+    digests = LinkDigests()
+
+    def entries() -> Iterator[Entry]:
+        for entry in snapshot.entries():
+            digests.remember(entry)
+            yield entry
+
+    for entry in difference(entries(), repository.snapshot(newest).entries()):
+        if entry.kind is Kind.REGULAR:
+            with snapshot.open(entry, digests.of(entry)) as content:
+                for _ in content.blocks():
+                    pass

@@ -137,15 +137,39 @@ class Tree:
 
     def names_of_files(self, path: bytes) -> list[bytes]:
         """The names in the directory `path` that are not directories themselves, in no order."""
+        return self.names_by_kind(path)[1]
+
+    def names_by_kind(self, path: bytes) -> tuple[list[bytes], list[bytes]]:
+        """The names in the directory `path`, in no order: those of directories, and those of everything else."""
+        directories: list[bytes] = []
+        others: list[bytes] = []
         fd = self.open_directory(path)
         try:
             with os.scandir(fd) as found:
-                return [os.fsencode(item.name) for item in found if not item.is_dir(follow_symlinks=False)]
+                for item in found:
+                    is_directory = item.is_dir(follow_symlinks=False)
+                    (directories if is_directory else others).append(os.fsencode(item.name))
         except OSError as exc:
             exc.filename = path
             raise
         finally:
             os.close(fd)
+        return directories, others
+
+    def files_below(self, path: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Everything below `path` that is not a directory, as (directory, name); nothing if there is no such directory.
+
+        Directories that go meanwhile are passed over.
+        """
+        pending = [path]
+        while pending:
+            directory = pending.pop()
+            try:
+                directories, others = self.names_by_kind(directory)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            pending += [directory + b"/" + name for name in directories]
+            yield from ((directory, name) for name in others)
 
     def names_and_types(self, path: bytes) -> list[tuple[bytes, bool]]:
         """The names in the directory `path`, in no order, and whether each is a directory itself."""

@@ -28,7 +28,7 @@ class TestArguments:
             (),
             ("bogus",),
             ("list",),
-            ("list", "increments", "r"),
+            ("list", "decrements", "r"),
             ("backup", "src"),
             ("backup", "src", "repo", "more"),
             ("backup", "--quiet", "src", "repo"),

@@ -399,7 +399,7 @@ class TestRegress:
         assert (ran.code, ran.err) == (0, "")
 
     def test_undone(self, cli):
-        cli.outcomes["regress"] = SimpleNamespace(undone=NEWEST, newest=SECOND)
+        cli.outcomes["regress"] = SimpleNamespace(undone=NEWEST, newest=SECOND, had_finished=False)
         ran = cli("--force", "regress", "repo")
         assert ran.code == 2
         assert re.fullmatch(
@@ -407,8 +407,20 @@ class TestRegress:
         )
         assert cli.calls["regress"][1]["force"] is True
 
+    def test_a_good_session_undone(self, cli):
+        cli.outcomes["regress"] = SimpleNamespace(undone=NEWEST, newest=SECOND, had_finished=True)
+        ran = cli("--force", "regress", "--allow-duplicate-timestamps", "repo")
+        assert ran.code == 0
+        assert re.fullmatch(r"the session of 2024-05-03T\S+ was undone; .*newest is that of 2024-05-02T\S+\n", ran.out)
+
+    def test_only_one_is_left(self, cli):
+        cli.outcomes["regress"] = None
+        ran = cli("--force", "regress", "repo")
+        assert (ran.code, ran.out) == (2, "")
+        assert "nothing to undo" in ran.err
+
     def test_a_first_session_undone(self, cli):
-        cli.outcomes["regress"] = SimpleNamespace(undone=None, newest=None)
+        cli.outcomes["regress"] = SimpleNamespace(undone=None, newest=None, had_finished=False)
         ran = cli("regress", "repo")
         assert (ran.code, ran.out) == (2, "the first session had not finished and was undone; none is left\n")
 

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from histfs.errors import DamagedError
 from histfs.store.catalog import Catalog, Version, open_catalog
 from histfs.store.entry import Entry
@@ -83,6 +85,12 @@ def rows(catalog: Catalog) -> dict[str, Any]:
         "sessions": database.execute("select * from session order by time").fetchall(),
         "newest": database.execute("select * from state").fetchall(),
     }
+
+
+def own_rows(repository: Path) -> dict[str, Any]:
+    """The rows of the catalog in the repository, which must be up to date."""
+    with Repository.open(repository) as opened, open_catalog(opened, progress=pytest.fail) as catalog:
+        return rows(catalog)
 
 
 def fresh_rows(repository: Path) -> dict[str, Any]:

@@ -14,15 +14,9 @@ from histfs.store.format import columns
 from histfs.store.repository import Repository
 from tests.histories import ANYTHING, RDIFF_BACKUP_WRITES, random_history
 from tests.oracle import Oracle
-from tests.store.catalogs import assert_same_trees, fresh_rows, rows
+from tests.store.catalogs import assert_same_trees, fresh_rows, own_rows, rows
 from tests.store.sessions import DAY, FIRST, Sessions, stamp
 from tests.trees import Dir, File, Link, Symlink, build
-
-
-def own_rows(repository: Path) -> dict[str, object]:
-    """The rows of the catalog in the repository, which must be up to date."""
-    with Repository.open(repository) as opened, open_catalog(opened, progress=pytest.fail) as catalog:
-        return rows(catalog)
 
 
 def names(catalog: Catalog, path: str, time: int) -> list[bytes]:

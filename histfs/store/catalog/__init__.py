@@ -4,8 +4,8 @@ with open_catalog(repository, cache=place) as catalog:
     for version in catalog.children(catalog.root(time).directory, time): ...
 """
 
-from histfs.store.catalog.place import open_catalog, update_catalog
+from histfs.store.catalog.place import discard_catalog, open_catalog, update_catalog
 from histfs.store.catalog.reading import Catalog, Version
 from histfs.store.catalog.schema import LIVE
 
-__all__ = ["LIVE", "Catalog", "Version", "open_catalog", "update_catalog"]
+__all__ = ["LIVE", "Catalog", "Version", "discard_catalog", "open_catalog", "update_catalog"]

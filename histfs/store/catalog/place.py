@@ -29,14 +29,14 @@ from histfs.store.catalog.indexing import Indexer, OutdatedError, Progress
 from histfs.store.catalog.lists import Lists, ListsChangedError
 from histfs.store.catalog.reading import Catalog
 from histfs.store.catalog.schema import DATABASE_ERRORS, Identity, is_busy, is_catalog, read_known
+from histfs.store.entry import join
 from histfs.store.files import WritableTree
-from histfs.store.layout import DATA
+from histfs.store.layout import DATA, OWN
 from histfs.store.repository import Repository
 from histfs.store.tree import NotRegularError, Tree
 
 log = logging.getLogger(__name__)
 
-OWN = DATA + b"/histfs"
 NAME = b"catalog.sqlite"
 _NEW = b"new.sqlite"
 _LOCK = b"lock"
@@ -132,22 +132,33 @@ def _wait_for_writer(place: Tree) -> None:
         time.sleep(_LOOKS_EVERY_S)
 
 
-def update_catalog(tree: WritableTree, repository: Repository) -> None:
-    """Bring the catalog in the repository up to date, whose lock is held. What goes wrong is logged, not raised."""
+def update_catalog(tree: WritableTree, repository: Repository, *, make: bool = True) -> None:
+    """Bring the catalog in the repository up to date, whose lock is held. What goes wrong is logged, not raised.
+
+    `make`: make it anew where that is not possible. A catalog that is out of date does no harm.
+    """
     try:
-        _update(tree, repository)
+        _update(tree, repository, make=make)
     except (HistfsError, OSError, *DATABASE_ERRORS) as exc:
         log.warning("the catalog in the repository is not up to date, which costs readers time: %s", exc)
 
 
-def _update(tree: WritableTree, repository: Repository) -> None:
+def discard_catalog(tree: WritableTree) -> None:
+    """Remove the catalog in the repository, whose lock is held."""
+    for name in (NAME, *(NAME + end for end in _BESIDE)):
+        tree.remove_tree(join(OWN, name))
+
+
+def _update(tree: WritableTree, repository: Repository, *, make: bool) -> None:
+    if not make and not tree.exists(join(OWN, NAME)):
+        return
     tree.make_directories(OWN)
     with WritableTree(tree.open_directory(OWN)) as place:
         lists = Lists(repository, repository.state())
         for end in _BESIDE:  # of these SQLite leaves only a journal behind, to be rolled back
             if place.exists(NAME + end) and not (end == _JOURNAL and stat.S_ISREG(place.stat(NAME + end).st_mode)):
                 place.remove_tree(NAME + end)
-        if place.exists(NAME) and _was_caught_up(place, NAME, lists, "delete"):
+        if (place.exists(NAME) and _was_caught_up(place, NAME, lists, "delete")) or not make:
             return
         _build(place, lists, lambda _records: None)
         # The old one first: its journal must never be found beside the new one.

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, Self, TypeVar
 from histfs.errors import DamagedError, NotFoundError, StorageError
 from histfs.store.catalog.lists import Lists
 from histfs.store.catalog.schema import DATABASE_ERRORS, LIVE, ROOT, is_busy, read_known
-from histfs.store.entry import Acl, Entry, Kind, LinkGroup, Xattrs, join, sort_key
+from histfs.store.entry import Acl, Entry, Kind, LinkGroup, Xattrs, join, name_of, parent_of, sort_key
 from histfs.store.format.attributes import parse_access_control_list, parse_extended_attributes
-from histfs.store.format.columns import IS_DIRECTORY, TYPE_BITS, TYPE_MASK, signed, unsigned
+from histfs.store.format.columns import IS_DIRECTORY, TYPE_BITS, TYPE_MASK, number_of, signed, unsigned
 from histfs.store.layout import State
 from histfs.store.repository import Repository
 
@@ -196,6 +196,35 @@ class Catalog:
         where = "v.parent = :directory and v.name = :name order by v.first"
         return self._versions(where, {"directory": directory, "name": name})
 
+    def versions_of(self, path: bytes) -> list[Version]:
+        """All that a path ever was, oldest first."""
+        if not path:
+            return self.versions(0, b"")
+        directory = self.directory_at(parent_of(path))
+        return [] if directory is None else self.versions(directory, name_of(path))
+
+    def total_bytes(self, path: bytes, time: int) -> int:
+        """The size of all that was at and below `path` at `time`; each link of a file counts."""
+        own = next((version for version in self.versions_of(path) if version.first <= time <= version.last), None)
+        if own is None or not own.is_directory:
+            return 0 if own is None else own.size_bytes
+        query = f"""with recursive inside (id) as (
+            select :directory union select v.directory from inside join version v on v.parent = inside.id
+            where v.directory != 0 and {_AT}
+        ) select ifnull(sum(v.size_bytes & -1), 0) from inside join version v on v.parent = inside.id where {_AT}"""
+        with self._reading():
+            return int(self._database.execute(query, {"directory": own.directory, "time": time}).fetchone()[0])
+
+    def long_names_below(self, path: bytes) -> set[int]:
+        """The numbers that ever stood for a name below `path` (docs/format.md 3.4)."""
+        directory = self.directory_at(path)
+        query = """with recursive inside (id) as (
+            select :directory union select d.id from inside join directory d on d.parent = inside.id
+        ) select distinct ifnull(v.alternate_mirror, v.alternate_increment) & -1 from inside
+        join version v on v.parent = inside.id where ifnull(v.alternate_mirror, v.alternate_increment) is not null"""
+        with self._reading():
+            return {number for (number,) in self._database.execute(query, {"directory": directory})}
+
     def deleted(self, directory: int, time: int, after: bytes | None = None, limit: int = 1000) -> list[Version]:
         """The last version of each name that was in a directory before `time` and is not there then, as `children`."""
         where = """v.parent = :directory and v.name > :after and v.last < :time and not exists (
@@ -279,6 +308,12 @@ class Catalog:
         """The id of the directory with this tag."""
         row = self._row("select id & -1 from directory where tag = ?", tag)
         return None if row is None else int(row[0])
+
+    def directory_at(self, path: bytes) -> int | None:
+        """The id of the directory `path`, if there ever was one."""
+        with self._reading():
+            found = self._database.execute("select id & -1 from directory where key = ?", (number_of(path),)).fetchall()
+        return next((number for (number,) in found if self.path(number) == path), None)
 
     def tag(self, directory: int) -> int:
         """NotFoundError if there is no such directory."""

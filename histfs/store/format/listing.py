@@ -50,28 +50,37 @@ def merge(listings: Sequence[Iterable[Entry]]) -> Iterator[Entry]:
                 yield entry
 
 
+def changes(older: Iterable[Entry], newer: Iterable[Entry]) -> Iterator[tuple[Entry | None, Entry | None]]:
+    """Each path of which two full lists say different things, as (what `older` has, what `newer` has)."""
+    rest = iter(newer)
+    ahead = next(rest, None)
+    for entry in older:
+        key = _entry_key(entry)
+        while ahead is not None and _entry_key(ahead) < key:
+            yield None, ahead
+            ahead = next(rest, None)
+        if ahead is None or ahead.path != entry.path:
+            yield entry, None
+            continue
+        if ahead != entry:
+            yield entry, ahead
+        ahead = next(rest, None)
+    while ahead is not None:
+        yield None, ahead
+        ahead = next(rest, None)
+
+
 def difference(older: Iterable[Entry], newer: Iterable[Entry]) -> Iterator[Entry]:
     """What leads from the full list `newer` back to the full list `older` (docs/format.md 5.1).
 
     Entries of `older` that `newer` has not or has otherwise, and ABSENT for paths of `newer` only:
     merge([difference(older, newer), newer]) is `older`.
     """
-    rest = iter(newer)
-    ahead = next(rest, None)
-    for entry in older:
-        key = _entry_key(entry)
-        while ahead is not None and _entry_key(ahead) < key:
-            yield Entry(ahead.path, Kind.ABSENT)
-            ahead = next(rest, None)
-        if ahead is None or ahead.path != entry.path:
-            yield entry
-            continue
-        if ahead != entry:
-            yield entry
-        ahead = next(rest, None)
-    while ahead is not None:
-        yield Entry(ahead.path, Kind.ABSENT)
-        ahead = next(rest, None)
+    for old, new in changes(older, newer):
+        if old is not None:
+            yield old
+        elif new is not None:
+            yield Entry(new.path, Kind.ABSENT)
 
 
 def previous_stays_snapshot(older_types: Iterable[bytes]) -> bool:
