@@ -38,7 +38,7 @@ examples:
 exit codes (added up):
   0  everything was restored
   1  nothing was restored: no such session or path, TARGET is not empty, ...
-  2  --force had to replace things; added to 4: the system refused something
+  2  --force replaced things, or the repository stays; added to 4: a refusal
   4  some files, each named, were not restored (damaged, ...); all others were"""
 
 IF_STOPPED = "what is in TARGET so far is incomplete: the same command with --merge completes it"

@@ -2,8 +2,8 @@
 
 Everything is written below a descriptor of the directory that holds the target, by names that the list of files gives
 and whose parents are directories of the same list: nothing leads out of the target, whatever a record or another user
-says. Directories get owner, mode and time when complete. A file whose content turns out wrong, or does not come to its
-end, is removed, and what it was to replace stays.
+says, and nothing into the repository, which may lie in it. Directories get owner, mode and time when complete. A file
+whose content turns out wrong, or does not come to its end, is removed, and what it was to replace stays.
 
 What is in the target as it should be is not touched. A file is taken for that by type, size and time; one of the right
 size and another time by its SHA1; with `checksum` all are. A file that differs is written anew beside the old one,
@@ -18,7 +18,7 @@ import itertools
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from typing import NamedTuple
 from histfs.errors import DamagedError, HistfsError, NotFoundError, StorageError, UsageError, storage_errors
 from histfs.store import plan
 from histfs.store.accounts import BY_NAME
+from histfs.store.clearing import Clearing
 from histfs.store.content.opening import sha1_of
 from histfs.store.dress import Dress, refused_extras
 from histfs.store.entry import ALL_EXTRAS, Entry, Extras, Kind, LinkDigests, is_below, join
@@ -37,7 +38,7 @@ from histfs.store.repository import Repository
 from histfs.store.selection import Place, Selection, selected
 from histfs.store.snapshot import Snapshot
 from histfs.store.source import Found
-from histfs.store.target import Manner, Step, Target, check_target
+from histfs.store.target import Manner, Step, Target, check_target, resolved
 
 # What will not get better with the next file: the restore stops.
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -72,9 +73,10 @@ def restore(
     `extras`, `never_drop_acls`: see `Dress`. Raises UsageError, NotFoundError, StorageError.
     """
     with storage_errors(), closing(repository.snapshot(session_time)) as snapshot:
-        check_target(repository.path, target, manner)
+        place = resolved(target)
+        check_target(repository.path, place, manner)
         dress = Dress(owners, extras, never_drop_acls=never_drop_acls, report=report)
-        return _Restore(snapshot, path, manner, dress, selection, report, tell).run(target)
+        return _Restore(snapshot, path, manner, dress, selection, report, tell).run(place)
 
 
 class _Directory(NamedTuple):
@@ -124,12 +126,16 @@ class _Restore:
         self._is_root = os.geteuid() == 0
         self._top = b""  # the path of the target below the directory that `_target` was opened by
         self._target: Target
+        self._clearing: Clearing
         self._directories: list[_Directory] = []
 
     def run(self, target: Path) -> RestoreOutcome:
         # Without its list a mode may grant too much, so the list is read also where it is not restored.
-        with self._snapshot.extras(self._dress.extras._replace(acls=True), self._failed) as extras:
-            return self._run(target, self._recorded(extras))
+        with (
+            self._snapshot.extras(self._dress.extras._replace(acls=True), self._failed) as extras,
+            closing(self._recorded(extras)) as entries,
+        ):
+            return self._run(target, entries)
 
     def _run(self, target: Path, entries: Iterator[Entry]) -> RestoreOutcome:
         for entry in entries:
@@ -138,8 +144,12 @@ class _Restore:
         else:
             raise NotFoundError("was not there at this time", path=self._path, at=self._snapshot.time)
         may_remove = self._manner.is_deleting and self._selection is None
-        with Target.open(target, self._manner, self._dress.extras, may_remove=may_remove) as self._target:
+        repository = os.fstat(self._snapshot.repository.tree.root_fd)
+        with Target.open(target, self._manner, self._dress.extras, repository, may_remove=may_remove) as self._target:
             self._top = self._target.top
+            self._clearing = Clearing(
+                self._target, self._selection, self._step, self._report, dry_run=self._manner.dry_run
+            )
             self._check_top(entry, target)
             if entry.kind is Kind.DIRECTORY:
                 self._restore_entry(entry, self._top)  # what stops this stops all
@@ -154,7 +164,7 @@ class _Restore:
                 self._failed(refused_extras(target))
         return RestoreOutcome(self._files, self._errors)
 
-    def _recorded(self, extras: SessionExtras) -> Iterator[Entry]:
+    def _recorded(self, extras: SessionExtras) -> Generator[Entry, None, None]:
         """All entries, also those of links whose first one is not restored: it alone may have the digest."""
         for entry in self._snapshot.entries(on_damage=self._damaged):
             self._digests.remember(entry)
@@ -250,10 +260,7 @@ class _Restore:
         is_new = self._directories and not self._directories[-1].was_there  # then nothing can be there
         found = None if is_new else self._target.find(path)
         if found is not None and found.entry.kind is not entry.kind:
-            self._target.check_may_go(found)
-            for below in self._target.below(path, open_up=not self._manner.dry_run):
-                if below != path:
-                    self._step(Step.DELETED, below)
+            self._clearing.tell(found, itself=False)
         if entry.kind is Kind.DIRECTORY:
             self._restore_directory(entry, path, found)
         elif entry.kind is Kind.REGULAR:
@@ -287,8 +294,7 @@ class _Restore:
         path = self._place(directory.entry.path)
         try:
             if self._manner.is_deleting and not self._is_damaged:
-                for name in sorted(directory.others):
-                    self._delete(join(path, name), directory.place)
+                self._clearing.delete(path, directory.others, directory.place)
             if not self._manner.dry_run:
                 found = self._target.find(path)
                 if found is None or self._change(directory.entry, found) is not plan.Change.NONE:
@@ -298,21 +304,6 @@ class _Restore:
             if exc.errno in _FATAL:
                 raise
             self._failed(StorageError(f"cannot be restored completely ({exc.strerror})", path=directory.entry.path))
-
-    def _delete(self, path: bytes, place: Place | None) -> None:
-        """Delete what is at `path`, in a directory at `place`."""
-        found = self._target.find(path)
-        if found is None:
-            return
-        if self._selection is not None and place is not None:
-            for item in self._target.selected_below(found, self._selection, place):
-                if self._step(Step.DELETED, item.path):
-                    self._target.delete(item)
-            return
-        for below in self._target.below(path, open_up=not self._manner.dry_run):
-            self._step(Step.DELETED, below)
-        if not self._manner.dry_run:
-            self._target.make_way(found)
 
     # Regular files
 

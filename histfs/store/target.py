@@ -7,6 +7,8 @@ and `files`). Rules
 - What goes is removed, or moved below the directory that keeps it. A directory with something in it goes only where
   that was asked for.
 - A file with other names is never changed in place: these may lie outside of the target.
+- The repository that is restored from may lie in the target. It is known by its inode, whatever path leads to it:
+  nothing is done with it or in it, and no directory that it lies in goes.
 """
 
 import errno
@@ -56,6 +58,10 @@ class Manner(NamedTuple):
         return self.delete or self.force
 
 
+class MustStayError(StorageError):
+    """Something in the target that is neither changed nor removed, whatever was asked for."""
+
+
 class Step(Enum):
     """What a restore does with one name in the target."""
 
@@ -71,7 +77,7 @@ class _Waiting:
 
     found: Found | None
     place: Place
-    items: Iterator[Found]  # that are still to come
+    items: Iterator[Found | MustStayError]  # that are still to come
     goes: bool = True
 
 
@@ -79,24 +85,33 @@ class Target:
     """Changes what is at and below the path `top` in `tree`. Make one with `open`.
 
     `aside`: the tree that gets what is replaced or removed; None if that is not kept. `may_remove`: directories may go
-    with what is in them. `extras`: what is looked at beyond stat(2).
+    with what is in them. `extras`: what is looked at beyond stat(2). `repository`: the root of that which is read.
     """
 
     def __init__(
-        self, tree: WritableTree, top: bytes, aside: WritableTree | None, extras: Extras, *, may_remove: bool
+        self,
+        tree: WritableTree,
+        top: bytes,
+        aside: WritableTree | None,
+        extras: Extras,
+        repository: os.stat_result,
+        *,
+        may_remove: bool,
     ) -> None:
         self.tree = tree
         self.top = top
         self._aside = aside
         self._extras = extras
+        self._repository = repository
         self._may_remove = may_remove
         self._surroundings: Source | None = None
 
     @classmethod
     @contextmanager
-    def open(cls, target: Path, manner: Manner, extras: Extras, *, may_remove: bool) -> Iterator[Self]:
-        """Enter the directory that holds the target. Raises OSError, UsageError."""
-        place = Path(os.path.abspath(target))
+    def open(
+        cls, place: Path, manner: Manner, extras: Extras, repository: os.stat_result, *, may_remove: bool
+    ) -> Iterator[Self]:
+        """Enter the directory that holds the target, which is `resolved`. Raises OSError, UsageError."""
         above = place.parent
         if manner.dry_run:
             while not above.is_dir():  # which would be made
@@ -107,12 +122,16 @@ class Target:
         keeps = manner.backup_dir is not None
         with ExitStack() as stack:
             tree = stack.enter_context(WritableTree.open(above))
+            if tree.lies_in(repository):  # by another path than those that `check_target` has compared
+                raise UsageError("lies in the repository itself", path=place, advice="choose a target outside of it")
             aside = None
             if manner.backup_dir is not None and not manner.dry_run:
                 aside = stack.enter_context(WritableTree.create(manner.backup_dir))
                 if os.fstat(aside.root_fd).st_dev != os.fstat(tree.root_fd).st_dev:
                     raise UsageError("must be on the file system of the target", path=manner.backup_dir)
-            opened = cls(tree, top, aside, extras, may_remove=may_remove or keeps)
+                if aside.lies_in(repository):
+                    raise UsageError("lies in the repository itself", path=manner.backup_dir)
+            opened = cls(tree, top, aside, extras, repository, may_remove=may_remove or keeps)
             stack.callback(opened._forget_surroundings)
             yield opened
 
@@ -123,7 +142,10 @@ class Target:
     # Looking
 
     def find(self, path: bytes) -> Found | None:
-        """What is at `path`; None if nothing is, also as something above it is not there or no directory."""
+        """What is at `path`; None if nothing is, also as something above it is not there or no directory.
+
+        Raises MustStayError if it is the repository: whoever looks wants to change it.
+        """
         try:
             status = self.tree.stat(path)
             link = self.tree.readlink(path) if stat.S_ISLNK(status.st_mode) else b""
@@ -131,14 +153,26 @@ class Target:
             if exc.errno not in _NOTHING_THERE:
                 raise
             return None
+        if os.path.samestat(status, self._repository):
+            raise MustStayError("is the repository that is restored from, and stays as it is", path=path)
         entry = entry_of(path, status, link)
         with suppress(OSError, FormatError):  # what cannot be read is set anew
             entry = read_extras(self.tree, entry, self._extras)
         return Found(entry, status)
 
-    def check_may_go(self, found: Found) -> None:
-        """Raises StorageError if `found` is a directory that has something in it, and that must not be lost."""
-        if found.entry.kind is not Kind.DIRECTORY or self._may_remove:
+    def check_may_go(self, found: Found, *, open_up: bool) -> None:
+        """Raises StorageError if `found` is a directory that has something in it, and that must not be lost.
+
+        All that lies below it is looked at. `open_up`: it is going to be removed.
+        """
+        if found.entry.kind is not Kind.DIRECTORY:
+            return
+        self._check_is_free(found)
+        for _ in self.below(found.path, open_up=open_up):
+            pass
+
+    def _check_is_free(self, found: Found) -> None:
+        if self._may_remove:
             return
         if any(not name.startswith(LEFTOVER) for name in self.tree.names(found.path)):
             raise StorageError(
@@ -148,7 +182,10 @@ class Target:
             )
 
     def below(self, path: bytes, *, open_up: bool) -> Iterator[bytes]:
-        """`path` and all that lies below it, parents first. `open_up`: it is going to be removed."""
+        """`path` and all that lies below it, parents first. `open_up`: it is going to be removed.
+
+        Raises MustStayError where something is that must stay.
+        """
         pending = [path]
         while pending:
             current = pending.pop()
@@ -159,15 +196,22 @@ class Target:
                     self._open_up(found)
                 pending.extend(join(current, name) for name in sorted(self.tree.names(current), reverse=True))
 
-    def selected_below(self, found: Found, selection: Selection, above: Place) -> Iterator[Found]:
+    def selected_below(
+        self, found: Found, selection: Selection, above: Place, stays: Callable[[MustStayError], None]
+    ) -> Iterator[Found]:
         """What the selection takes of what was found in the directory at `above`; what is in a directory before it.
 
-        A directory in which something is excluded is left out, and so is one that was only scanned.
+        A directory in which something is excluded is left out, and so is one that was only scanned. What must stay is
+        told to `stays`, and left out together with the directories that it lies in.
         """
         waiting = [_Waiting(None, above, iter([found]))]
         while waiting:
             directory = waiting[-1]
             item = next(directory.items, None)
+            if isinstance(item, MustStayError):
+                stays(item)
+                directory.goes = False
+                continue
             if item is None:
                 waiting.pop()
                 if directory.found is not None and directory.goes:
@@ -189,9 +233,13 @@ class Target:
             self._surroundings = Source(Tree(self.tree.open_directory(self.top)), Path(os.fsdecode(self.top)))
         return self._surroundings.subject(item)
 
-    def _items(self, directory: Found) -> Iterator[Found]:
+    def _items(self, directory: Found) -> Iterator[Found | MustStayError]:
         for name in sorted(self.tree.names(directory.path)):
-            item = self.find(join(directory.path, name))
+            try:
+                item = self.find(join(directory.path, name))
+            except MustStayError as error:
+                yield error
+                continue
             if item is not None:
                 yield item
 
@@ -242,30 +290,33 @@ class Target:
             raise
 
     def make_way(self, found: Found) -> None:
-        """Remove or put aside what was `found`. Raises as `check_may_go`, and OSError."""
+        """Remove or put aside what was `found`, and `check_may_go` has allowed. Raises StorageError, OSError."""
         if self._aside is not None:
-            self.tree.move_to(found.path, self._aside, _free_place(self._aside, self._below_top(found.path)))
+            self.tree.move_to(found.path, self._aside, self._free_place(self._aside, self._below_top(found.path)))
         elif found.entry.kind is not Kind.DIRECTORY:
             self.tree.unlink(found.path)
         else:
-            self.check_may_go(found)
+            self._check_is_free(found)
             self.tree.remove_tree(found.path)
+
+    def _free_place(self, aside: WritableTree, path: bytes) -> bytes:
+        """A place for `path` below `aside`, in which earlier restores may have put others."""
+        *above, name = path.split(b"/")
+        directory = b""
+        for component in above:
+            directory = _first_name(aside, directory, component, self._may_hold)
+            aside.make_directories(directory)
+        return _first_name(aside, directory, name, lambda _: False)
+
+    def _may_hold(self, there: os.stat_result) -> bool:
+        """Whether something may be put below what is `there`."""
+        return stat.S_ISDIR(there.st_mode) and not os.path.samestat(there, self._repository)
 
     def _below_top(self, path: bytes) -> bytes:
         """`path` as seen from the target; the target itself by its name."""
         if not self.top:
             return path
         return name_of(path) if path == self.top else path[len(self.top) + 1 :]
-
-
-def _free_place(aside: WritableTree, path: bytes) -> bytes:
-    """A place for `path` below `aside`, in which earlier restores may have put others."""
-    *above, name = path.split(b"/")
-    directory = b""
-    for component in above:
-        directory = _first_name(aside, directory, component, lambda status: stat.S_ISDIR(status.st_mode))
-        aside.make_directories(directory)
-    return _first_name(aside, directory, name, lambda _: False)
 
 
 def _is_leftover(name: bytes) -> bool:
@@ -287,12 +338,22 @@ def _first_name(tree: WritableTree, directory: bytes, name: bytes, will_do: Call
         path = join(directory, name[: NAME_MAX - len(suffix)] + suffix)
 
 
+def resolved(target: Path) -> Path:
+    """The one place that `target` means, as the kernel finds it: `..` behind a link leads to where the link leads.
+
+    The last name is kept, as a link in the place of the target is not followed.
+    """
+    if target.name in ("", ".."):
+        return Path(os.path.realpath(target))
+    return Path(os.path.realpath(target.parent), target.name)
+
+
 def check_target(repository: Path, target: Path, manner: Manner = Manner()) -> None:  # noqa: B008 - a value
-    """Raises UsageError unless `target` may be written to: by its place, and that of what `manner` keeps."""
+    """Raises UsageError unless `target`, `resolved`, may be written to: by its place, and that of what is kept."""
     place = Path(os.path.realpath(target))
     if place.is_relative_to(os.path.realpath(repository)):
         raise UsageError("lies in the repository itself", path=target, advice="choose a target outside of it")
-    above = Path(os.path.abspath(target)).parent
+    above = target.parent
     if not os.path.isdir(above) and not (manner.create_full_path and not os.path.lexists(above)):
         raise UsageError(
             "cannot be made, as the directory it would lie in does not exist",

@@ -97,6 +97,25 @@ class Tree:
     def root_fd(self) -> int:
         return self._root_fd
 
+    def lies_in(self, directory: os.stat_result) -> bool:
+        """Whether the root is the `directory` or lies in it, whatever links and mounts led here."""
+        fd = os.open(b".", _WALK, dir_fd=self._root_fd)
+        try:
+            while True:
+                status = os.fstat(fd)
+                if os.path.samestat(status, directory):
+                    return True
+                try:
+                    above = os.open(b"..", _WALK, dir_fd=fd)
+                except PermissionError:  # of what is above it nothing is known
+                    return False
+                os.close(fd)
+                fd = above
+                if os.path.samestat(os.fstat(fd), status):
+                    return False
+        finally:
+            os.close(fd)
+
     def forget_directories(self, path: bytes) -> None:
         """Close the kept descriptors of `path` and of everything below it."""
         below = path + b"/"

@@ -1,0 +1,63 @@
+"""What a restore deletes: names in the target that the snapshot does not have.
+
+Each is looked at as a whole before any of it goes, so that a directory stays, with all that is in it, that something
+lies in that must stay (`target`). With a selection each file is looked at by itself.
+"""
+
+from collections.abc import Callable
+
+from histfs.errors import HistfsError
+from histfs.store.entry import join
+from histfs.store.selection import Place, Selection
+from histfs.store.source import Found
+from histfs.store.target import MustStayError, Step, Target
+
+
+class Clearing:
+    """Deletes in `target` what `selection` takes. `step` is told of each name, and says whether it is done indeed."""
+
+    def __init__(
+        self,
+        target: Target,
+        selection: Selection | None,
+        step: Callable[[Step, bytes], bool],
+        report: Callable[[HistfsError], None],
+        *,
+        dry_run: bool,
+    ) -> None:
+        self._target = target
+        self._selection = selection
+        self._step = step
+        self._report = report
+        self._dry_run = dry_run
+
+    def delete(self, directory: bytes, names: set[bytes], place: Place | None) -> None:
+        """Delete the `names` in the `directory` at `place`; what must stay is told."""
+        for name in sorted(names):
+            try:
+                found = self._target.find(join(directory, name))
+                if found is None:
+                    continue
+                if self._selection is not None and place is not None:
+                    self._delete_selected(found, self._selection, place)
+                else:
+                    self._delete_all(found)
+            except MustStayError as error:
+                self._report(error)
+
+    def _delete_selected(self, found: Found, selection: Selection, place: Place) -> None:
+        for item in self._target.selected_below(found, selection, place, self._report):
+            if self._step(Step.DELETED, item.path):
+                self._target.delete(item)
+
+    def _delete_all(self, found: Found) -> None:
+        self.tell(found)
+        if not self._dry_run:
+            self._target.make_way(found)
+
+    def tell(self, found: Found, *, itself: bool = True) -> None:
+        """Tell of all that goes with what was `found`, if it may go. Raises StorageError."""
+        self._target.check_may_go(found, open_up=not self._dry_run)
+        for below in self._target.below(found.path, open_up=not self._dry_run):
+            if itself or below != found.path:
+                self._step(Step.DELETED, below)

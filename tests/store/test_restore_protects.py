@@ -1,0 +1,158 @@
+"""What a restore never touches: the repository that it reads from, wherever that lies and whatever path leads to it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from histfs.errors import HistfsError, UsageError
+from histfs.store.backup import backup
+from histfs.store.selection import Option, Selection
+from histfs.store.target import Manner
+from tests.comparison import Manifest, difference, read
+from tests.store.sessions import DAY, FIRST, Sessions
+from tests.store.test_merge import DELETE, FORCE, MERGE, Restored, run
+from tests.trees import Dir, File, Symlink, build
+
+KEPT = Manner(delete=True, backup_dir=Path("kept"))
+
+
+class Home(Sessions):
+    """A source that its own repository lies in, two directories below."""
+
+    def __init__(self, place: Path) -> None:
+        super().__init__(place)
+        self.source = place / "home"
+        self.repository = place / "home/disk/backup"
+
+    def manifest_of_repository(self) -> Manifest:
+        return read(self.repository)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    home = Home(tmp_path)
+    build(home.source, Dir({"a": File(b"a"), "d": Dir({"x": File(b"x")})}))
+    for _ in range(2):
+        home.now += DAY
+        backup(home.source, home.repository, now=home.now, report=lambda _: None, with_parents=True)
+        (home.source / "a").write_bytes(b"changed")
+    return home
+
+
+def restored(home: Home, manner: Manner, path: bytes = b"", target: Path | None = None, **options: object) -> Restored:
+    """The repository is afterwards what it was."""
+    before = home.manifest_of_repository()
+    if manner.backup_dir is not None:
+        manner = manner._replace(backup_dir=home.source.parent / manner.backup_dir)
+    try:
+        return run(home, target or home.source, manner, path, FIRST, **options)
+    finally:
+        assert difference(before, home.manifest_of_repository()) == []
+
+
+EVERYTHING = Selection.parse([Option("exclude", b"**.never")], base=b"/")
+
+
+@pytest.mark.parametrize("manner", [MERGE, DELETE, FORCE, KEPT, DELETE._replace(dry_run=True)])
+@pytest.mark.parametrize("selection", [None, EVERYTHING])
+def test_the_repository_in_the_target_stays(home: Home, manner: Manner, selection: Selection | None) -> None:
+    """Also when the session has no directory that it lies in: whatever else was not there then goes."""
+    (home.source / "new").mkdir()
+    found = restored(home, manner, selection=selection)
+    assert found.outcome.errors == 0
+    told = [error for error in found.reported if error.path == b"home/disk/backup"]
+    assert len(told) == (1 if manner.is_deleting else 0)
+    assert all("repository" in error.problem for error in told)
+    assert (home.source / "new").exists() == (manner.dry_run or not manner.is_deleting)
+    assert all(not path.startswith(b"disk") for _, path in found.steps)
+
+
+@pytest.mark.parametrize("manner", [DELETE, FORCE, KEPT])
+def test_the_repository_by_another_path_stays(home: Home, tmp_path: Path, manner: Manner) -> None:
+    """It is known by its inode."""
+    (tmp_path / "link").symlink_to(home.repository)
+    home.repository = tmp_path / "link"
+    assert [error.path for error in restored(home, manner).reported][-1:] == [b"home/disk/backup"]
+
+
+@pytest.mark.parametrize("manner", [MERGE, DELETE, FORCE, KEPT])
+def test_a_session_that_had_something_in_the_place_of_the_repository(tmp_path: Path, manner: Manner) -> None:
+    """What was in that directory then is not written into it."""
+    home = Home(tmp_path)
+    build(home.source, Dir({"disk": Dir({"backup": Dir({"a": File(b"old")})})}))
+    move_in(home, tmp_path / "repository")
+    found = restored(home, manner)
+    assert [error.path for error in found.reported][-1:] == [b"home/disk/backup"]
+    assert found.outcome.errors == 1
+
+
+def move_in(home: Home, first: Path) -> None:
+    """A session into a repository at `first`, which then takes the place of what was in its own place before."""
+    place, home.repository = home.repository, first
+    home.backup()
+    if place.parent.is_file():
+        place.parent.unlink()
+        build(place.parent, Dir({"mine": File(b"mine")}))
+    else:
+        place.rename(first.with_name("moved"))
+    first.rename(place)
+    home.repository = place
+
+
+@pytest.mark.parametrize("manner", [DELETE, FORCE, KEPT])
+def test_a_file_in_the_place_of_a_directory_that_holds_the_repository(tmp_path: Path, manner: Manner) -> None:
+    home = Home(tmp_path)
+    build(home.source, Dir({"disk": File(b"was a file")}))
+    move_in(home, tmp_path / "repository")
+    for path, target in ((b"", home.source), (b"disk", home.source / "disk")):
+        try:
+            found = restored(home, manner, path, target)
+            assert found.outcome.errors == 1
+        except UsageError:
+            assert path == b"disk"
+        assert (home.source / "disk/mine").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("manner", [DELETE, FORCE])
+@pytest.mark.parametrize(
+    "target", ["link/../repo", "link/../repo/new", "link/../repo/d", "link", "link/..", "to-repo/."]
+)
+def test_paths_that_lead_to_the_repository_are_refused(tmp_path: Path, manner: Manner, target: str) -> None:
+    """`..` behind a link leads to where the link leads, not to where it is."""
+    sessions = Sessions(tmp_path)
+    build(sessions.source, Dir({"d": Dir({"x": File(b"x")})}))
+    sessions.repository = tmp_path / "far/repo"
+    (tmp_path / "far").mkdir()
+    sessions.backup()
+    (tmp_path / "far/repo2").mkdir()
+    (tmp_path / "link").symlink_to("far/repo/d" if target in ("link", "link/..") else "far/repo2")
+    (tmp_path / "to-repo").symlink_to("far/repo")
+    build(tmp_path / "repo", Dir({"precious": File(b"keep")}))
+    before = read(tmp_path)
+    with pytest.raises(HistfsError):
+        run(sessions, tmp_path / target, manner)
+    assert difference(before, read(tmp_path)) == []
+
+
+def test_one_place_is_checked_and_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = Sessions(tmp_path)
+    build(sessions.source, Dir({"x": File(b"x")}))
+    sessions.backup()
+    build(tmp_path / "place", Dir({"out": Dir({"mine": File()}), "link": Symlink(tmp_path / "far/deep")}))
+    build(tmp_path / "far", Dir({"deep": Dir({}), "out": Dir({"y": File()})}))
+    monkeypatch.chdir(tmp_path / "place")
+    run(sessions, Path("link/../out"), DELETE)
+    assert (os.listdir("out"), os.listdir(tmp_path / "far/out")) == (["mine"], ["x"])
+
+
+def test_a_place_to_keep_things_that_holds_the_repository(home: Home, tmp_path: Path) -> None:
+    """What goes is not put into the repository, though it has the name of a directory on its way."""
+    build(tmp_path / "target", Dir({"a": File(), "backup": Dir({"mine": File(b"mine")}), "d": Dir({})}))
+    home.now += DAY
+    build(home.source, Dir({"backup": Dir({})}))
+    backup(home.source, home.repository, now=home.now, report=lambda _: None)
+    before = home.manifest_of_repository()
+    run(home, tmp_path / "target", KEPT._replace(backup_dir=home.source / "disk"))
+    assert difference(before, home.manifest_of_repository()) == []
+    assert (home.source / "disk/backup.~1~/mine").read_bytes() == b"mine"
