@@ -1,16 +1,38 @@
 """What a restore deletes: names in the target that the snapshot does not have.
 
 Each is looked at as a whole before any of it goes, so that a directory stays, with all that is in it, that something
-lies in that must stay (`target`). With a selection each file is looked at by itself.
+lies in that must stay (`target`). With a selection each file is looked at by itself,
+and what the list has is not deleted, selected or not: rules may see it otherwise in the target (`Listed`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from histfs.errors import HistfsError
-from histfs.store.entry import join
+from histfs.store.entry import Entry, Kind, is_below, join
 from histfs.store.selection import Place, Selection
 from histfs.store.source import Found
 from histfs.store.target import MustStayError, Step, Target
+
+
+class Listed:
+    """The names that a list has in the directories on the way to where it has been read, `top` and below."""
+
+    def __init__(self, top: bytes) -> None:
+        self._directories: list[tuple[bytes, set[bytes]]] = [(top, set())]
+
+    def noted(self, below: Iterator[Entry]) -> Iterator[Entry]:
+        """The same entries, which are in the order of the list."""
+        for entry in below:
+            while not is_below(entry.path, self._directories[-1][0]):
+                self._directories.pop()
+            self._directories[-1][1].add(entry.name)
+            if entry.kind is Kind.DIRECTORY:
+                self._directories.append((entry.path, set()))
+            yield entry
+
+    def names_in(self, directory: bytes) -> set[bytes]:
+        """A set that grows while the list is read. `directory` must be on the way."""
+        return next((names for path, names in reversed(self._directories) if path == directory), set())
 
 
 class Clearing:

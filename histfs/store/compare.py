@@ -1,6 +1,7 @@
 """The operation `compare`: how a directory differs from what a session recorded, in rdiff-backup's words.
 
-Both are walked once, in the order of the lists. By `META` a file with recorded size and time has recorded content;
+Both are walked once, in the order of the lists. What a selection excludes on one side, by its size there for instance,
+is compared on neither. By `META` a file with recorded size and time has recorded content;
 `HASH` reads it and compares its SHA1 with the recorded one; `FULL` reads the repository's content too, and needs none.
 """
 
@@ -25,7 +26,7 @@ from histfs.store import plan
 from histfs.store.entry import Entry, Kind, LinkDigests, is_below, join
 from histfs.store.recorded import Recorded
 from histfs.store.repository import Repository
-from histfs.store.selection import Selection, selected
+from histfs.store.selection import Outcome, Selection, Subject, selected
 from histfs.store.snapshot import Snapshot
 from histfs.store.source import Found, Source, Unreadable, paired
 
@@ -92,6 +93,7 @@ class _Comparison:
         self._report = report
         self._tell = tell
         self._errors = 0
+        self._recorded_paths = Recorded(snapshot, path)
         self._digests = LinkDigests()
 
     def run(self) -> CompareOutcome:
@@ -104,10 +106,12 @@ class _Comparison:
                 self._failed(found.error)
             elif found is None:
                 assert entry is not None
-                if unreadable is None or not is_below(entry.path, unreadable):
+                is_known = unreadable is None or not is_below(entry.path, unreadable)
+                if is_known and not self._is_excluded(entry.path, self._in_source):
                     self._tell(Difference(entry.path, "deleted"))
             elif entry is None:
-                self._tell(Difference(found.path, "new"))
+                if not self._is_excluded(found.path, self._in_snapshot):
+                    self._tell(Difference(found.path, "new"))
             else:
                 self._compare(entry, found)
         return CompareOutcome(compared, self._errors)
@@ -116,7 +120,32 @@ class _Comparison:
         recorded = self._recorded()
         if self._selection is None:
             return recorded
-        return selected(recorded, self._selection, Recorded(self._snapshot, self._path))
+        return selected(recorded, self._selection, self._recorded_paths)
+
+    def _is_excluded(self, path: bytes, look: Callable[[bytes], Subject | None]) -> bool:
+        """Whether `path`, which one side did not yield, is there, or would be below something that is excluded."""
+        if self._selection is None:
+            return False
+        place = self._selection.root
+        for name in path.split(b"/"):
+            place = self._selection.enter(place, name)
+            subject = look(place.path)
+            if subject is None:
+                return False
+            if self._selection.verdict(place, subject).outcome is Outcome.EXCLUDED:
+                return True
+        return True
+
+    def _in_source(self, path: bytes) -> Subject | None:
+        found = self._source.look(path)
+        return None if isinstance(found, Unreadable) else self._source.subject(found)
+
+    def _in_snapshot(self, path: bytes) -> Subject | None:
+        entry = self._recorded_paths.entry(path)
+        if entry is None:
+            return None
+        is_directory = entry.kind is Kind.DIRECTORY
+        return Subject(is_directory, entry.kind, entry.size_bytes, surroundings=self._recorded_paths)
 
     def _recorded(self) -> Iterator[Entry]:
         """What was recorded at and below the path, as if that were the root."""

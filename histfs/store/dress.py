@@ -1,9 +1,11 @@
 """What a restore sets on a file beside its content: owner, mode, time, extended attributes, access control list."""
 
 import os
+import stat
 from collections.abc import Callable
 
 from histfs.errors import HistfsError, StorageError, UsageError, printable
+from histfs.store import plan
 from histfs.store.accounts import BY_NAME, resolved
 from histfs.store.entry import Entry, Extras, Xattrs
 from histfs.store.files import Attributes
@@ -11,6 +13,7 @@ from histfs.store.format.posix_acl import mode_without
 from histfs.store.owners import Owners
 
 _OF_USERS = b"user."
+_SETUID_SETGID = stat.S_ISUID | stat.S_ISGID
 
 
 class Dress:
@@ -39,7 +42,15 @@ class Dress:
             self._tell_unknown(unknown, entry)
         return Attributes(mode, *self._owners.of(entry), mtime_ns).with_extras(entry, self.extras, self._owners)
 
-    def wanted(self, entry: Entry) -> Entry:
+    def change(self, entry: Entry, there: Entry) -> plan.Change:
+        """What `entry` asks of what is there, as far as this user can give it; links are looked at elsewhere."""
+        wanted, found = self._wanted(entry), self._found(there)
+        if not self._is_root and (wanted.uid, wanted.gid) != (found.uid, found.gid):
+            wanted = wanted._replace(uid=found.uid, gid=found.gid, mode=wanted.mode & ~_SETUID_SETGID)
+        wanted = wanted._replace(uname=None, gname=None, link_group=None)
+        return plan.change(found._replace(uname=None, gname=None, link_group=None), wanted)
+
+    def _wanted(self, entry: Entry) -> Entry:
         """`entry` as it is when it has been restored, to be compared with `found`."""
         attributes = self.attributes(entry, None)
         return entry._replace(
@@ -50,7 +61,7 @@ class Dress:
             acl=attributes.acl or (),
         )
 
-    def found(self, entry: Entry) -> Entry:
+    def _found(self, entry: Entry) -> Entry:
         """What is there already, as far as a restore looks at it."""
         acl = resolved(entry.acl or (), BY_NAME).acl
         return entry._replace(xattrs=self._that_can_be_set(entry.xattrs), acl=acl)

@@ -3,7 +3,7 @@
 from contextlib import suppress
 
 from histfs.errors import DamagedError, NotADirectoryEntryError, NotFoundError, StorageError
-from histfs.store.entry import Kind, join
+from histfs.store.entry import Entry, Kind, join
 from histfs.store.listing import Node
 from histfs.store.selection import CACHE_SIGNATURE, CACHE_TAG
 from histfs.store.snapshot import Snapshot
@@ -23,6 +23,11 @@ class Recorded:
 
     def holds(self, directory: bytes, name: bytes) -> bool:
         return self._find(join(directory, name)) is not None
+
+    def entry(self, path: bytes) -> Entry | None:
+        """What was recorded for `path`; None if nothing was."""
+        node = self._find(path)
+        return None if node is None else node.entry
 
     def is_cache(self, directory: bytes) -> bool:
         tag = self._find(join(directory, CACHE_TAG))

@@ -10,13 +10,13 @@ size and another time by its SHA1; with `checksum` all are. A file that differs 
 which it replaces at once (`target`): writing the ranges that differ into the file would be quicker for large ones, and
 would leave one that is neither old nor new when it is interrupted. So what was interrupted can be repeated.
 
-Nothing that the list does not name is removed before the list has been read, without damage, past where it would be.
+Where something may be deleted the list is read to its end before anything else: a name that is damaged looks like one
+that was not there, and sums come last. If there is damage nothing is deleted, and no directory makes way.
 """
 
 import errno
 import itertools
 import os
-import stat
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -26,7 +26,7 @@ from typing import NamedTuple
 from histfs.errors import DamagedError, HistfsError, NotFoundError, StorageError, UsageError, storage_errors
 from histfs.store import plan
 from histfs.store.accounts import BY_NAME
-from histfs.store.clearing import Clearing
+from histfs.store.clearing import Clearing, Listed
 from histfs.store.content.opening import sha1_of
 from histfs.store.dress import Dress, refused_extras
 from histfs.store.entry import ALL_EXTRAS, Entry, Extras, Kind, LinkDigests, is_below, join
@@ -42,7 +42,6 @@ from histfs.store.target import Manner, Step, Target, check_target, resolved
 
 # What will not get better with the next file: the restore stops.
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-_SETUID_SETGID = stat.S_ISUID | stat.S_ISGID
 
 
 class RestoreOutcome(NamedTuple):
@@ -82,11 +81,13 @@ def restore(
 class _Directory(NamedTuple):
     """A directory on the way to the current entry. `others`: names that were in it, and that no entry had yet.
 
-    `place`: where the selection is there, if there is one.
+    `listed`: the names that the list has in it, also those that are not selected, as far as it has been read. `place`:
+    where the selection is there, if there is one.
     """
 
     entry: Entry
     others: set[bytes]
+    listed: set[bytes]
     was_there: bool
     place: Place | None
 
@@ -128,8 +129,11 @@ class _Restore:
         self._target: Target
         self._clearing: Clearing
         self._directories: list[_Directory] = []
+        self._listed = Listed(path)
 
     def run(self, target: Path) -> RestoreOutcome:
+        if self._manner.is_deleting:
+            self._check_list()
         # Without its list a mode may grant too much, so the list is read also where it is not restored.
         with (
             self._snapshot.extras(self._dress.extras._replace(acls=True), self._failed) as extras,
@@ -137,13 +141,21 @@ class _Restore:
         ):
             return self._run(target, entries)
 
+    def _check_list(self) -> None:
+        try:
+            self._snapshot.check_list()
+        except DamagedError as error:
+            advice = "restore an older session, or with --merge"
+            problem = f"the list of files is damaged, so nothing is deleted: {error.problem}"
+            self._damaged(DamagedError(problem, path=error.path, at=error.at, advice=advice))
+
     def _run(self, target: Path, entries: Iterator[Entry]) -> RestoreOutcome:
         for entry in entries:
             if entry.path == self._path:
                 break
         else:
             raise NotFoundError("was not there at this time", path=self._path, at=self._snapshot.time)
-        may_remove = self._manner.is_deleting and self._selection is None
+        may_remove = self._manner.is_deleting and self._selection is None and not self._is_damaged
         repository = os.fstat(self._snapshot.repository.tree.root_fd)
         with Target.open(target, self._manner, self._dress.extras, repository, may_remove=may_remove) as self._target:
             self._top = self._target.top
@@ -172,10 +184,12 @@ class _Restore:
 
     def _selected(self, top: Entry, following: Iterator[Entry]) -> Iterator[Entry]:
         """What is to be restored below `top`."""
-        below = itertools.takewhile(lambda entry: is_below(entry.path, self._path), following)
+        below: Iterator[Entry] = itertools.takewhile(lambda entry: is_below(entry.path, self._path), following)
         if self._selection is None:
             return below
         surroundings = Recorded(self._snapshot, self._path)
+        if self._manner.is_deleting:
+            below = self._listed.noted(below)
         found = selected(itertools.chain([top], below), self._selection, surroundings, root=self._path)
         return itertools.islice(found, 1, None)
 
@@ -273,17 +287,18 @@ class _Restore:
 
     def _restore_directory(self, entry: Entry, path: bytes, found: Found | None) -> None:
         place = None if self._selection is None else self._place_of(entry, self._selection)
+        listed = self._listed.names_in(entry.path)
         if found is not None and found.entry.kind is Kind.DIRECTORY:
             names = self._target.names(found, open_up=not self._manner.dry_run)
-            if self._change(entry, found) is not plan.Change.NONE:
+            if self._dress.change(entry, found.entry) is not plan.Change.NONE:
                 self._step(Step.ATTRIBUTES, path)
-            self._directories.append(_Directory(entry, names, was_there=True, place=place))
+            self._directories.append(_Directory(entry, names, listed, was_there=True, place=place))
             return
         if self._replace(path, found):
             if found is not None:
                 self._target.make_way(found)
             self._target.tree.make_directory(path)
-        self._directories.append(_Directory(entry, set(), was_there=False, place=place))
+        self._directories.append(_Directory(entry, set(), listed, was_there=False, place=place))
 
     def _place_of(self, entry: Entry, selection: Selection) -> Place:
         above = self._directories[-1].place if self._directories else None
@@ -294,10 +309,10 @@ class _Restore:
         path = self._place(directory.entry.path)
         try:
             if self._manner.is_deleting and not self._is_damaged:
-                self._clearing.delete(path, directory.others, directory.place)
+                self._clearing.delete(path, directory.others - directory.listed, directory.place)
             if not self._manner.dry_run:
                 found = self._target.find(path)
-                if found is None or self._change(directory.entry, found) is not plan.Change.NONE:
+                if found is None or self._dress.change(directory.entry, found.entry) is not plan.Change.NONE:
                     attributes = self._dress.attributes(directory.entry, directory.entry.mtime_s * 10**9)
                     self._target.tree.set_attributes(path, Kind.DIRECTORY, attributes)
         except OSError as exc:
@@ -314,7 +329,7 @@ class _Restore:
             return
         sha1 = self._digests.of(entry)
         if found is not None and found.entry.kind is Kind.REGULAR and self._may_stay(found, key):
-            change = self._change(entry, found)
+            change = self._dress.change(entry, found.entry)
             if self._is_content_there(change, found, sha1) and (change is plan.Change.NONE or self._names(found) == 1):
                 if change is not plan.Change.NONE and self._step(Step.ATTRIBUTES, path):
                     self._set_file_attributes(entry, path, found, sha1)
@@ -394,7 +409,7 @@ class _Restore:
     def _restore_special(self, entry: Entry, path: bytes, found: Found | None) -> None:
         mtime_ns = entry.mtime_s * 10**9 if entry.kind.has_mtime else None
         attributes = self._dress.attributes(entry, mtime_ns)
-        change = plan.Change.REPLACED if found is None else self._change(entry, found)
+        change = plan.Change.REPLACED if found is None else self._dress.change(entry, found.entry)
         if change is plan.Change.NONE:
             return
         if found is not None and change is plan.Change.ATTRIBUTES and found.status.st_nlink == 1:
@@ -422,16 +437,6 @@ class _Restore:
                 path=entry.path,
                 advice="restore as root to get it",
             ) from exc
-
-    # Attributes
-
-    def _change(self, entry: Entry, found: Found) -> plan.Change:
-        """What `entry` asks of what was found, as far as this user can give it; links are looked at elsewhere."""
-        wanted, there = self._dress.wanted(entry), self._dress.found(found.entry)
-        if not self._is_root and (wanted.uid, wanted.gid) != (there.uid, there.gid):
-            wanted = wanted._replace(uid=there.uid, gid=there.gid, mode=wanted.mode & ~_SETUID_SETGID)
-        wanted = wanted._replace(uname=None, gname=None, link_group=None)
-        return plan.change(there._replace(uname=None, gname=None, link_group=None), wanted)
 
 
 def _inode(status: os.stat_result) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -62,6 +62,17 @@ class Snapshot:
             elif below and sort_key(entry.path) >= end:
                 return
 
+    def check_list(self) -> None:
+        """Go through the list to its end, and through all that it is made of: sums come last. Raises DamagedError."""
+
+        def damaged(error: DamagedError) -> None:
+            error.at = self.time
+            raise error
+
+        with contextlib.closing(self._records(damaged)) as records:
+            for _ in well_formed(records, damaged):
+                pass
+
     def extras(self, which: Extras, report: Callable[[DamagedError], None]) -> SessionExtras:
         """What belongs to the entries and is not in their records; the caller closes it."""
         return SessionExtras(self.repository.tree, self.repository.state(), self.time, which, report)
@@ -79,7 +90,7 @@ class Snapshot:
         """
         return open_content(self.repository, entry, sha1, self.time)
 
-    def _records(self, damaged: Callable[[DamagedError], None]) -> Iterator[Entry]:
+    def _records(self, damaged: Callable[[DamagedError], None]) -> Generator[Entry, None, None]:
         with ExitStack() as stack:
             listings = []
             for path, fd in self._open_lists(stack):

@@ -1,5 +1,6 @@
-"""What a restore never touches: the repository that it reads from, wherever that lies and whatever path leads to it."""
+"""What a restore never touches: the repository that it reads from, what the backup has, other file systems."""
 
+import gzip
 import os
 from pathlib import Path
 
@@ -8,11 +9,11 @@ import pytest
 from histfs.errors import HistfsError, UsageError
 from histfs.store.backup import backup
 from histfs.store.selection import Option, Selection
-from histfs.store.target import Manner
+from histfs.store.target import Manner, Step
 from tests.comparison import Manifest, difference, read
 from tests.store.sessions import DAY, FIRST, Sessions
 from tests.store.test_merge import DELETE, FORCE, MERGE, Restored, run
-from tests.trees import Dir, File, Symlink, build
+from tests.trees import Dir, File, Node, Symlink, build
 
 KEPT = Manner(delete=True, backup_dir=Path("kept"))
 
@@ -156,3 +157,55 @@ def test_a_place_to_keep_things_that_holds_the_repository(home: Home, tmp_path: 
     run(home, tmp_path / "target", KEPT._replace(backup_dir=home.source / "disk"))
     assert difference(before, home.manifest_of_repository()) == []
     assert (home.source / "disk/backup.~1~/mine").read_bytes() == b"mine"
+
+
+# --- what the backup has --------------------------------------------------------------------------------------------
+
+
+def selection(*options: tuple[str, bytes]) -> Selection:
+    return Selection.parse([Option(name, value) for name, value in options], base=b".")
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        pytest.param([("max-file-size", b"100")], id="size"),
+        pytest.param([("exclude-symbolic-links", b"")], id="type"),
+        pytest.param([("exclude-if-present", b"mark")], id="neighbour"),
+        pytest.param([("include", b"./**small"), ("max-file-size", b"100"), ("exclude", b"./**w")], id="scanned"),
+    ],
+)
+def test_what_the_backup_has_is_not_deleted(
+    sessions: Sessions, tmp_path: Path, rules: list[tuple[str, bytes]], dry_run: bool
+) -> None:
+    """Names that rules exclude by what the backup has, and include by what is in the target."""
+    inner: dict[str | bytes, Node] = {"big": File(bytes(200)), "link": Symlink("x"), "small": File(b"s")}
+    build(sessions.source, Dir({"d": Dir({**inner, "e": Dir({"mark": File(), "in": File(b"in")})}), **inner}))
+    sessions.backup()
+    names: list[str | bytes] = ["big", "link", "small"]
+    mine: dict[str | bytes, Node] = {name: File(b"mine") for name in names}
+    build(tmp_path / "target", Dir({"d": Dir({**mine, "new": File(), "e": Dir({"in": File()})}), **mine}))
+    found = run(sessions, tmp_path / "target", DELETE._replace(dry_run=dry_run), selection=selection(*rules))
+    assert [path for step, path in found.steps if step is Step.DELETED] in ([b"d/new"], [])
+    assert {path for path in read(sessions.source) if b"mark" not in path} <= set(read(tmp_path / "target"))
+
+
+@pytest.mark.parametrize("path", [b"", b"a"])
+def test_nothing_is_deleted_for_a_name_that_is_damaged(sessions: Sessions, tmp_path: Path, path: bytes) -> None:
+    """Every record of such a list can be read: the sum at its end tells, also of what lies beyond what is restored."""
+    tree = Dir({"photo_a": File(b"a"), "photo_c": File(b"c")})
+    build(sessions.source, Dir({"a": tree, "z": Dir({})}))
+    sessions.backup()
+    [file] = sessions.data.glob("mirror_metadata.*")
+    packed = file.read_bytes()
+    spoilt = gzip.compress(gzip.decompress(packed).replace(b"photo_c", b"photo_b"))
+    file.write_bytes(spoilt[:-8] + packed[-8:])
+    mine = Dir({"photo_a": File(b"a"), "photo_c": File(b"c"), "new": Dir({"x": File()})})
+    build(tmp_path / "target", mine if path else Dir({"a": mine}))
+    for manner in (DELETE._replace(dry_run=True), DELETE, FORCE):
+        found = run(sessions, tmp_path / "target", manner, path)
+        assert any("nothing is deleted" in error.problem for error in found.reported)
+        assert found.outcome.errors
+        assert [at for step, at in found.steps if step is Step.DELETED] == []
+    assert {b"photo_c", b"new/x"} <= {at.removeprefix(b"a/") for at in read(tmp_path / "target")}
