@@ -1,6 +1,7 @@
 """One session: the source's state becomes the newest snapshot, the last one becomes history.
 
-Order (docs/format.md 7.1, 8.3): lock; undo what a broken session left; a second marker, durable: the session is open;
+Order (docs/format.md 7.1, 8.3): lock; undo what a broken session left; read the last list to its end, as a name that it
+has wrong would lose its last version; a second marker, durable: the session is open;
 increments and new contents in ordered batches (see `batch`); lists and statistics; a barrier; the last session's full
 list goes if a diff replaces it; at the very end its marker goes: this commits the session. The catalog comes after it.
 Any error of the repository stops the session and leaves it open; the next one undoes it. Trouble with files of the
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 from histfs.errors import (
     EXIT_FILE_WARNING,
+    DamagedError,
     HistfsError,
     NotARepositoryError,
     SourceError,
@@ -167,6 +169,8 @@ class _Session:
                 advice="check the clock, or wait a second",
             )
         started = time.monotonic()
+        if previous is not None:
+            self._check_list(previous)
         self._prepare()
         if previous is not None:
             self._write_marker()
@@ -180,6 +184,21 @@ class _Session:
         self._commit(previous, becomes_diff)
         update_catalog(self._tree, self._repository)
         return BackupOutcome(statistics, self._errors, self._warnings, False)
+
+    def _check_list(self, previous: int) -> None:
+        """Read the last session's list once before anything changes: its sums come at its end.
+
+        A damaged name would look like one that is new in the source, and its file in the mirror like a stranger's.
+        """
+        try:
+            for _ in self._repository.snapshot(previous).entries():
+                pass
+        except DamagedError as exc:
+            exc.advice = (
+                "no session can follow it, and nothing was changed; bring this file back from a copy of the repository,"
+                " or begin a new repository and keep this one for what is in it"
+            )
+            raise
 
     def _prepare(self) -> None:
         """Make what every repository has; other writers may have left some of it out (docs/format.md 8.3)."""

@@ -625,6 +625,37 @@ def test_foreign_files_in_the_way_are_replaced(sessions: Sessions) -> None:
     sessions.assert_mirror_is(sessions.now)
 
 
+@pytest.mark.parametrize("damage", ["name", "end", "record", "order"])
+def test_nothing_changes_if_the_last_list_is_damaged(sessions: Sessions, damage: str) -> None:
+    """Its files would look new, and what the mirror holds of them like a stranger's."""
+    build(sessions.source, Dir({name: File(name.encode()) for name in ("photo_a", "photo_c", "photo_e")}))
+    sessions.backup()
+    sessions.backup()
+    (path,) = sessions.data.glob("mirror_metadata.*.snapshot.gz")
+    packed = path.read_bytes()
+    text = gzip.decompress(packed)
+    if damage == "name":  # a flipped bit: only the sum tells
+        path.write_bytes(gzip.compress(text.replace(b"photo_c", b"photo_b"))[:-8] + packed[-8:])
+    elif damage == "end":
+        path.write_bytes(packed[:-9])
+    elif damage == "record":
+        path.write_bytes(gzip.compress(text.replace(b"File photo_c", b"Fil_ photo_c")))
+    else:
+        path.write_bytes(gzip.compress(text.replace(b"photo_c", b"photo_f")))
+    for name in ("photo_a", "photo_c", "photo_e"):
+        write(sessions.source / name, b"changed")
+    before = read(sessions.repository)
+    for _ in range(2):
+        with pytest.raises(DamagedError, match="nothing was changed"):
+            sessions.backup()
+    assert read(sessions.repository).keys() == before.keys()
+    assert [(sessions.repository / f"photo_{name}").read_text() for name in "ace"] == ["photo_a", "photo_c", "photo_e"]
+    path.write_bytes(packed)
+    sessions.backup()
+    sessions.now -= 2 * DAY  # of the refused ones
+    sessions.assert_all_readable()
+
+
 @pytest.mark.parametrize("name", ["x", "l", "new"])
 def test_an_increments_directory_that_is_no_directory_stops_the_session(sessions: Sessions, name: str) -> None:
     """The last version must not be taken for lost only because it cannot be kept."""
