@@ -52,7 +52,7 @@ OPERATIONS = {
 }
 STORE_LAYERS = [
     OPERATIONS,
-    {"clearing", "dress", "increments", "long_names", "mirror", "naming", "records", "recovery", "target"},
+    {"clearing", "dress", "emptying", "increments", "long_names", "mirror", "naming", "records", "recovery", "target"},
     {"recorded", "repository", "snapshot", "extras", "listing", "content", "catalog"},
     {
         "accounts",

@@ -29,6 +29,7 @@ from histfs.errors import (
 from histfs.store.accounts import BY_NAME
 from histfs.store.batch import Batch
 from histfs.store.catalog import update_catalog
+from histfs.store.emptying import check_may_be_emptied
 from histfs.store.entry import ALL_EXTRAS, NO_EXTRAS, Entry, Extras, is_below
 from histfs.store.files import WritableTree
 from histfs.store.format.listing import previous_stays_snapshot
@@ -37,7 +38,7 @@ from histfs.store.increments import IncrementWriter
 from histfs.store.layout import CHARS_TO_QUOTE, DATA, INCREMENTS, SPECIAL_ESCAPES, Layout, State, read_state
 from histfs.store.lock import locked, marker_text
 from histfs.store.mirror import MirrorUpdate, Update
-from histfs.store.naming import DEFAULT_NAMING, Naming, settle_layout
+from histfs.store.naming import DEFAULT_NAMING, Naming, check_naming, settle_layout
 from histfs.store.owners import Owners
 from histfs.store.plan import ALL_LINKS, Links
 from histfs.store.records import DEFAULT_STYLE, RecordStyle, SessionRecords, Tell, tell_nobody
@@ -80,20 +81,27 @@ def backup(
     The repository is made if there is none, and with `with_parents` the directories that it shall lie in. `report` is
     told of everything that went wrong without stopping the session, `tell` what becomes of each path. `force` undoes an
     unfinished session even if its writer seems to run still, and takes a directory that is no repository for one,
-    without what lies in it. Without `fsync` a crash of the system may cost the repository. `owners`: whose the files of
-    the mirror are. `extras`: what is recorded beyond stat(2). What `selection` leaves out is deleted if the last
-    session had it. Raises HistfsError.
+    without what lies in it, if that may go at all (see `emptying`). Without `fsync` a crash of the system may cost the
+    repository. `owners`: whose the files of the mirror are. `extras`: what is recorded beyond stat(2). What
+    `selection` leaves out is deleted if the last session had it. Raises HistfsError.
     """
     with ExitStack() as stack:
         opened = stack.enter_context(Source.open(source, selection, extras))
+        opened.check_root()
         _check_apart(source, repository)
-        tree = stack.enter_context(_open_repository(repository, with_parents=with_parents, may_empty=force))
+
+        def check_emptying(tree: WritableTree) -> None:
+            check_naming(naming)
+            check_may_be_emptied(tree, repository, opened.status)
+
+        emptying = check_emptying if force else None
+        tree = stack.enter_context(_open_repository(repository, emptying, with_parents=with_parents))
         tree.waits_for_disk = fsync
         with storage_errors(advice="the session is left open, and undone by the next one"):
             with contextlib.suppress(FileExistsError):
                 tree.make_directory(DATA)
             stack.enter_context(locked(tree, verb="backup"))
-            regressed = recover(tree, repository, report=report, owners=owners, force=force, may_empty=force)
+            regressed = recover(tree, repository, report=report, owners=owners, force=force, check_emptying=emptying)
             layout = settle_layout(tree, naming)
             opened_repository = Repository(tree, repository)
             session = _Session(opened_repository, layout, tree, opened, now, report, links, owners, style, tell)
@@ -107,7 +115,9 @@ def _check_apart(source: Path, repository: Path) -> None:
         )
 
 
-def _open_repository(path: Path, *, with_parents: bool, may_empty: bool) -> WritableTree:
+def _open_repository(
+    path: Path, check_emptying: Callable[[WritableTree], None] | None, *, with_parents: bool
+) -> WritableTree:
     with storage_errors():
         try:
             tree = WritableTree.create(path, with_parents=with_parents)
@@ -119,14 +129,19 @@ def _open_repository(path: Path, *, with_parents: bool, may_empty: bool) -> Writ
             ) from None
         except NotADirectoryError:
             raise NotARepositoryError("is not a directory, so not a repository", path=path) from None
-        names = tree.names(b"")
-        if names and DATA not in names and not may_empty:
+        try:
+            names = tree.names(b"")
+            if names and DATA not in names:
+                if check_emptying is None:
+                    raise NotARepositoryError(
+                        "is a directory with other things in it, and not a repository",
+                        path=path,
+                        advice="choose an empty or a new directory; with --force this one is emptied",
+                    )
+                check_emptying(tree)  # before anything is made in it
+        except BaseException:
             tree.close()
-            raise NotARepositoryError(
-                "is a directory with other things in it, and not a repository",
-                path=path,
-                advice="choose an empty or a new directory; with --force this one is emptied",
-            )
+            raise
         return tree
 
 

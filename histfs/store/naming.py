@@ -36,6 +36,18 @@ class Naming(NamedTuple):
 DEFAULT_NAMING = Naming()
 
 
+def check_naming(naming: Naming) -> None:
+    """UsageError for what no repository can begin with."""
+    if naming.chars_to_quote is None:
+        return
+    quoting = _parse(naming.chars_to_quote)
+    if any(quoting.quotes(bytes([char])) for char in _NEEDED):
+        raise UsageError(
+            f"{printable(naming.chars_to_quote)} cannot be quoted: other programs look for a file current_mirror,"
+            " and take a repository without it for a broken one"
+        )
+
+
 def settle_layout(tree: WritableTree, naming: Naming) -> Layout:
     """The layout for a session, which is recorded where it is the first one. The lock is held, nothing is unfinished.
 
@@ -43,6 +55,7 @@ def settle_layout(tree: WritableTree, naming: Naming) -> Layout:
     """
     layout = read_layout(tree)
     if read_state(tree, layout).mirror_time is None:
+        check_naming(naming)
         layout = _begin(tree, naming.chars_to_quote)
     elif naming.chars_to_quote is not None:
         _check_unchanged(layout, naming.chars_to_quote)
@@ -60,12 +73,6 @@ def _begin(tree: WritableTree, wanted: bytes | None) -> Layout:
     if wanted is None:
         chars, words = _needs(tree)
     else:
-        quoting = _parse(wanted)
-        if any(quoting.quotes(bytes([char])) for char in _NEEDED):
-            raise UsageError(
-                f"{printable(wanted)} cannot be quoted: other programs look for a file current_mirror,"
-                " and take a repository without it for a broken one"
-            )
         chars, words = wanted, []
     for path, content in (CHARS_TO_QUOTE, chars), (SPECIAL_ESCAPES, b"\n".join(words)):
         tree.unlink(path, missing_ok=True)

@@ -18,6 +18,7 @@ from histfs.errors import DamagedError, HistfsError, LockedError, UnfinishedErro
 from histfs.store.batch import Batch
 from histfs.store.compression import compress
 from histfs.store.content.opening import sha1_of
+from histfs.store.emptying import check_one_file_system
 from histfs.store.entry import NO_EXTRAS, Entry, Extras, Kind, is_below, join
 from histfs.store.files import Attributes, WritableTree, write_blocks
 from histfs.store.format.metadata import format_record
@@ -40,17 +41,17 @@ def recover(
     report: Callable[[HistfsError], None],
     owners: Owners,
     force: bool = False,
-    may_empty: bool = False,
+    check_emptying: Callable[[WritableTree], None] | None = None,
 ) -> bool:
     """Undo an unfinished session of the repository at `path`, whose lock is held; whether there was one.
 
-    `may_empty`: where no session was ever recorded, whatever else lies in the directory goes.
+    `check_emptying`: where no session was ever recorded, whatever else lies in the directory goes, unless this raises.
     Raises LockedError if its writer still runs (`force`: all the same), DamagedError if it cannot be undone.
     """
     repository = Repository(tree, path)
     state = read_state(tree, repository.layout)
     if state.is_failed_first_session:
-        return _undo_first_session(tree, path, may_empty=may_empty)
+        return _undo_first_session(tree, path, check_emptying)
     if len(state.markers) > 2:
         raise DamagedError(
             "has more than two current_mirror markers",
@@ -87,23 +88,26 @@ def check_writer_is_gone(tree: WritableTree, marker: bytes, advice: str = "use -
         )
 
 
-def _undo_first_session(tree: WritableTree, path: Path, *, may_empty: bool) -> bool:
+def _undo_first_session(tree: WritableTree, path: Path, check_emptying: Callable[[WritableTree], None] | None) -> bool:
     """Empty a repository whose first session died: nothing in it was ever finished. Whether there was one."""
     names = set(tree.names(DATA)) - {LOCK.rpartition(b"/")[2]}
     others = [name for name in tree.names(b"") if name != DATA]
     began = INCREMENTS.rpartition(b"/")[2] in names  # which a first session makes before anything else
-    if others and not began and not may_empty:
-        raise UnfinishedError(
-            "holds files, and an rdiff-backup-data in which no session was recorded",
-            path=path,
-            advice="choose another directory, or empty this one",
-        )
+    if others and not began:
+        if check_emptying is None:
+            raise UnfinishedError(
+                "holds files, and an rdiff-backup-data in which no session was recorded",
+                path=path,
+                advice="choose another directory, or empty this one",
+            )
+        check_emptying(tree)
     if not names and not others:
         return False
     if any(parse_increment_name(name) for _, name in tree.files_below(INCREMENTS)):
         raise DamagedError(
             "has increments but no current_mirror marker, so that nothing tells which session is the newest", path=path
         )
+    check_one_file_system(tree, path)
     for name in others:
         tree.remove_tree(name)
     tree.sync()  # what tells that these were no finished session goes after them

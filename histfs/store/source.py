@@ -123,6 +123,18 @@ class Source:
     def close(self) -> None:
         self._tree.close()
 
+    @property
+    def status(self) -> os.stat_result:
+        """That of the root."""
+        return self._tree.stat(b"")
+
+    def check_root(self) -> None:
+        """SourceError if the root cannot be looked at or listed, so that nothing can be made of it."""
+        for found in self.look(b""), self._names(b""):
+            if isinstance(found, Unreadable):
+                found.error.advice = "nothing was changed"
+                raise found.error
+
     def walk(self, is_skipped: Callable[[bytes, os.stat_result], bool]) -> Iterator[Found | Unreadable]:
         """Everything that is selected, parents first, names of a directory in byte order: metadata order.
 

@@ -2,16 +2,20 @@
 
 import os
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from histfs.errors import HistfsError, NotARepositoryError
-from histfs.store import files
+from histfs.errors import HistfsError, NotARepositoryError, SourceError
+from histfs.store import emptying, files
 from histfs.store.backup import backup
 from histfs.store.files import WritableTree
+from histfs.store.naming import Naming
 from histfs.store.repository import Repository
+from histfs.store.source import Source, Unreadable
 from tests.store.killing import Killer
-from tests.store.sessions import FIRST, Sessions
+from tests.store.sessions import DAY, FIRST, Sessions
 from tests.trees import Dir, File, Symlink, build
 
 FOREIGN = Dir({"a": Dir({"x": File(b"old"), "y": Symlink("x")}), "other": File(b"old"), "rdiff": Dir({"z": File()})})
@@ -26,6 +30,70 @@ def test_other_things_go_only_by_force(sessions: Sessions) -> None:
     assert not sessions.backup(force=True).regressed
     sessions.assert_all_readable()
     sessions.assert_mirror_is(sessions.now)
+
+
+@pytest.mark.parametrize(
+    "what", ["in a repository", "a repository below", "in the source", "source unreadable", "names"]
+)
+def test_what_is_not_emptied_even_by_force(
+    sessions: Sessions, what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    build(sessions.source, Dir({"a": File(b"1"), "d": Dir({"x": File(b"2")})}))
+    sessions.backup()
+    options: dict[str, Any] = {}
+    if what == "in a repository":
+        sessions.repository /= "d"
+    elif what == "a repository below":
+        (tmp_path / "all/deep").mkdir(parents=True)
+        sessions.repository = sessions.repository.rename(tmp_path / "all/deep/repository").parents[1]
+    elif what == "in the source":
+        (tmp_path / "way").symlink_to(sessions.source)
+        sessions.repository = tmp_path / "way/d"
+    else:
+        build(tmp_path / "other", FOREIGN)
+        sessions.repository = tmp_path / "other"
+        if what == "names":
+            options["naming"] = Naming(b"a-z")
+        else:
+            error = Unreadable(b"", SourceError("the directory cannot be listed", path=b""))
+            monkeypatch.setattr(Source, "_names", lambda _source, _path: error)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(HistfsError, match=r"nothing was|cannot be quoted"):
+        sessions.backup(force=True, **options)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("is_seen", ["by its device", "in the list of mounts"])
+def test_other_file_systems_are_not_emptied(sessions: Sessions, is_seen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by force, nor with what a first session has left."""
+    build(sessions.source, Dir({"a": File(b"1")}))
+    build(sessions.repository, FOREIGN)
+    if is_seen == "by its device":
+        real = WritableTree.stat
+
+        def of_device(tree: WritableTree, path: bytes) -> os.stat_result:
+            status = real(tree, path)
+            return os.stat_result((*status[:2], 7, *status[3:])) if path == b"a/x" else status
+
+        monkeypatch.setattr(WritableTree, "stat", of_device)
+    else:
+        monkeypatch.setattr(emptying, "_mounts", lambda: iter([os.fsencode(sessions.repository / "a")]))
+    before = sorted(sessions.repository.rglob("*"))
+    with pytest.raises(NotARepositoryError, match="nothing was removed"):
+        sessions.backup(force=True)
+    assert sorted(sessions.repository.rglob("*")) == before
+    (sessions.data / "increments").mkdir(parents=True)
+    with pytest.raises(NotARepositoryError, match="nothing was removed"):
+        sessions.backup()
+    assert set(before) < set(sessions.repository.rglob("*"))
+    monkeypatch.undo()
+    sessions.now = FIRST - DAY
+    sessions.backup()
+    sessions.assert_all_readable()
+
+
+def test_mounts_are_listed() -> None:
+    assert b"/proc" in emptying._mounts()
 
 
 def test_emptying_that_is_killed_goes_on_only_by_force(sessions: Sessions, killer: Killer) -> None:
