@@ -54,6 +54,7 @@ I have lost a file. What now?
   histfs umount /mnt/history
 or, if you know where it was and when it was still there:
   histfs list sessions REPO
+  histfs list versions REPO/path/of/the/file   when it changed, or went
   histfs restore --at 3D REPO/path/of/the/file ./the-file-again
 
 `histfs VERB --help` explains a verb, with examples. Options before the verb are

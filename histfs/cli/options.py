@@ -163,6 +163,7 @@ def add_compression(parser: argparse.ArgumentParser) -> None:
     add_switch(group, "compression", "keep the history, but for its lists, as gzip (the default)")
     group.add_argument(
         "--not-compressed-regexp",
+        "--no-compression-regexp",
         metavar="REGEXP",
         help="but not of files whose paths, beginning with REPO, match this (default: the usual suffixes of"
         " pictures, films, music, archives)",

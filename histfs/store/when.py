@@ -152,8 +152,11 @@ def _shown(text: str) -> str:
 
 
 def _named_session(name: str, times: Sequence[int], zone: tzinfo | None) -> int:
-    """The session with the name `name`, exactly; a name may be longer than the one that is listed."""
-    match = _MOMENT.fullmatch(name[1:])
+    """The session with the name `name`, exactly; a name may be longer than the one that is listed.
+
+    A slash at its end is what a shell adds when it completes a folder's name.
+    """
+    match = _MOMENT.fullmatch(name[1:].rstrip("/"))
     if match is None:
         raise UsageError(f"{_shown(name)} is not the name of a snapshot", advice=_names_near(times, None, zone))
     typed = _typed(match, zone)

@@ -81,6 +81,7 @@ def test_what_is_not_compressed_by_default(both: Both) -> None:
         ["--compression", "--no-file-statistics"],
         ["--no-compression", "--file-statistics"],
         ["--not-compressed-regexp", ".*keep"],
+        ["--no-compression-regexp", ".*keep"],
         ["--not-compressed-regexp", "keep"],  # matched at the start of the path
         ["--not-compressed-regexp=(?i).*/d/.*A$"],
         ["--no-compare-inode", "--no-hard-links", "--no-carbonfile", "--no-resource-forks"],
