@@ -127,8 +127,13 @@ class MountError(HistfsError):
 
 @contextmanager
 def storage_errors(*, at: int | None = None, advice: str = "") -> Iterator[None]:
-    """Turn an OSError of the block into a StorageError that names the path the error carries."""
+    """Turn an OSError of the block into a StorageError that names the path the error carries.
+
+    Who may not do something is told who may, and not `advice`: no second attempt helps.
+    """
     try:
         yield
     except OSError as exc:
+        if isinstance(exc, PermissionError) and os.geteuid() != 0:
+            advice = "run histfs as the user who makes the backups, or as root (sudo)"
         raise StorageError(exc.strerror or str(exc), path=exc.filename, at=at, advice=advice) from exc

@@ -100,18 +100,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace, output: Output) -> int:
     if arguments.force and not getattr(arguments, "takes_force", False):
-        raise UsageError("--force has no meaning here", advice="only backup, restore, regress and remove take it")
+        output.note("--force has no meaning here, and is ignored")
     arguments.now = int(time.time()) if arguments.current_time is None else arguments.current_time
     exit_code: int = arguments.run(arguments, output)
     return exit_code
 
 
 def _parse(argv: Sequence[str], arguments: argparse.Namespace) -> None:
-    parser = make_parser()
-    unknown = parser.parse_known_args(argv, arguments)[1]
+    general_parser = make_parser()
+    unknown = general_parser.parse_known_args(argv, arguments)[1]
     if unknown:
-        rest = " ".join(map(printable, unknown))
-        parser.error(f"not understood: {rest} (options that every verb has stand before it)")
+        parser: options.Parser = arguments.parser_of_verb
+        parser.error(_not_understood(unknown, general_parser, parser))
+
+
+def _not_understood(unknown: Sequence[str], general_parser: options.Parser, parser: options.Parser) -> str:
+    """What is wrong with words that are left over. What stands behind an option that nobody knows may be its value."""
+    verb = parser.prog.removeprefix("histfs ")
+    names = [word.partition("=")[0] for word in unknown if word.startswith("-") and word != "--"]
+    if not names:
+        return f"{verb} does not take so many names: {' '.join(map(printable, unknown))}"
+    option = printable(names[0])
+    if parser.has_option(names[0]):
+        return f"{option} belongs behind the verb: histfs {verb} {option}"
+    if general_parser.has_option(names[0]):
+        return f"{option} belongs before the verb: histfs {option} {verb}"
+    return f"{verb} has no option {option}"
 
 
 def make_parser() -> options.Parser:

@@ -176,9 +176,4 @@ def _entries(past: options.Past, output: Output) -> "Iterator[Entry]":
     for entry in past.repository.snapshot(past.session_time).entries(past.path, output.report):
         yield entry
     if entry is None:
-        raise NotFoundError(
-            "nothing of this name is in the repository at that time",
-            path=past.path,
-            at=past.session_time,
-            advice="`histfs list files` without it shows what is",
-        )
+        raise NotFoundError("was not there at this time", path=past.path, at=past.session_time)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from histfs.cli.output import Output
-from histfs.errors import EXIT_ERROR, UsageError, printable
+from histfs.errors import EXIT_ERROR, NotFoundError, UsageError, printable
 
 if TYPE_CHECKING:
     from histfs.store.catalog import Catalog
@@ -38,6 +38,13 @@ TIME, how the past is named:
                               of `histfs list sessions`
 The newest session that is not later than TIME is meant."""
 
+# Verbs of rdiff-backup that are not there, and what to do.
+_OF_OTHER_COMPUTERS = {
+    "test": "test is for repositories on other computers, which histfs does not reach; how one here is tells"
+    " `histfs status REPO`",
+    "server": "server answers another computer, which histfs does not do; run histfs there, or mount its directory here",
+}
+
 LARGEST_MEMORY_MIB = 1 << 20
 LAST_SECOND = 4_102_444_799  # of the year 2099: the format has no later sessions (docs/format.md 2.1)
 
@@ -46,6 +53,12 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser with our exit code and our output."""
 
     default_verb = ""  # of those behind this one, the one that is meant where none is named
+
+    def has_option(self, name: str) -> bool:
+        """Whether `name`, which may be shortened, or have its value behind it if it is a letter, is an option of this."""
+        if not name.startswith("--"):
+            return name[:2] in self._option_string_actions
+        return any(option.startswith(name) for option in self._option_string_actions)
 
     def error(self, message: str) -> NoReturn:
         """Says how the command is written and what is wrong; exit code 1."""
@@ -60,16 +73,27 @@ class Parser(argparse.ArgumentParser):
         if action.nargs == argparse.PARSER:
             if arg_strings[0] == "--":
                 arg_strings = arg_strings[1:]
-            verb, choices = arg_strings[0], action.choices or ()
-            if self.default_verb and verb not in choices:
-                arg_strings = [self.default_verb, *arg_strings]
-            elif "/" in verb and verb not in choices:
-                raise argparse.ArgumentError(
-                    action, f"{printable(verb)} is no verb; to back it up, write backup before it"
-                )
+            if arg_strings[0] not in (action.choices or ()):
+                arg_strings = self._meant(arg_strings)
         elif arg_strings == ["--"]:
             raise argparse.ArgumentError(action, "-- is no value; for a name, write ./--")
         return super()._get_values(action, arg_strings)
+
+    def _meant(self, words: list[str]) -> list[str]:
+        """What is meant by words of which the first is no verb. Raises UsageError, SystemExit."""
+        if self.default_verb:
+            return [self.default_verb, *words]
+        if words[0] == "help":
+            if words[1:]:
+                return [*words[1:], "--help"]
+            self.print_help()
+            raise SystemExit(0)
+        if words[0] in _OF_OTHER_COMPUTERS:
+            raise UsageError(_OF_OTHER_COMPUTERS[words[0]])
+        raise UsageError(
+            f"'{printable(words[0])}' is no verb",
+            advice="to back it up, write backup before it" if "/" in words[0] else f"`{self.prog} --help` shows them",
+        )
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -94,13 +118,15 @@ if TYPE_CHECKING:
 
 def add_verb(verbs: "Verbs", name: str, summary: str, *, description: str, epilog: str) -> Parser:
     """A parser for the verb `name`, whose help is laid out by hand."""
-    return verbs.add_parser(
+    parser = verbs.add_parser(
         name,
         help=summary,
         description=description,
         epilog=epilog,
         formatter_class=_HelpFormatter,
     )
+    parser.set_defaults(parser_of_verb=parser)
+    return parser
 
 
 def seconds(text: str) -> int:
@@ -242,23 +268,42 @@ def open_past(arguments: argparse.Namespace) -> Iterator[Past]:
     """Opens the repository that `arguments.repository` lies in, and finds the session for `arguments.at`.
 
     A verb that has `arguments.increment` (whether there must be one) takes an increment file as well: it says itself
-    what is restored, and when it was so. Raises NotARepositoryError, NotFoundError, UsageError.
+    what is restored, and when it was so. Who looks for what was not there then is told how to find out when it was.
+    Raises NotARepositoryError, NotFoundError, UsageError.
     """
     from histfs.store.repository import Repository, find_repository
 
     root, below = find_repository(arguments.repository)
     with Repository.open(root) as repository:
-        needed: bool | None = getattr(arguments, "increment", None)
-        increment = None if needed is None else repository.layout.increment_at(below)
-        if increment is None:
-            if needed:
-                raise UsageError("is not an increment file", path=arguments.repository)
-            yield Past(repository, below, _choose_session(repository, arguments.at, arguments.now))
-            return
-        if arguments.at is not None:
-            raise UsageError("an increment file has a time of its own; --at makes no sense", path=arguments.repository)
-        path, session_time = increment
-        yield Past(repository, path, _session_at(repository, session_time))
+        past = _past(arguments, repository, below)
+        try:
+            yield past
+        except NotFoundError as exc:
+            if exc.path == past.path and not exc.advice:
+                place = printable(root / os.fsdecode(past.path))
+                exc.advice = f"`histfs list versions {place}` shows when it was"
+            raise
+
+
+def _past(arguments: argparse.Namespace, repository: "Repository", below: bytes) -> Past:
+    needed: bool | None = getattr(arguments, "increment", None)
+    increment = None if needed is None else repository.layout.increment_at(below)
+    if increment is None:
+        if needed:
+            raise UsageError("is not an increment file", path=arguments.repository)
+        _refuse_history(arguments.repository, below)
+        return Past(repository, below, _choose_session(repository, arguments.at, arguments.now))
+    if arguments.at is not None:
+        raise UsageError("an increment file has a time of its own; --at makes no sense", path=arguments.repository)
+    path, session_time = increment
+    return Past(repository, path, _session_at(repository, session_time))
+
+
+def _refuse_history(typed: Path, below: bytes) -> None:
+    from histfs.store.layout import DATA
+
+    if below.split(b"/")[0] == DATA:
+        raise UsageError("is the history itself, not a file of the backup", path=typed)
 
 
 def _session_at(repository: "Repository", moment: int) -> int:
@@ -288,6 +333,7 @@ def open_history(arguments: argparse.Namespace) -> Iterator[History]:
     from histfs.store.repository import Repository, find_repository
 
     root, below = find_repository(arguments.repository)
+    _refuse_history(arguments.repository, below)
     with Repository.open(root) as repository, ExitStack() as stack:
         yield History(repository, below, stack)
 

@@ -26,9 +26,7 @@ class TestArguments:
         "argv",
         [
             (),
-            ("bogus",),
             ("list",),
-            ("list", "decrements", "r"),
             ("backup", "src"),
             ("backup", "src", "repo", "more"),
             ("backup", "--quiet", "src", "repo"),
@@ -39,7 +37,6 @@ class TestArguments:
             ("--current-time", "4102444800", "backup", "src", "repo"),
             ("restore", "--at", "repo", "target"),
             ("list", "files", "--nul=1", "repo"),
-            ("--", "--version"),
             ("restore", "--", "repo", "--"),
             ("restore", "--at=--", "repo", "target"),
         ],
@@ -57,10 +54,40 @@ class TestArguments:
         """As the command line of old versions of rdiff-backup was."""
         ran = cli("/home\x1b", "/mnt/disk/home")
         assert (ran.code, cli.calls) == (1, {})
-        assert "argument VERB: /home\\x1b is no verb; to back it up, write backup before it; see" in ran.err
+        assert ran.err == "histfs: '/home\\x1b' is no verb; to back it up, write backup before it\n"
 
-    def test_what_is_not_understood_is_quoted(self, cli):
-        assert "not understood: --b\\x1b (" in cli("backup", "--b\x1b", "src", "repo").err
+    @pytest.mark.parametrize(
+        ("argv", "message"),
+        [
+            (("bogus",), "'bogus' is no verb; `histfs --help` shows them"),
+            (("--", "--version"), "'--version' is no verb; `histfs --help` shows them"),
+            (("list", "decrements", "r"), "'decrements' is no verb; `histfs list --help` shows them"),
+            (("test", "host::r"), "test is for repositories on other computers, which histfs does not reach; "),
+            (("server",), "server answers another computer, which histfs does not do; run histfs there, or mount "),
+        ],
+    )
+    def test_what_is_no_verb_is_a_sentence(self, cli, argv, message):
+        ran = cli(*argv)
+        assert (ran.code, ran.out, cli.calls) == (1, "", {})
+        assert ran.err.startswith(f"histfs: {message}")
+        assert ran.err.count("\n") == 1
+
+    @pytest.mark.parametrize(
+        ("argv", "message"),
+        [
+            (("backup", "--b\x1b", "src", "repo"), "backup has no option --b\\x1b"),
+            (("list", "increments", "--at", "1B", "repo"), "list increments has no option --at"),
+            (("--json", "status", "repo"), "--json belongs behind the verb: histfs status --json"),
+            (("--js", "list", "files", "repo"), "--js belongs behind the verb: histfs list files --js"),
+            (("backup", "-v5", "src", "repo"), "-v5 belongs before the verb: histfs -v5 backup"),
+            (("backup", "--current-time=5", "s", "r"), "--current-time belongs before the verb: histfs --current-time"),
+            (("backup", "src", "repo", "more"), "backup does not take so many names: more"),
+        ],
+    )
+    def test_words_that_are_left_over(self, cli, argv, message):
+        ran = cli(*argv)
+        assert (ran.code, ran.out, cli.calls) == (1, "", {})
+        assert f"\nhistfs: {message}" in ran.err
 
     @pytest.mark.parametrize(
         "argv",
@@ -118,6 +145,12 @@ class TestAnswers:
         assert "\nexamples:\n" in ran.out or not verb
         assert "\nexit codes" in ran.out or verb == "list"
         assert max(map(len, ran.out.splitlines())) <= 80
+
+    @pytest.mark.parametrize("verb", ["", "backup", "list", "list files"])
+    def test_help_is_a_verb_too(self, cli, verb):
+        ran = cli("help", *verb.split())
+        assert (ran.code, ran.err) == (0, "")
+        assert ran.out == cli(*verb.split(), "--help").out
 
     @pytest.mark.parametrize("option", ["-V", "--version", "--vers"])
     def test_version(self, cli, option):

@@ -202,3 +202,27 @@ def test_what_cannot_be_removed(repository, capfd, path):
     before = sorted(repository.rglob("*"))
     assert run(capfd, "remove", "file", repository / "d", repository / path)[0] == 1
     assert sorted(repository.rglob("*")) == before
+
+
+NAMING = ("list files {}", "verify {}", "compare {source} {}", "restore {} {target}")
+
+
+@pytest.mark.parametrize("command", NAMING)
+def test_what_was_not_there_then_and_when_it_was(repository, tmp_path, capfd, command):
+    places = {"source": tmp_path / "source", "target": tmp_path / "target"}
+    code, out, err = run(capfd, *command.format(repository / "d/c\n", **places).split(" "))
+    assert (code, out) == (1, "")
+    assert err == (
+        f"histfs: d/c\\n at 2023-11-17T22:13:20+00:00: was not there at this time; "
+        f"`histfs list versions {repository}/d/c\\n` shows when it was\n"
+    )
+
+
+@pytest.mark.parametrize("command", [*NAMING, "list versions {}", "list increments {}"])
+@pytest.mark.parametrize("name", ["", "/mirror_metadata"])
+def test_the_history_itself_is_no_file_of_the_backup(repository, tmp_path, capfd, command, name):
+    places = {"source": tmp_path / "source", "target": tmp_path / "target"}
+    path = f"{repository}/rdiff-backup-data{name}"
+    code, out, err = run(capfd, *command.format(path, **places).split(" "))
+    assert (code, out) == (1, "")
+    assert err == f"histfs: {path}: is the history itself, not a file of the backup\n"
