@@ -36,7 +36,7 @@ from histfs.cli import (
     verify,
 )
 from histfs.cli.output import Output, ReaderGoneError, occupy_standard_descriptors
-from histfs.errors import EXIT_ERROR, HistfsError, UsageError, printable
+from histfs.errors import EXIT_ERROR, HistfsError, printable
 
 VERBS = (
     *(backup, explain, restore, mount, umount, listing, status, compare, verify, regress, remove),

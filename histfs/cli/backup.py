@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from histfs.cli import general, options, selection
-from histfs.cli.output import Output, counted, iso_time
+from histfs.cli.output import Output, counted, moment, with_units
 from histfs.cli.progress import Expected, progress
 from histfs.errors import EXIT_FILE_ERROR, EXIT_FILE_WARNING, EXIT_WARNING, HistfsError
 
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     from histfs.store.records import Fate, RecordStyle
 
     line_end = b"\0" if arguments.null_separator else b"\n"
-    general.keep_log(arguments, output, "backup")
+    general.keep_log(arguments, output, arguments.repository, "backup")
     with progress(output, "backing up", arguments.progress, _expected(arguments.repository)) as step:
 
         def tell(fate: Fate, path: bytes, size_bytes: int) -> None:
@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         exit_code |= EXIT_FILE_WARNING
     statistics = outcome.statistics
     if options.wants_document(arguments):
-        counts = statistics._asdict() | {"time": iso_time(int(statistics.start_time_s), None)}
+        counts = with_units(statistics._asdict()) | moment(int(statistics.start_time_s))
         trouble = {"source_errors": outcome.source_errors, "source_warnings": outcome.source_warnings}
         output.document({"statistics": counts, "regressed": outcome.regressed} | trouble)
     elif arguments.print_statistics:

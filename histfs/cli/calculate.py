@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from histfs.cli import options
-from histfs.cli.output import Output, iso_time
+from histfs.cli.output import Output, iso_time, with_units
 from histfs.errors import EXIT_WARNING, NotFoundError, printable
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def run_average(arguments: argparse.Namespace, output: Output) -> int:
 
     found = average(arguments.files)
     if options.wants_document(arguments):
-        output.document({"files": found.sessions, "average": found.fields})
+        output.document({"files": found.sessions, "average": with_units(found.fields)})
     else:
         output.lines(format_average(found).splitlines())
     return 0
@@ -152,7 +152,7 @@ def _table(title: str, ranking: "Ranking") -> Iterator[str]:
 def _document(found: "Calculated") -> dict[str, object]:
     return {
         "sessions": [{"time": iso_time(time, None), "seconds": time} for time in found.sessions],
-        "average": found.average.fields,
+        "average": with_units(found.average.fields),
         "top": {
             title.replace(" ", "_"): [
                 {"path": share.path or b".", "value": share.value, "percent": ranking.percent(share)}

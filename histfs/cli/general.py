@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from histfs import __version__
 from histfs.cli import options
@@ -148,14 +149,14 @@ def _verbosity(arguments: argparse.Namespace) -> int:
     return int(by_environment) if by_environment in _LEVELS else NORMAL
 
 
-def keep_log(arguments: argparse.Namespace, output: Output, verb: str) -> None:
-    """Has what is said written to the log of `verb` in `arguments.repository`, as soon as that is held."""
+def keep_log(arguments: argparse.Namespace, output: Output, repository: Path, verb: str) -> None:
+    """Has what is said written to the log of `verb` in `repository`, as soon as that is held."""
     import shlex
 
     from histfs.store.logs import Log
 
     heading = f"{iso_time(arguments.now, None)} {shlex.join(arguments.argv)}"
-    output.keep_log(Log(arguments.repository, verb, one_line(heading)), _verbosity(arguments))
+    output.keep_log(Log(repository, verb, one_line(heading)), _verbosity(arguments))
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from histfs.cli.output import Output
 
 DESCRIPTION = """\
 Print what histfs runs on, to go with a report of a bug: versions, and how the
-command line was understood. It is a YAML document, with the keys that rdiff-backup
-has."""
+command line was understood. It is a YAML document, with the keys that
+rdiff-backup has; with --json it is JSON alone."""
 
 EPILOG = """\
 examples:
@@ -25,6 +25,7 @@ _LIBRARIES = ("cffi", "isal", "pyfuse3", "rich", "trio")
 
 def add_to(verbs: "options.Verbs") -> None:
     parser = options.add_verb(verbs, "info", "print what this program runs on", description=DESCRIPTION, epilog=EPILOG)
+    options.add_json(parser)
     parser.set_defaults(run=run, if_stopped="nothing was done")
 
 
@@ -32,7 +33,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     import platform
 
     parsed = {name: value for name, value in vars(arguments).items() if _is_plain(value) and name != "argv"}
-    output.text("---")
+    if not arguments.json:
+        output.text("---")
     output.document(
         {
             "exec": {
@@ -50,7 +52,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             "libraries": {name: _version(name) for name in _LIBRARIES},
         }
     )
-    output.text("...")
+    if not arguments.json:
+        output.text("...")
     return 0
 
 

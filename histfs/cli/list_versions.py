@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from histfs.cli import options
-from histfs.cli.output import Output, iso_time
+from histfs.cli.output import Output, iso_time, moment
 from histfs.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
 
 def _described(change: "PathChange", name: str) -> dict[str, object]:
-    described = {"session": name, "time": change.time, "last": change.last, "changed": change.what}
+    described: dict[str, object] = {"session": name, **moment(change.time), "last": moment(change.last)}
+    described["changed"] = change.what
     entry = change.entry
     if entry is None:
         return described

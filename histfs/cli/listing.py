@@ -6,7 +6,7 @@ from datetime import UTC
 from typing import TYPE_CHECKING
 
 from histfs.cli import list_increments, list_versions, options
-from histfs.cli.output import Output, iso_time
+from histfs.cli.output import Output, iso_time, moment
 from histfs.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def run_sessions(arguments: argparse.Namespace, output: Output) -> int:
     names = snapshot_names(times, zone)
     if arguments.json:
         sessions = [{"name": names[time], "time": iso_time(time, zone), "seconds": time} for time in times]
-        output.document({"sessions": sessions, "unfinished": unfinished})
+        output.document({"sessions": sessions, "unfinished": None if unfinished is None else moment(unfinished)})
         return 0
     width = max(map(len, names.values()), default=0)
     output.lines(

@@ -42,7 +42,8 @@ The newest session that is not later than TIME is meant."""
 _OF_OTHER_COMPUTERS = {
     "test": "test is for repositories on other computers, which histfs does not reach; how one here is tells"
     " `histfs status REPO`",
-    "server": "server answers another computer, which histfs does not do; run histfs there, or mount its directory here",
+    "server": "server answers another computer, which histfs does not do; run histfs there, or mount its directory"
+    " here",
 }
 
 LARGEST_MEMORY_MIB = 1 << 20
@@ -55,7 +56,7 @@ class Parser(argparse.ArgumentParser):
     default_verb = ""  # of those behind this one, the one that is meant where none is named
 
     def has_option(self, name: str) -> bool:
-        """Whether `name`, which may be shortened, or have its value behind it if it is a letter, is an option of this."""
+        """Whether `name` is an option of this: it may be shortened, and a letter may have its value behind it."""
         if not name.startswith("--"):
             return name[:2] in self._option_string_actions
         return any(option.startswith(name) for option in self._option_string_actions)

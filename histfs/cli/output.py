@@ -13,7 +13,7 @@ import operator
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, tzinfo
 from typing import TYPE_CHECKING, TextIO
@@ -228,6 +228,16 @@ def one_line(text: str) -> str:
 
 def counted(files: int) -> str:
     return "1 file" if files == 1 else f"{files} files"
+
+
+def moment(session_time: int) -> dict[str, object]:
+    """A session's time for a document."""
+    return {"time": iso_time(session_time, None), "seconds": session_time}
+
+
+def with_units(fields: Mapping[str, float]) -> dict[str, object]:
+    """Statistics for a document, in which all that is measured in seconds says so in the same way."""
+    return {name.removesuffix("_s") + "_seconds" * name.endswith("_s"): value for name, value in fields.items()}
 
 
 def roughly(seconds: float) -> str:

@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from histfs.cli import general, options
-from histfs.cli.output import Output, iso_time
+from histfs.cli.output import Output, iso_time, moment
 from histfs.errors import EXIT_WARNING
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     from histfs.store.regress import regress
 
     options.compression(arguments)  # what is undone leaves nothing that these options concern
-    general.keep_log(arguments, output, "regress")
+    general.keep_log(arguments, output, arguments.repository, "regress")
     outcome = regress(
         arguments.repository,
         report=output.report,
@@ -72,13 +72,23 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     if outcome is not None:
         output.begin_log()
     if options.wants_document(arguments):
-        was_unfinished = outcome is not None and not outcome.had_finished
-        output.document({"was_unfinished": was_unfinished} | (outcome._asdict() if outcome is not None else {}))
+        output.document(_document(outcome))
     else:
         _tell(outcome, output, force=arguments.force)
     if outcome is None:
         return EXIT_WARNING if arguments.force else 0
     return 0 if outcome.had_finished else EXIT_WARNING
+
+
+def _document(outcome: "RegressOutcome | None") -> dict[str, object]:
+    if outcome is None:
+        return {"was_unfinished": False}
+    sessions = {"undone": outcome.undone, "newest": outcome.newest}
+    return {
+        "was_unfinished": not outcome.had_finished,
+        **{name: None if time is None else moment(time) for name, time in sessions.items()},
+        "had_finished": outcome.had_finished,
+    }
 
 
 def _tell(outcome: "RegressOutcome | None", output: Output, *, force: bool) -> None:

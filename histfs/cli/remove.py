@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from histfs.cli import general, options
-from histfs.cli.output import Output, asctime, counted
+from histfs.cli.output import Output, counted, moment
 from histfs.errors import EXIT_WARNING, UsageError, printable, printable_time
 
 if TYPE_CHECKING:
@@ -80,12 +80,14 @@ def add_to(verbs: "options.Verbs") -> None:
     )
     increments.add_argument("--older-than", metavar="TIME", required=True, help="remove the sessions before this time")
     options.add_size(increments)
+    options.add_json(increments)
     increments.add_argument("repository", metavar="REPO", type=options.path, help="the repository")
     increments.set_defaults(run=run_increments, if_stopped=IF_STOPPED, takes_force=True)
     file = options.add_verb(
         subjects, "file", "remove paths from all sessions", description=FILE_DESCRIPTION, epilog=FILE_EPILOG
     )
     file.add_argument("--dry-run", action="store_true", help="only say which files on the disk would be touched")
+    options.add_json(file)
     file.add_argument(
         "paths", metavar="REPO/path", nargs="+", type=options.path, help="what is, or was, in a repository"
     )
@@ -93,13 +95,17 @@ def add_to(verbs: "options.Verbs") -> None:
 
 
 def _described(repository: "Repository", sessions: list[int], *, with_sizes: bool) -> list[str]:
+    """Each of the sessions, by the name that --at takes."""
+    from histfs.store.when import snapshot_names
+
+    names = snapshot_names(repository.sessions(), None)
     if not with_sizes:
-        return list(map(asctime, sessions))
+        return [names[time] for time in sessions]
     from histfs.store.format.stats import format_size
     from histfs.store.inventory import increment_sizes
 
     sizes = increment_sizes(repository)
-    return [f"{asctime(time)} ({format_size(sizes.get(time, 0))})" for time in sessions]
+    return [f"{names[time]} ({format_size(sizes.get(time, 0))})" for time in sessions]
 
 
 def run_increments(arguments: argparse.Namespace, output: Output) -> int:
@@ -117,10 +123,12 @@ def run_increments(arguments: argparse.Namespace, output: Output) -> int:
             f"{len(old)} sessions are older: {', '.join(described)}",
             advice="use --force, before the verb, to remove them",
         )
-    general.keep_log(arguments, output, "remove")
+    general.keep_log(arguments, output, arguments.repository, "remove")
     removed = remove_sessions(arguments.repository, before, fsync=arguments.fsync)
     if removed.files:
         output.begin_log()
+    if options.wants_document(arguments):
+        output.document({"removed": [moment(time) for time in removed.sessions], "files": removed.files})
     if removed.sessions:
         output.tell(f"removed {'; '.join(described)}")
         return 0
@@ -134,18 +142,27 @@ def run_increments(arguments: argparse.Namespace, output: Output) -> int:
 def run_file(arguments: argparse.Namespace, output: Output) -> int:
     from histfs.store.remove import remove_paths
 
-    exit_code = 0
+    document: dict[str, list[str]] = {"removed": [], "not_found": [], "files_rewritten": [], "files_removed": []}
     for root, paths in _by_repository(arguments.paths).items():
+        if not arguments.dry_run:
+            general.keep_log(arguments, output, root, "remove")
         outcome = remove_paths(root, paths, dry_run=arguments.dry_run, fsync=arguments.fsync)
-        if arguments.dry_run:
+        found = sorted(set(paths) - set(outcome.missing))
+        if found:
+            output.begin_log()
+        if arguments.dry_run and not options.wants_document(arguments):
             output.lines(f"would rewrite {printable(root)}/{printable(path)}" for path in outcome.rewritten)
             output.lines(f"would remove {printable(root)}/{printable(path)}" for path in outcome.removed)
         for path in outcome.missing:
             output.warn(f"{printable(root / os.fsdecode(path))}: was never in the repository")
-            exit_code = EXIT_WARNING
-        for path in set(paths) - set(outcome.missing) if not arguments.dry_run else ():
+        for path in found if not arguments.dry_run else ():
             output.tell(f"removed {printable(root / os.fsdecode(path))} from all sessions")
-    return exit_code
+        output.close_log()
+        for kind, names in zip(document, (found, outcome.missing, outcome.rewritten, outcome.removed), strict=True):
+            document[kind] += [str(root / os.fsdecode(name)) for name in names]
+    if options.wants_document(arguments):
+        output.document({**document, "dry_run": arguments.dry_run})
+    return EXIT_WARNING if document["not_found"] else 0
 
 
 def _by_repository(paths: list[Path]) -> dict[Path, list[bytes]]:

@@ -4,7 +4,7 @@ import argparse
 from collections import Counter
 
 from histfs.cli import options, selection
-from histfs.cli.output import Output, counted, iso_time
+from histfs.cli.output import Output, counted, iso_time, moment
 from histfs.cli.progress import reading
 from histfs.errors import EXIT_FILE_ERROR, printable
 
@@ -125,7 +125,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             never_drop_acls=arguments.never_drop_acls,
         )
     if arguments.json:
-        document = {"time": past.session_time, "target": str(arguments.target), "dry_run": arguments.dry_run}
+        document = {**moment(past.session_time), "target": str(arguments.target), "dry_run": arguments.dry_run}
         output.document({**document, "files": outcome.files, "errors": outcome.errors, "steps": steps})
     summary = f"{counted(outcome.files)} as of {iso_time(past.session_time, None)}"
     where = printable(arguments.target)

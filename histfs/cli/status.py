@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from histfs.cli import options
-from histfs.cli.output import Output, counted, iso_time, roughly
+from histfs.cli.output import Output, counted, iso_time, moment, roughly
 from histfs.errors import EXIT_ERROR, EXIT_FILE_ERROR, EXIT_FILE_WARNING, EXIT_WARNING, printable
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _document(found: "Status", now: int, *, is_late: bool) -> dict[str, object]:
     statistics, writer = found.statistics, found.writer
     last: dict[str, object] | None = None
     if found.sessions:
-        last = _moment(found.sessions[-1]) | {"age_seconds": max(0, now - found.sessions[-1])}
+        last = moment(found.sessions[-1]) | {"age_seconds": max(0, now - found.sessions[-1])}
         if statistics is not None:
             last |= {
                 "files": statistics.source_files,
@@ -136,14 +136,10 @@ def _document(found: "Status", now: int, *, is_late: bool) -> dict[str, object]:
         "last": last,
         "is_late": is_late,
         "sessions": len(found.sessions),
-        "first": _moment(found.sessions[0]) if found.sessions else None,
-        "running": None if writer is None else {"pid": writer.pid, "says": writer.says} | _moment(int(writer.since_s)),
+        "first": moment(found.sessions[0]) if found.sessions else None,
+        "running": None if writer is None else {"pid": writer.pid, "says": writer.says} | moment(int(writer.since_s)),
         "is_broken": found.is_broken,
-        "unfinished": None if found.unfinished is None else _moment(found.unfinished),
+        "unfinished": None if found.unfinished is None else moment(found.unfinished),
         "next_backup": _next_backup(found),
         "damage": [str(problem) for problem in found.damage],
     }
-
-
-def _moment(time: int) -> dict[str, object]:
-    return {"time": iso_time(time, None), "seconds": time}

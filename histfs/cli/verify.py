@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from histfs.cli import options
-from histfs.cli.output import Output, counted, is_terminal, iso_time
+from histfs.cli.output import Output, counted, is_terminal, iso_time, moment
 from histfs.cli.progress import reading
 from histfs.errors import EXIT_FILE_ERROR, EXIT_FILE_WARNING
 
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
                 exit_code |= EXIT_FILE_ERROR
             if outcome.without_digest:
                 exit_code |= EXIT_FILE_WARNING
-            sessions.append({"time": session_time, **outcome._asdict()})
+            sessions.append({**moment(session_time), **outcome._asdict()})
             if is_terminal():
                 output.tell(
                     f"{counted(outcome.files)} as of {iso_time(session_time, None)} checked: "

@@ -29,7 +29,7 @@ def words(line, **options):
         ("ba", ["backup"]),
         ("list ", ["files", "-h", "--help", "sessions"]),
         ("list s", ["sessions"]),
-        ("info --", ["--help"]),
+        ("info --", ["--help", "--json"]),
         ("list files --n", ["--null"]),
         ("info ", ["-h", "--help"]),
         ("--force list s", ["sessions"]),
@@ -101,7 +101,7 @@ def test_a_cursor_that_is_nowhere(cli, argv):
     assert cli("complete", *argv).code == 1
 
 
-@pytest.mark.parametrize("line", ["b", "regr", "list fi", "--verbosity ", "info ", "list nonsense x"])
+@pytest.mark.parametrize("line", ["b", "regr", "list fi", "--verbosity ", "list nonsense x"])
 def test_rdiff_backup_completes_the_same(cli, line, rdiff_backup: Oracle):
     def asked(program, run):
         typed = [program, *line.split(" ")]

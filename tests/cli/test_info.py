@@ -1,5 +1,6 @@
 """`histfs info`: a YAML document with the keys that rdiff-backup has."""
 
+import json
 import sys
 
 import pytest
@@ -33,3 +34,9 @@ def test_the_keys(cli, rdiff_backup: Oracle):
     told["exec"]["parsed"] = expected["exec"]["parsed"] = None
     assert keys(told) == keys(expected)
     assert told["system"] == expected["system"]
+
+
+def test_json_alone(cli):
+    ran = cli("info", "--json")
+    assert (ran.code, ran.err) == (0, "")
+    assert json.loads(ran.out)["exec"]["version"] == __version__

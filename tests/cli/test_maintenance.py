@@ -45,14 +45,14 @@ def run(capfd, *argv):
 
 def test_one_session_goes_without_force(repository, capfd):
     code, out, err = run(capfd, "remove", "increments", "--older-than", TIMES[1], repository)
-    assert (code, out, err) == (0, "removed Tue Nov 14 22:13:20 2023\n", "")
+    assert (code, out, err) == (0, "removed @2023-11-14T22:13\n", "")
     assert sessions(repository) == TIMES[1:]
 
 
 def test_several_are_listed_and_stay_without_force(repository, capfd):
     code, out, err = run(capfd, "remove", "increments", "--older-than", "1B", repository)
     assert (code, out) == (1, "")
-    assert "2 sessions are older: Tue Nov 14 22:13:20 2023, Wed Nov 15 22:13:20 2023; " in err
+    assert "2 sessions are older: @2023-11-14T22:13, @2023-11-15T22:13; " in err
     assert "--force" in err
     assert sessions(repository) == TIMES
     assert run(capfd, "--force", "remove", "increments", "--older-than", "1B", repository)[0] == 0
@@ -62,7 +62,7 @@ def test_several_are_listed_and_stay_without_force(repository, capfd):
 def test_sizes_of_what_goes(repository, capfd):
     code, out, _ = run(capfd, "remove", "increments", "--size", "--older-than", TIMES[1], repository)
     assert code == 0
-    assert out.startswith("removed Tue Nov 14 22:13:20 2023 (")
+    assert out.startswith("removed @2023-11-14T22:13 (")
     assert out.endswith(" bytes)\n")
 
 
@@ -170,7 +170,9 @@ def test_versions_of_a_path(repository, tmp_path, capfd):
     code, out, _ = run(capfd, "list", "versions", "--json", repository / "a")
     found = json.loads(out)
     assert code == 0
-    assert [item["time"] for item in found] == [*TIMES, TIMES[-1] + DAY, TIMES[-1] + 2 * DAY]
+    assert [item["seconds"] for item in found] == [*TIMES, TIMES[-1] + DAY, TIMES[-1] + 2 * DAY]
+    assert found[0]["time"] == "2023-11-14T22:13:20+00:00"
+    assert found[0]["last"] == {"time": "2023-11-14T22:13:20+00:00", "seconds": TIMES[0]}
     assert found[4]["mode"] == "0600"
     assert "size" not in found[5]
 
@@ -226,3 +228,40 @@ def test_the_history_itself_is_no_file_of_the_backup(repository, tmp_path, capfd
     code, out, err = run(capfd, *command.format(path, **places).split(" "))
     assert (code, out) == (1, "")
     assert err == f"histfs: {path}: is the history itself, not a file of the backup\n"
+
+
+def test_removed_sessions_as_a_document(repository, capfd):
+    command = ("--force", "remove", "increments", "--json", "--older-than", "1B", repository)
+    code, out, err = run(capfd, *command)
+    told = json.loads(out)
+    assert (code, err) == (0, "histfs: removed @2023-11-14T22:13; @2023-11-15T22:13\n")
+    assert told["removed"] == [
+        {"time": "2023-11-14T22:13:20+00:00", "seconds": TIMES[0]},
+        {"time": "2023-11-15T22:13:20+00:00", "seconds": TIMES[1]},
+    ]
+    assert told["files"] > 2
+    code, out, _ = run(capfd, *command)
+    assert (code, json.loads(out)) == (2, {"removed": [], "files": 0})
+
+
+def test_removed_paths_as_a_document(repository, capfd):
+    paths = (f"{repository}/d", f"{repository}/nope")
+    code, out, _ = run(capfd, "remove", "file", "--json", "--dry-run", *paths)
+    would = json.loads(out)
+    assert (code, would["dry_run"]) == (2, True)
+    assert (would["removed"], would["not_found"]) == ([paths[0]], [paths[1]])
+    assert paths[0] in would["files_removed"]
+    assert any("mirror_metadata" in name for name in would["files_rewritten"])
+    code, out, _ = run(capfd, "remove", "file", "--json", *paths)
+    assert (code, json.loads(out)) == (2, would | {"dry_run": False})
+
+
+def test_removed_paths_are_in_the_log(repository, capfd):
+    log = repository / "rdiff-backup-data" / "remove.log"
+    run(capfd, "remove", "file", "--dry-run", repository / "d")
+    run(capfd, "remove", "file", repository / "nope")
+    assert not log.exists()
+    assert run(capfd, "--quiet", "remove", "file", repository / "d")[0] == 0
+    heading, line = log.read_text().splitlines()
+    assert heading.endswith(f" remove file {repository}/d")
+    assert line == f"NOTE: removed {repository}/d from all sessions"

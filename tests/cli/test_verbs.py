@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from histfs.cli.output import moment
 from histfs.errors import DamagedError, LockedError, MountError, SourceError, StorageError
 from histfs.store.accounts import BY_NAME
 from histfs.store.compare import Difference, Method
@@ -220,7 +221,7 @@ class TestRestore:
         assert (ran.code, ran.out) == (4, "new: .\nchanged: \udcff\n\n")
         ran = cli("restore", "--dry-run", "--json", "repo/sub", "target")
         assert json.loads(ran.out) == {
-            "time": NEWEST,
+            **moment(NEWEST),
             "target": "target",
             "dry_run": True,
             "files": 2,
@@ -307,7 +308,7 @@ class TestListSessions:
     def test_json(self, cli):
         cli.repository.unfinished_time = NEWEST + 60
         listed = json.loads(cli("list", "sessions", "--utc", "--json", "repo").out)
-        assert listed["unfinished"] == NEWEST + 60
+        assert listed["unfinished"]["seconds"] == NEWEST + 60
         assert [session["seconds"] for session in listed["sessions"]] == [FIRST, SECOND, NEWEST]
         assert listed["sessions"][0]["name"] == f"@{FIRST}Z"
         assert listed["sessions"][0]["time"] == "2024-05-01T08:00:00+00:00"
@@ -387,8 +388,8 @@ class TestVerify:
         assert cli.calls["verify_all"] == (cli.repository, b"sub")
         assert ran.code == 12
         assert json.loads(ran.out) == [
-            {"time": NEWEST, "files": 3, "mismatched": 0, "without_digest": 1},
-            {"time": FIRST, "files": 1, "mismatched": 1, "without_digest": 0},
+            {**moment(NEWEST), "files": 3, "mismatched": 0, "without_digest": 1},
+            {**moment(FIRST), "files": 1, "mismatched": 1, "without_digest": 0},
         ]
 
 
