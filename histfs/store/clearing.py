@@ -7,11 +7,11 @@ and what the list has is not deleted, selected or not: rules may see it otherwis
 
 from collections.abc import Callable, Iterator
 
-from histfs.errors import HistfsError
+from histfs.errors import StorageError
 from histfs.store.entry import Entry, Kind, is_below, join
 from histfs.store.selection import Place, Selection
 from histfs.store.source import Found
-from histfs.store.target import MustStayError, Step, Target
+from histfs.store.target import Step, Target, is_fatal, other_file_system
 
 
 class Listed:
@@ -43,7 +43,7 @@ class Clearing:
         target: Target,
         selection: Selection | None,
         step: Callable[[Step, bytes], bool],
-        report: Callable[[HistfsError], None],
+        report: Callable[[StorageError], None],
         *,
         dry_run: bool,
     ) -> None:
@@ -53,19 +53,30 @@ class Clearing:
         self._report = report
         self._dry_run = dry_run
 
-    def delete(self, directory: bytes, names: set[bytes], place: Place | None) -> None:
-        """Delete the `names` in the `directory` at `place`; what must stay is told."""
+    def delete(self, directory: bytes, names: set[bytes], place: Place | None, *, is_elsewhere: bool) -> None:
+        """Delete the `names` in the `directory` at `place`; what must stay, or cannot be deleted, is told.
+
+        `is_elsewhere`: it is in a file system that is mounted in the target.
+        """
+        if names and is_elsewhere:
+            self._report(other_file_system(directory))
+            return
         for name in sorted(names):
+            path = join(directory, name)
             try:
-                found = self._target.find(join(directory, name))
+                found = self._target.find_to_remove(path)
                 if found is None:
                     continue
                 if self._selection is not None and place is not None:
                     self._delete_selected(found, self._selection, place)
                 else:
                     self._delete_all(found)
-            except MustStayError as error:
+            except StorageError as error:
                 self._report(error)
+            except OSError as exc:
+                if is_fatal(exc):
+                    raise
+                self._report(StorageError(f"cannot be deleted completely ({exc.strerror})", path=path))
 
     def _delete_selected(self, found: Found, selection: Selection, place: Place) -> None:
         for item in self._target.selected_below(found, selection, place, self._report):

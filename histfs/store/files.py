@@ -236,13 +236,17 @@ class WritableTree(Tree):
             os.rmdir(name, dir_fd=directory)
 
     def remove_tree(self, path: bytes) -> None:
-        """Remove `path` and everything below it; nothing if it is not there."""
+        """Remove `path` and everything below it; nothing if it is not there. OSError where a file system begins."""
         pending = [path]
+        device: int | None = None
         while pending:
             current = pending[-1]
             try:
                 status = self.stat(current)
                 if stat.S_ISDIR(status.st_mode):
+                    if device not in (None, status.st_dev):
+                        raise OSError(errno.EXDEV, "is another file system", current)
+                    device = status.st_dev
                     self.open_up(current, status)
                     children = self.names(current)
                     if children:

@@ -14,7 +14,6 @@ Where something may be deleted the list is read to its end before anything else:
 that was not there, and sums come last. If there is damage nothing is deleted, and no directory makes way.
 """
 
-import errno
 import itertools
 import os
 from collections import Counter
@@ -23,11 +22,18 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from histfs.errors import DamagedError, HistfsError, NotFoundError, StorageError, UsageError, storage_errors
+from histfs.errors import (
+    EXIT_FILE_ERROR,
+    DamagedError,
+    HistfsError,
+    NotFoundError,
+    StorageError,
+    UsageError,
+    storage_errors,
+)
 from histfs.store import plan
 from histfs.store.accounts import BY_NAME
 from histfs.store.clearing import Clearing, Listed
-from histfs.store.content.opening import sha1_of
 from histfs.store.dress import Dress, refused_extras
 from histfs.store.entry import ALL_EXTRAS, Entry, Extras, Kind, LinkDigests, is_below, join
 from histfs.store.extras import SessionExtras
@@ -38,10 +44,15 @@ from histfs.store.repository import Repository
 from histfs.store.selection import Place, Selection, selected
 from histfs.store.snapshot import Snapshot
 from histfs.store.source import Found
-from histfs.store.target import Manner, Step, Target, check_target, resolved
-
-# What will not get better with the next file: the restore stops.
-_FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+from histfs.store.target import (
+    Manner,
+    MustStayError,
+    Step,
+    Target,
+    check_target,
+    is_fatal,
+    resolved,
+)
 
 
 class RestoreOutcome(NamedTuple):
@@ -89,6 +100,7 @@ class _Directory(NamedTuple):
     others: set[bytes]
     listed: set[bytes]
     was_there: bool
+    is_elsewhere: bool  # in a file system that is mounted in the target
     place: Place | None
 
 
@@ -160,7 +172,7 @@ class _Restore:
         with Target.open(target, self._manner, self._dress.extras, repository, may_remove=may_remove) as self._target:
             self._top = self._target.top
             self._clearing = Clearing(
-                self._target, self._selection, self._step, self._report, dry_run=self._manner.dry_run
+                self._target, self._selection, self._step, self._stays, dry_run=self._manner.dry_run
             )
             self._check_top(entry, target)
             if entry.kind is Kind.DIRECTORY:
@@ -241,6 +253,13 @@ class _Restore:
         self._errors += 1
         self._report(error)
 
+    def _stays(self, error: StorageError) -> None:
+        """Tell what is not deleted. That the repository stays is no failure: nothing else was to be expected."""
+        if isinstance(error, MustStayError) and error.exit_code != EXIT_FILE_ERROR:
+            self._report(error)
+        else:
+            self._failed(error)
+
     def _damaged(self, error: DamagedError) -> None:
         self._is_damaged = True
         self._failed(error)
@@ -264,7 +283,7 @@ class _Restore:
             self._failed(error)
             return False
         except OSError as exc:
-            if exc.errno in _FATAL:
+            if is_fatal(exc, elsewhere=self._is_elsewhere()):
                 raise
             self._failed(StorageError(f"cannot be restored ({exc.strerror})", path=entry.path))
             return False
@@ -292,13 +311,17 @@ class _Restore:
             names = self._target.names(found, open_up=not self._manner.dry_run)
             if self._dress.change(entry, found.entry) is not plan.Change.NONE:
                 self._step(Step.ATTRIBUTES, path)
-            self._directories.append(_Directory(entry, names, listed, was_there=True, place=place))
+            is_elsewhere = self._is_elsewhere() or self._target.is_elsewhere(path)
+            self._directories.append(_Directory(entry, names, listed, True, is_elsewhere, place))
             return
         if self._replace(path, found):
             if found is not None:
                 self._target.make_way(found)
             self._target.tree.make_directory(path)
-        self._directories.append(_Directory(entry, set(), listed, was_there=False, place=place))
+        self._directories.append(_Directory(entry, set(), listed, False, self._is_elsewhere(), place))
+
+    def _is_elsewhere(self) -> bool:
+        return bool(self._directories) and self._directories[-1].is_elsewhere
 
     def _place_of(self, entry: Entry, selection: Selection) -> Place:
         above = self._directories[-1].place if self._directories else None
@@ -309,14 +332,15 @@ class _Restore:
         path = self._place(directory.entry.path)
         try:
             if self._manner.is_deleting and not self._is_damaged:
-                self._clearing.delete(path, directory.others - directory.listed, directory.place)
+                names = directory.others - directory.listed
+                self._clearing.delete(path, names, directory.place, is_elsewhere=directory.is_elsewhere)
             if not self._manner.dry_run:
                 found = self._target.find(path)
                 if found is None or self._dress.change(directory.entry, found.entry) is not plan.Change.NONE:
                     attributes = self._dress.attributes(directory.entry, directory.entry.mtime_s * 10**9)
                     self._target.tree.set_attributes(path, Kind.DIRECTORY, attributes)
         except OSError as exc:
-            if exc.errno in _FATAL:
+            if is_fatal(exc, elsewhere=directory.is_elsewhere):
                 raise
             self._failed(StorageError(f"cannot be restored completely ({exc.strerror})", path=directory.entry.path))
 
@@ -354,15 +378,8 @@ class _Restore:
 
     def _is_content_there(self, change: plan.Change, found: Found, sha1: bytes | None) -> bool:
         if change is plan.Change.CONTENT or self._manner.checksum:
-            return sha1 is not None and self._sha1_in_target(found) == sha1
+            return sha1 is not None and self._target.sha1_of(found) == sha1
         return True
-
-    def _sha1_in_target(self, found: Found) -> bytes:
-        fd = self._target.tree.open_file(found.path)
-        try:
-            return sha1_of(fd)
-        finally:
-            os.close(fd)
 
     def _link(self, first: _Link, path: bytes, found: Found | None) -> bool:
         """Whether `path` is another link of a file that was restored before."""
@@ -419,24 +436,9 @@ class _Restore:
         if not self._replace(path, found):
             return
         name = self._target.new_name(path, found)
-        self._make_special(entry, name)
+        self._target.make_special(name, entry)
         self._target.tree.set_attributes(name, entry.kind, attributes)
         self._target.put(name, path, found)
-
-    def _make_special(self, entry: Entry, name: bytes) -> None:
-        if entry.kind is Kind.SYMLINK:
-            self._target.tree.make_symlink(name, entry.target)
-            return
-        try:
-            self._target.tree.make_special(name, entry)
-        except PermissionError as exc:
-            if self._is_root:
-                raise
-            raise StorageError(
-                f"is a {entry.kind.name.lower().replace('_', ' ')}, which only root can make",
-                path=entry.path,
-                advice="restore as root to get it",
-            ) from exc
 
 
 def _inode(status: os.stat_result) -> tuple[int, int]:

@@ -9,6 +9,7 @@ and `files`). Rules
 - A file with other names is never changed in place: these may lie outside of the target.
 - The repository that is restored from may lie in the target. It is known by its inode, whatever path leads to it:
   nothing is done with it or in it, and no directory that it lies in goes.
+- Nothing is removed in other file systems that are mounted in the target, nor in what is mounted there from elsewhere.
 """
 
 import errno
@@ -22,8 +23,9 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from histfs.errors import FormatError, StorageError, UsageError
-from histfs.store.entry import Extras, Kind, join, name_of, parent_of
+from histfs.errors import EXIT_FILE_ERROR, FormatError, StorageError, UsageError
+from histfs.store.content.opening import sha1_of
+from histfs.store.entry import Entry, Extras, Kind, join, name_of, parent_of
 from histfs.store.files import WritableTree, make_host_directories
 from histfs.store.layout import NAME_MAX
 from histfs.store.selection import Outcome, Place, Selection, Subject
@@ -31,6 +33,7 @@ from histfs.store.source import Found, Source, entry_of, read_extras
 from histfs.store.tree import Tree
 
 LEFTOVER = b".histfs-restore."  # and 16 hex digits: what a restore was about to put in its place
+_FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
@@ -160,6 +163,17 @@ class Target:
             entry = read_extras(self.tree, entry, self._extras)
         return Found(entry, status)
 
+    def find_to_remove(self, path: bytes) -> Found | None:
+        """As `find`. Raises MustStayError also where another file system begins."""
+        found = self.find(path)
+        if found is not None and found.entry.kind is Kind.DIRECTORY and (not path or self.tree.is_mounted(path)):
+            raise other_file_system(path)
+        return found
+
+    def is_elsewhere(self, path: bytes) -> bool:
+        """Whether another file system begins with the directory `path`, below the target."""
+        return path != self.top and self.tree.is_mounted(path)
+
     def check_may_go(self, found: Found, *, open_up: bool) -> None:
         """Raises StorageError if `found` is a directory that has something in it, and that must not be lost.
 
@@ -190,7 +204,7 @@ class Target:
         while pending:
             current = pending.pop()
             yield current
-            found = self.find(current)
+            found = self.find_to_remove(current)
             if found is not None and found.entry.kind is Kind.DIRECTORY:
                 if open_up:
                     self._open_up(found)
@@ -233,10 +247,18 @@ class Target:
             self._surroundings = Source(Tree(self.tree.open_directory(self.top)), Path(os.fsdecode(self.top)))
         return self._surroundings.subject(item)
 
+    def sha1_of(self, found: Found) -> bytes:
+        """The digest (hex) of what is in a regular file."""
+        fd = self.tree.open_file(found.path)
+        try:
+            return sha1_of(fd)
+        finally:
+            os.close(fd)
+
     def _items(self, directory: Found) -> Iterator[Found | MustStayError]:
         for name in sorted(self.tree.names(directory.path)):
             try:
-                item = self.find(join(directory.path, name))
+                item = self.find_to_remove(join(directory.path, name))
             except MustStayError as error:
                 yield error
                 continue
@@ -276,6 +298,22 @@ class Target:
         if found is None:
             return path
         return join(parent_of(path), LEFTOVER + secrets.token_hex(8).encode())
+
+    def make_special(self, name: bytes, entry: Entry) -> None:
+        """Make a link, fifo, socket or device like `entry`. Raises StorageError, OSError."""
+        if entry.kind is Kind.SYMLINK:
+            self.tree.make_symlink(name, entry.target)
+            return
+        try:
+            self.tree.make_special(name, entry)
+        except PermissionError as exc:
+            if os.geteuid() == 0:
+                raise
+            raise StorageError(
+                f"is a {entry.kind.name.lower().replace('_', ' ')}, which only root can make",
+                path=entry.path,
+                advice="restore as root to get it",
+            ) from exc
 
     def put(self, name: bytes, path: bytes, found: Found | None) -> None:
         """Give its place to what was made as `name`; if that fails it is removed."""
@@ -336,6 +374,21 @@ def _first_name(tree: WritableTree, directory: bytes, name: bytes, will_do: Call
         number += 1
         suffix = b".~%d~" % number
         path = join(directory, name[: NAME_MAX - len(suffix)] + suffix)
+
+
+def other_file_system(path: bytes) -> MustStayError:
+    error = MustStayError(
+        "is another file system, in which nothing is deleted",
+        path=path,
+        advice="unmount it, or restore to it by itself",
+    )
+    error.exit_code = EXIT_FILE_ERROR
+    return error
+
+
+def is_fatal(exc: OSError, *, elsewhere: bool = False) -> bool:
+    """Whether it will not get better with the next file. `elsewhere`: in a file system mounted in the target."""
+    return exc.errno in _FATAL and not (elsewhere and exc.errno == errno.EROFS)
 
 
 def resolved(target: Path) -> Path:

@@ -29,6 +29,7 @@ _NOT_TO_BE_OPENED = (errno.ELOOP, errno.ENXIO)  # a symbolic link; a socket, or 
 _OPENAT2 = 437  # the number of the system call
 _LISTXATTRAT = 465  # the same, since Linux 6.13
 _NO_FOLLOW = 0x100  # AT_SYMLINK_NOFOLLOW
+_RESOLVE_NO_XDEV = 0x01
 _RESOLVE_BELOW = 0x08 | 0x04 | 0x02  # RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_MAGICLINKS
 _SETTLED_AFTER_S = 2.0
 BLOCK_SIZE = 256 * 1024
@@ -72,6 +73,7 @@ class Tree:
             *(ctypes.c_uint, ctypes.c_void_p, ctypes.c_size_t),
         )
         self._how = _OpenHow(_WALK, 0, _RESOLVE_BELOW)
+        self._how_here = _OpenHow(_WALK, 0, _RESOLVE_BELOW | _RESOLVE_NO_XDEV)
 
     @classmethod
     def open(cls, path: Path | bytes, *, cached_directories: int = 0) -> Self:
@@ -141,6 +143,18 @@ class Tree:
         try:
             return stat.S_ISDIR(self.stat(path).st_mode)
         except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def is_mounted(self, path: bytes) -> bool:
+        """Whether the directory `path` is another file system than the one it lies in, or mounted from elsewhere."""
+        with self._at(path) as (directory, name):
+            if os.stat(name, dir_fd=directory, follow_symlinks=False).st_dev != os.fstat(directory).st_dev:
+                return True
+            how = self._how_here
+            fd = int(self._syscall(_OPENAT2, directory, name, ctypes.byref(how), ctypes.sizeof(_OpenHow)))
+            if fd < 0:
+                return ctypes.get_errno() == errno.EXDEV
+            os.close(fd)
             return False
 
     def names(self, path: bytes) -> list[bytes]:

@@ -2,6 +2,9 @@
 
 import gzip
 import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from histfs.store.backup import backup
 from histfs.store.selection import Option, Selection
 from histfs.store.target import Manner, Step
 from tests.comparison import Manifest, difference, read
+from tests.store.places import is_root
 from tests.store.sessions import DAY, FIRST, Sessions
 from tests.store.test_merge import DELETE, FORCE, MERGE, Restored, run
 from tests.trees import Dir, File, Node, Symlink, build
@@ -209,3 +213,46 @@ def test_nothing_is_deleted_for_a_name_that_is_damaged(sessions: Sessions, tmp_p
         assert found.outcome.errors
         assert [at for step, at in found.steps if step is Step.DELETED] == []
     assert {b"photo_c", b"new/x"} <= {at.removeprefix(b"a/") for at in read(tmp_path / "target")}
+
+
+# --- other file systems ---------------------------------------------------------------------------------------------
+
+MOUNTS = {
+    "tmpfs": "mount -t tmpfs none {0} && touch {0}/precious",
+    "read-only": "mount -t tmpfs none {0} && touch {0}/precious && mount -o remount,ro {0}",
+    "bind": "mount --bind {1} {0}",
+}
+
+
+@pytest.fixture
+def other_file_systems() -> None:
+    if not is_root() or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("only root can mount")
+
+
+@pytest.mark.usefixtures("other_file_systems")
+@pytest.mark.parametrize("rules", [[], ["--exclude=**.never"]])
+@pytest.mark.parametrize("place", ["new/deep/mounted", "listed", "replaced/mounted"])
+@pytest.mark.parametrize("mount", MOUNTS)
+def test_nothing_is_deleted_in_other_file_systems(
+    sessions: Sessions, tmp_path: Path, mount: str, place: str, rules: list[str]
+) -> None:
+    """Neither in a directory that is deleted or replaced, nor in one that the backup has; and all else is done."""
+    build(sessions.source, Dir({"a": File(b"a"), "listed": Dir({}), "replaced": File(b"r"), "z": File(b"z")}))
+    sessions.backup()
+    target, elsewhere = tmp_path / "target", tmp_path / "elsewhere"
+    build(target, Dir({"new": Dir({"deep": Dir({})}), "newer": File()}))
+    (target / place).mkdir(parents=True, exist_ok=True)
+    build(elsewhere, Dir({"precious": File(b"keep")}))
+    command = [sys.executable, "-m", "histfs", "-q", "restore", "--delete", *rules, sessions.repository, target]
+    script = f"{MOUNTS[mount].format(target / place, elsewhere)} && {shlex.join(map(str, command))}; code=$?; "
+    ran = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f"{script} test -e {target / place}/precious || code=99; exit $code"],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode & ~2 == 4, ran
+    assert "another file system" in ran.stderr or "directory with something in it" in ran.stderr, ran
+    assert (elsewhere / "precious").read_bytes() == b"keep"
+    assert (target / "z").read_bytes() == b"z"
+    assert not (target / "newer").exists()
