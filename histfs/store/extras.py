@@ -26,6 +26,11 @@ _Record = TypeVar("_Record", ExtendedAttributes, AccessControlList)
 _Report = Callable[[DamagedError], None]
 
 
+def recorded_extras(state: State, session_time: int, which: Extras) -> Extras:
+    """Those of `which` that the session has recorded at all. Of the others nobody knows what they were."""
+    return Extras(xattrs=which.xattrs and session_time in state.xattrs, acls=which.acls and session_time in state.acls)
+
+
 class SessionExtras:
     """What the session of `session_time` recorded beyond its list. A context manager.
 

@@ -288,6 +288,13 @@ class WritableTree(Tree):
             self.open_up(path, self.stat(path))
             return super().open_file(path)
 
+    def open_unreadable(self, path: bytes, status: os.stat_result) -> int:
+        """The same for a file of `status` that its owner may not read, and that has its mode again then."""
+        fd = self.open_file(path)
+        if os.path.samestat(os.fstat(fd), status):
+            os.fchmod(fd, stat.S_IMODE(status.st_mode))
+        return fd
+
     def set_attributes(
         self, path: bytes, kind: Kind, attributes: Attributes, *, expected: os.stat_result | None = None
     ) -> None:

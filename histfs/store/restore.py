@@ -36,7 +36,7 @@ from histfs.store.accounts import BY_NAME
 from histfs.store.clearing import Clearing, Listed
 from histfs.store.dress import Dress, refused_extras
 from histfs.store.entry import ALL_EXTRAS, Entry, Extras, Kind, LinkDigests, is_below, join
-from histfs.store.extras import SessionExtras
+from histfs.store.extras import SessionExtras, recorded_extras
 from histfs.store.files import write_blocks
 from histfs.store.owners import Owners
 from histfs.store.recorded import Recorded
@@ -85,7 +85,12 @@ def restore(
     with storage_errors(), closing(repository.snapshot(session_time)) as snapshot:
         place = resolved(target)
         check_target(repository.path, place, manner)
-        dress = Dress(owners, extras, never_drop_acls=never_drop_acls, report=report)
+        dress = Dress(
+            owners,
+            recorded_extras(repository.state(), session_time, extras),
+            never_drop_acls=never_drop_acls,
+            report=report,
+        )
         return _Restore(snapshot, path, manner, dress, selection, report, tell).run(place)
 
 

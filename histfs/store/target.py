@@ -14,6 +14,7 @@ and `files`). Rules
 
 import errno
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ from histfs.store.tree import Tree
 
 LEFTOVER = b".histfs-restore."  # and 16 hex digits: what a restore was about to put in its place
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_LEFTOVER = re.compile(re.escape(LEFTOVER) + rb"[0-9a-f]{16}")
 _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
@@ -88,7 +90,8 @@ class Target:
     """Changes what is at and below the path `top` in `tree`. Make one with `open`.
 
     `aside`: the tree that gets what is replaced or removed; None if that is not kept. `may_remove`: directories may go
-    with what is in them. `extras`: what is looked at beyond stat(2). `repository`: the root of that which is read.
+    with what is in them. `dry_run`: nothing is changed. `extras`: what is looked at beyond stat(2). `repository`: the
+    root of that which is read.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class Target:
         repository: os.stat_result,
         *,
         may_remove: bool,
+        dry_run: bool,
     ) -> None:
         self.tree = tree
         self.top = top
@@ -107,6 +111,7 @@ class Target:
         self._extras = extras
         self._repository = repository
         self._may_remove = may_remove
+        self._dry_run = dry_run
         self._surroundings: Source | None = None
 
     @classmethod
@@ -134,7 +139,7 @@ class Target:
                     raise UsageError("must be on the file system of the target", path=manner.backup_dir)
                 if aside.lies_in(repository):
                     raise UsageError("lies in the repository itself", path=manner.backup_dir)
-            opened = cls(tree, top, aside, extras, repository, may_remove=may_remove or keeps)
+            opened = cls(tree, top, aside, extras, repository, may_remove=may_remove or keeps, dry_run=manner.dry_run)
             stack.callback(opened._forget_surroundings)
             yield opened
 
@@ -188,7 +193,7 @@ class Target:
     def _check_is_free(self, found: Found) -> None:
         if self._may_remove:
             return
-        if any(not name.startswith(LEFTOVER) for name in self.tree.names(found.path)):
+        if not all(self._is_leftover(found.path, name) for name in self.tree.names(found.path)):
             raise StorageError(
                 "is a directory with something in it, and something else in the backup",
                 path=found.path,
@@ -248,8 +253,16 @@ class Target:
         return self._surroundings.subject(item)
 
     def sha1_of(self, found: Found) -> bytes:
-        """The digest (hex) of what is in a regular file."""
-        fd = self.tree.open_file(found.path)
+        """The digest (hex) of what is in a regular file, whose mode is afterwards what it was.
+
+        Raises StorageError where an ordinary user would have to change the mode, and nothing is to be changed.
+        """
+        try:
+            fd = Tree.open_file(self.tree, found.path)
+        except PermissionError:
+            if self._dry_run:
+                raise StorageError("cannot be read, and so not compared", path=found.path) from None
+            fd = self.tree.open_unreadable(found.path, found.status)
         try:
             return sha1_of(fd)
         finally:
@@ -282,11 +295,15 @@ class Target:
         if open_up:
             self._open_up(directory)
         names = set(self.tree.names(directory.path))
-        for name in [name for name in names if _is_leftover(name)]:
+        for name in [name for name in names if self._is_leftover(directory.path, name)]:
             names.remove(name)
             if open_up:
-                self.tree.remove_tree(join(directory.path, name))
+                self.tree.unlink(join(directory.path, name), missing_ok=True)
         return names
+
+    def _is_leftover(self, directory: bytes, name: bytes) -> bool:
+        """Whether `new_name` made it, and nobody else: directories are made in their places."""
+        return _LEFTOVER.fullmatch(name) is not None and not self.tree.is_directory(join(directory, name))
 
     def _open_up(self, directory: Found) -> None:
         """Let an ordinary user change what is in a directory of theirs."""
@@ -324,7 +341,7 @@ class Target:
                 self.make_way(found)
             self.tree.rename(name, path)
         except BaseException:
-            self.tree.remove_tree(name)
+            self.tree.unlink(name, missing_ok=True)
             raise
 
     def make_way(self, found: Found) -> None:
@@ -355,10 +372,6 @@ class Target:
         if not self.top:
             return path
         return name_of(path) if path == self.top else path[len(self.top) + 1 :]
-
-
-def _is_leftover(name: bytes) -> bool:
-    return name.startswith(LEFTOVER) and len(name) == len(LEFTOVER) + 16
 
 
 def _first_name(tree: WritableTree, directory: bytes, name: bytes, will_do: Callable[[os.stat_result], bool]) -> bytes:

@@ -18,6 +18,7 @@ from histfs.store.owners import NUMERICAL
 from histfs.store.regress import regress
 from histfs.store.restore import restore
 from histfs.store.source import Source
+from histfs.store.target import Manner
 from tests.comparison import difference, read
 from tests.histories import has_xattrs
 from tests.store.killing import Killer
@@ -337,3 +338,19 @@ def _fail(error: HistfsError) -> None:
 
 def _refuse(*_arguments: object, **_options: object) -> None:
     raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+
+@pytest.mark.parametrize("extras", [Extras(xattrs=False), Extras(acls=False), NO_EXTRAS])
+def test_what_a_session_has_not_recorded_stays_in_the_target(
+    sessions: Sessions, tmp_path: Path, extras: Extras
+) -> None:
+    shared = acl((1, 6), (2, 6, SOMEBODY), (4, 4), (16, 6), (32, 4))
+    build(sessions.source, Dir({"f": File(b"f", 0o664, xattrs={"user.a": b"1", ACCESS: shared}), "g": File(b"g")}))
+    sessions.backup(extras=extras)
+    build(tmp_path / "target", Dir({"f": File(b"f", 0o664, xattrs={"user.b": b"2", ACCESS: shared})}))
+    os.utime(tmp_path / "target/f", (1, 1))
+    with sessions.open() as repository:
+        restore(repository, b"", sessions.now, tmp_path / "target", report=_fail, manner=Manner(merge=True))
+    names = os.listxattr(tmp_path / "target/f")
+    assert ("user.b" in names, "user.a" in names) == (not extras.xattrs, extras.xattrs)
+    assert ACCESS in names

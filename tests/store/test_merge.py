@@ -422,10 +422,21 @@ def run_unchecked(sessions: Sessions, target: Path, manner: Manner, time: int) -
 
 def test_what_an_interrupted_restore_left_goes(simple: Sessions, target: Path) -> None:
     name = os.fsdecode(LEFTOVER) + "0123456789abcdef"
-    build(target, Dir({name: File(b"half"), "d": Dir({name: Dir({"x": File()})}), LEFTOVER + b"mine": File(b"mine")}))
+    build(target, Dir({name: File(b"half"), "d": Dir({name: Symlink("x")}), "a": Dir({name: File(b"half")})}))
     assert run(simple, target, MERGE).reported == []
     assert sorted(os.listdir(target / "d")) == ["x", "y"]
-    assert sorted(os.listdir(target)) == [os.fsdecode(LEFTOVER) + "mine", "a", "d", "l"]
+    assert sorted(os.listdir(target)) == ["a", "d", "l"]
+
+
+@pytest.mark.parametrize("mine", ["mine", "0123456789abcdeX", "0123456789abcdef0", "0123456789abcdef/x"])
+def test_what_only_looks_like_that_stays(simple: Sessions, target: Path, mine: str) -> None:
+    for directory in ("a", "d"):
+        path = target / directory / (os.fsdecode(LEFTOVER) + mine)
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"mine")
+    assert [error.path for error in run(simple, target, MERGE).reported] == [b"target/a", b"d/y"][:1]
+    for directory in ("a", "d"):
+        assert (target / directory / (os.fsdecode(LEFTOVER) + mine)).read_bytes() == b"mine"
 
 
 # --- somebody else in the target ------------------------------------------------------------------------------------
@@ -507,3 +518,26 @@ def test_what_is_swapped_for_a_link_meanwhile(
             target.unlink()
             (tmp_path / f"moved{swap_at}").rename(target)
         assert touched(before, victim) == set()
+
+
+# --- what is only looked at -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_files_that_their_owner_must_not_read_are_compared(scratch: Path, dry_run: bool) -> None:
+    """They keep their modes; where nothing may be changed, not even for a moment, they cannot be compared."""
+    sessions = Sessions(scratch)
+    build(sessions.source, Dir({"f": File(b"f", 0o200), "g": File(b"g")}))
+    sessions.backup()
+    run(sessions, scratch / "target", Manner())
+    give_away(scratch)
+    scratch.chmod(0o755)
+
+    def compare() -> None:
+        mode = (scratch / "target/f").stat().st_mode
+        restored = run(sessions, scratch / "target", MERGE._replace(checksum=True, dry_run=dry_run))
+        assert [error.path for error in restored.reported] == ([b"target/f"] if dry_run else [])
+        assert restored.steps == []
+        assert (scratch / "target/f").stat().st_mode == mode
+
+    as_ordinary_user(compare)
