@@ -97,6 +97,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         create_full_path=arguments.create_full_path,
         dry_run=arguments.dry_run,
         hard_links=arguments.hard_links,
+        fsync=arguments.fsync,
     )
     options.compression(arguments)  # a restore writes nothing that it could concern
     counts: Counter[str] = Counter()

@@ -61,6 +61,8 @@ class Clearing:
         if names and is_elsewhere:
             self._report(other_file_system(directory))
             return
+        if names and not self._dry_run:
+            self._target.sync()  # it may be the only copy of what was restored in another place
         for name in sorted(names):
             path = join(directory, name)
             try:

@@ -53,6 +53,7 @@ class Manner(NamedTuple):
     create_full_path: bool = False  # the directories that lead to the target are made
     dry_run: bool = False  # nothing is changed
     hard_links: bool = True  # what was one file is one again
+    fsync: bool = True  # what was written is on the disk before anything is deleted, and at the end
 
     @property
     def is_merging(self) -> bool:
@@ -113,6 +114,7 @@ class Target:
         self._may_remove = may_remove
         self._dry_run = dry_run
         self._surroundings: Source | None = None
+        self._is_on_disk = True
 
     @classmethod
     @contextmanager
@@ -130,6 +132,7 @@ class Target:
         keeps = manner.backup_dir is not None
         with ExitStack() as stack:
             tree = stack.enter_context(WritableTree.open(above))
+            tree.waits_for_disk = manner.fsync
             if tree.lies_in(repository):  # by another path than those that `check_target` has compared
                 raise UsageError("lies in the repository itself", path=place, advice="choose a target outside of it")
             aside = None
@@ -142,6 +145,7 @@ class Target:
             opened = cls(tree, top, aside, extras, repository, may_remove=may_remove or keeps, dry_run=manner.dry_run)
             stack.callback(opened._forget_surroundings)
             yield opened
+            opened.sync()
 
     def _forget_surroundings(self) -> None:
         if self._surroundings is not None:
@@ -280,6 +284,12 @@ class Target:
 
     # Changing
 
+    def sync(self) -> None:
+        """Wait until everything that was put in its place is on the disk."""
+        if not self._is_on_disk:
+            self.tree.sync()
+            self._is_on_disk = True
+
     def delete(self, item: Found) -> None:
         """Remove or put aside what nothing is in any more."""
         if item.entry.kind is Kind.DIRECTORY:
@@ -334,6 +344,7 @@ class Target:
 
     def put(self, name: bytes, path: bytes, found: Found | None) -> None:
         """Give its place to what was made as `name`; if that fails it is removed."""
+        self._is_on_disk = False
         if found is None:
             return
         try:

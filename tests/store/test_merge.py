@@ -1,11 +1,13 @@
 """Restoring into a target that holds something: what is touched, what stays, what is kept, what is told."""
 
 import contextlib
+import itertools
 import os
 import random
 import signal
 import stat
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +15,9 @@ import pytest
 
 from histfs.errors import HistfsError, StorageError, UsageError
 from histfs.store import restore as restore_module
+from histfs.store.files import WritableTree
 from histfs.store.restore import RestoreOutcome, restore
-from histfs.store.target import LEFTOVER, Manner, Step
+from histfs.store.target import LEFTOVER, Manner, Step, Target
 from tests import histories
 from tests.comparison import Manifest, difference, read
 from tests.store import rich
@@ -541,3 +544,32 @@ def test_files_that_their_owner_must_not_read_are_compared(scratch: Path, dry_ru
         assert (scratch / "target/f").stat().st_mode == mode
 
     as_ordinary_user(compare)
+
+
+@pytest.mark.parametrize("fsync", [True, False])
+def test_what_was_written_is_on_the_disk_before_anything_is_deleted(
+    simple: Sessions, target: Path, monkeypatch: pytest.MonkeyPatch, fsync: bool
+) -> None:
+    """And at the end; where nothing was written nobody waits."""
+    done: list[str] = []
+    monkeypatch.setattr(Target, "put", _noting(done, "written", Target.put))
+    monkeypatch.setattr(WritableTree, "unlink", _noting(done, "deleted", WritableTree.unlink))
+    monkeypatch.setattr(WritableTree, "sync", lambda tree: done.append("synced") if tree.waits_for_disk else None)
+    build(target, Dir({"a": File(b"other"), "d": Dir({"new": File()}), "new": File()}))
+    run(simple, target, DELETE._replace(fsync=fsync))
+    groups = [name for name, _ in itertools.groupby(done)]
+    if fsync:
+        assert groups == ["written", "synced", "deleted", "written", "synced", "deleted"]
+    else:
+        assert groups == ["written", "deleted", "written", "deleted"]
+    done.clear()
+    run(simple, target, DELETE)
+    assert done == []
+
+
+def _noting(done: list[str], name: str, real: Callable[..., None]) -> Callable[..., None]:
+    def noting(*arguments: Any, **options: Any) -> None:
+        done.append(name)
+        real(*arguments, **options)
+
+    return noting
