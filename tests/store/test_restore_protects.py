@@ -226,7 +226,10 @@ MOUNTS = {
 
 @pytest.fixture
 def other_file_systems() -> None:
-    if not is_root() or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+    if (
+        not is_root()
+        or subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode
+    ):
         pytest.skip("only root can mount")
 
 
