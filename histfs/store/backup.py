@@ -86,7 +86,7 @@ def backup(
     `selection` leaves out is deleted if the last session had it. Raises HistfsError.
     """
     with ExitStack() as stack:
-        opened = stack.enter_context(Source.open(source, selection, extras))
+        opened = stack.enter_context(Source.open(source, selection, extras, is_to_be_copied=True))
         opened.check_root()
         _check_apart(source, repository)
 

@@ -63,9 +63,13 @@ class Found(NamedTuple):
         return *self.entry.shared_attributes, self.status.st_mtime_ns
 
     def with_extras_of(self, old: Entry | None) -> "Found":
-        """The same with the extended attributes and the access control list of `old`."""
+        """The same with the extended attributes and the access control list of `old`.
+
+        If that had no list, there may be one now: the mode then grants nobody else what it may grant with it alone.
+        """
         xattrs, acl = ((), ()) if old is None else (old.xattrs, old.acl)
-        return self._replace(entry=self.entry._replace(xattrs=xattrs, acl=acl))
+        mode = self.entry.mode if acl or self.entry.kind is Kind.SYMLINK else self.entry._replace(acl=None).safe_mode
+        return self._replace(entry=self.entry._replace(mode=mode, xattrs=xattrs, acl=acl))
 
     def has_time_of(self, mirror: os.stat_result) -> bool:
         """Whether the fractions of a second agree, in the steps in which the mirror's file system counts.
@@ -92,16 +96,35 @@ class _Directory(NamedTuple):
 
 
 class Source:
-    """The tree at `path`, as far as it is selected, of whose entries the `extras` are wanted. A context manager."""
+    """The tree at `path`, as far as it is selected, of whose entries the `extras` are wanted. A context manager.
 
-    def __init__(self, tree: Tree, path: Path, selection: Selection | None = None, extras: Extras = NO_EXTRAS) -> None:
+    `is_to_be_copied`: where access control lists are not wanted, modes are what is right without them.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        path: Path,
+        selection: Selection | None = None,
+        extras: Extras = NO_EXTRAS,
+        *,
+        is_to_be_copied: bool = False,
+    ) -> None:
         self.path = path
         self.extras = extras
+        self._is_to_be_copied = is_to_be_copied
         self._tree = tree
         self._selection = selection
 
     @classmethod
-    def open(cls, path: Path, selection: Selection | None = None, extras: Extras = NO_EXTRAS) -> Self:
+    def open(
+        cls,
+        path: Path,
+        selection: Selection | None = None,
+        extras: Extras = NO_EXTRAS,
+        *,
+        is_to_be_copied: bool = False,
+    ) -> Self:
         """Enter the source; UsageError if it is not there or not a directory, StorageError if it cannot be listed."""
         try:
             tree = Tree.open(path, cached_directories=64)
@@ -112,7 +135,7 @@ class Source:
         except OSError:
             with storage_errors():
                 raise
-        return cls(tree, path, selection, extras)
+        return cls(tree, path, selection, extras, is_to_be_copied=is_to_be_copied)
 
     def __enter__(self) -> Self:
         return self
@@ -243,10 +266,14 @@ class Source:
         except OSError as exc:
             return Unreadable(path, source_error(exc, path, "cannot be looked at"))
         found = Found(entry_of(path, status, target), status)
-        return self._with_extras(found) if self.extras != NO_EXTRAS else found
+        return self._with_extras(found) if self._is_to_be_copied or self.extras != NO_EXTRAS else found
 
     def _with_extras(self, found: Found) -> Found:
         try:
+            if self._is_to_be_copied and not self.extras.acls:
+                entry = read_extras(self._tree, found.entry, self.extras._replace(acls=True))
+                mode = posix_acl.mode_without(entry.mode, entry.acl or ())
+                return found._replace(entry=entry._replace(mode=mode, acl=()))
             return found._replace(entry=read_extras(self._tree, found.entry, self.extras))
         except (OSError, FormatError) as exc:
             if isinstance(exc, OSError) and exc.errno in _HAS_NO_EXTRAS:

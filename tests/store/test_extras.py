@@ -19,10 +19,11 @@ from histfs.store.regress import regress
 from histfs.store.restore import restore
 from histfs.store.source import Source
 from histfs.store.target import Manner
+from histfs.store.tree import Tree
 from tests.comparison import difference, read
 from tests.histories import has_xattrs
 from tests.store.killing import Killer
-from tests.store.sessions import Sessions
+from tests.store.sessions import FIRST, Sessions
 from tests.trees import Dir, File, Link, Symlink, build
 
 NO_ID = 0xFFFFFFFF
@@ -137,6 +138,29 @@ def test_what_is_not_wanted_is_not_recorded_and_the_mirror_is_left_as_it_is(sess
     tagged = os.getxattr(sessions.repository / "tagged", "user.a")
     assert tagged == (b"2" if extras.xattrs else b"1")
     assert (ACCESS in os.listxattr(sessions.repository / "d/inside")) is extras.acls
+
+
+@pytest.mark.parametrize("extras", [Extras(acls=False), NO_EXTRAS, ALL_EXTRAS])
+def test_a_mode_whose_list_is_not_recorded_or_read_grants_nobody_more(
+    sessions: Sessions, extras: Extras, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The group's bits of the mode are the list's mask; the owning group was shut out."""
+    build(sessions.source, Dir({"f": File(b"f", 0o640), "plain": File(b"p", 0o640)}))
+    os.setxattr(sessions.source / "f", ACCESS, acl((1, 6), (2, 6, SOMEBODY), (4, 0), (16, 6), (32, 0)))
+    reported: list[HistfsError] = []
+    if extras.acls:
+
+        def denied(tree: Tree, path: bytes, name: bytes) -> bytes:
+            raise PermissionError(errno.EACCES, "no", path)
+
+        monkeypatch.setattr(Tree, "xattr", denied)
+    backup(sessions.source, sessions.repository, now=FIRST, report=reported.append, extras=extras)
+    monkeypatch.undo()
+    assert [error.path for error in reported] == ([b"f"] if extras.acls else [])
+    with sessions.open() as repository:
+        restore(repository, b"", FIRST, tmp_path / "target", report=_fail)
+    for place in (sessions.repository, tmp_path / "target"):
+        assert [(place / name).stat().st_mode & 0o777 for name in ("f", "plain")] == [0o600, 0o640]
 
 
 def test_a_session_without_the_files_is_no_trouble(sessions: Sessions, tmp_path: Path) -> None:
