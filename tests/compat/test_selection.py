@@ -249,9 +249,15 @@ def check_list(scratch: Path, rdiff_backup: Oracle, option: str, content: str, g
     assert ours == theirs
 
 
+# Deliberately, an error of histfs is that the whole tree is excluded by a list (tests/pure/test_selection.py).
+EXCLUDING_ALL = ("+ SRC/a/x\nSRC", "SRC")
+
+
 @pytest.mark.parametrize("kind", ["include", "exclude"])
 @pytest.mark.parametrize(("name", "content"), [(name, content) for name in LISTS for content in LISTS[name]])
 def test_lists(scratch: Path, rdiff_backup: Oracle, kind: str, name: str, content: str) -> None:
+    if (kind, name) == ("exclude", "filelist") and content in EXCLUDING_ALL:
+        return
     check_list(scratch, rdiff_backup, f"{kind}-{name}", content)
 
 

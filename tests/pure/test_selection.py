@@ -368,3 +368,27 @@ def test_what_is_kept_is_a_tree_without_empty_scanned_directories(paths, data):
     assert {path.rpartition(b"/")[0] for path in result} <= set(result)
     everything = kept([entry.path + b"/" * (entry.kind is Kind.DIRECTORY) for entry in entries[1:]])
     assert set(result) <= set(everything) == {entry.path for entry in entries}
+
+
+# --- what would exclude everything by mistake -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["exclude-filelist", "include-filelist", "exclude-globbing-filelist-stdin"])
+@pytest.mark.parametrize("line", [b"- ", b"+ "])
+def test_a_line_that_names_nothing(name: str, line: bytes) -> None:
+    with pytest.raises(UsageError, match=r"line 3 .*names nothing"):
+        Selection.parse([Option(name, b"list", (b"- a", b"", line, b""))], b"/s")
+
+
+@pytest.mark.parametrize("line", [b"/s", b"/s/", b".", b"- .", b"- /s"])
+def test_a_list_that_excludes_the_root(line: bytes) -> None:
+    lists = Option("exclude-filelist", b"list", (b"a", line))
+    with pytest.raises(UsageError, match=r"line 2 .*whole tree"):
+        Selection.parse([lists], b"/s")
+    Selection.parse([Option("include", b"x"), lists], b"/s")  # the usual way to say "nothing else"
+
+
+@pytest.mark.parametrize("name", ["include-regexp", "exclude-regexp"])
+def test_an_empty_regular_expression(name: str) -> None:
+    with pytest.raises(UsageError, match="empty"):
+        Selection.parse([Option(name), Option("exclude", b"x")], b"/s")

@@ -86,7 +86,8 @@ def parse_options(options: Sequence[Option], base: bytes) -> Parsed:
             continue
         _add_run(parsed.stages, run, base)
         run = []
-        parsed.stages.append(_parse_other(option, base, parsed.ignored))
+        is_after_include = any(stage.includes for stage in parsed.stages)
+        parsed.stages.append(_parse_other(option, base, parsed.ignored, is_after_include=is_after_include))
         last = option.rule, option.is_include
     _add_run(parsed.stages, run, base)
     if last is not None and last[1]:
@@ -105,13 +106,19 @@ def _patterns(option: Option) -> Iterator[tuple[Rule, bool, bytes]]:
 
 
 def _lines(option: Option) -> Iterator[tuple[Rule, bool, bytes]]:
-    """The lines of a list that are not empty; "+ " and "- " say what a line is, whatever the list is."""
+    """The lines of a list that are not empty; "+ " and "- " say what a line is, whatever the list is.
+
+    Raises UsageError for a line that says only this: as a path it would be the root.
+    """
     for number, line in enumerate(option.lines, 1):
         is_include, text = option.is_include, line
         if line[:2] in (b"+ ", b"- "):
             is_include, text = line[:1] == b"+", line[2:]
+        rule = option.rule._replace(line=number, text=line)
+        if line and not text:
+            raise UsageError(f"{rule}: it names nothing", advice="write a name after it, or take the line away")
         if line:
-            yield option.rule._replace(line=number, text=line), is_include, text
+            yield rule, is_include, text
 
 
 def _add_run(stages: list[Stage], run: Sequence[_PatternRule], base: bytes) -> None:
@@ -127,10 +134,10 @@ def _add_run(stages: list[Stage], run: Sequence[_PatternRule], base: bytes) -> N
             stages.append(Paths(plain))
 
 
-def _parse_other(option: Option, base: bytes, ignored: list[Rule]) -> Stage:
+def _parse_other(option: Option, base: bytes, ignored: list[Rule], *, is_after_include: bool) -> Stage:
     rule, is_include, subject = option.rule, option.is_include, option.subject
     if subject in ("filelist", "filelist-stdin"):
-        return FileList(list(_paths(option, base, ignored)))
+        return FileList(list(_paths(option, base, ignored, may_exclude_root=is_after_include)))
     if subject in KINDS:
         return Kinds(rule, is_include, KINDS[subject])
     makers: dict[str, Callable[[], Stage]] = {
@@ -144,16 +151,23 @@ def _parse_other(option: Option, base: bytes, ignored: list[Rule]) -> Stage:
     return makers[subject]()
 
 
-def _paths(option: Option, base: bytes, ignored: list[Rule]) -> Iterator[tuple[Rule, bool, bytes]]:
+def _paths(
+    option: Option, base: bytes, ignored: list[Rule], *, may_exclude_root: bool
+) -> Iterator[tuple[Rule, bool, bytes]]:
+    """The paths of a list of files. The root makes sense only where a rule before has included something."""
     for rule, is_include, text in _lines(option):
         path = path_in(text, base)
         if path is None:
             ignored.append(rule)
+        elif not path and not is_include and not may_exclude_root:
+            raise UsageError(f"{rule}: it excludes the whole tree", advice="take the line away")
         else:
             yield rule, is_include, path
 
 
 def _parse_regexp(text: bytes) -> re.Pattern[bytes]:
+    if not text:
+        raise UsageError("a regular expression is empty, and is found in every path")
     try:
         return re.compile(text)
     except (re.error, OverflowError, RecursionError) as exc:
