@@ -99,7 +99,7 @@ class _Comparison:
     def run(self) -> CompareOutcome:
         compared = 0
         unreadable: bytes | None = None  # what lies at and below this path in the source is not known
-        for entry, found in paired(self._selected(), self._source.walk(lambda _path, _status: False)):
+        for entry, found in paired(self._selected(), self._source.walk(self._is_repository)):
             compared += 1
             if isinstance(found, Unreadable):
                 unreadable = found.path
@@ -115,6 +115,10 @@ class _Comparison:
             else:
                 self._compare(entry, found)
         return CompareOutcome(compared, self._errors)
+
+    def _is_repository(self, _path: bytes, status: os.stat_result) -> bool:
+        """Whether it is the repository itself, which no backup takes."""
+        return os.path.samestat(status, os.fstat(self._snapshot.repository.tree.root_fd))
 
     def _selected(self) -> Iterator[Entry]:
         recorded = self._recorded()

@@ -51,3 +51,23 @@ def test_a_directory_that_is_excluded_on_one_side(
     sessions.backup()
     build(Path(f"{sessions.source}2"), Dir({"d": Dir({"y": SMALL, **now})}))
     assert differences(sessions, ("exclude-if-present", b"mark")) == []
+
+
+def test_the_repository_in_the_source_is_left_out(sessions: Sessions) -> None:
+    build(sessions.source, Dir({"a": SMALL, "z": SMALL}))
+    sessions.repository = sessions.source / "kept/repository"
+    (sessions.source / "kept").mkdir()
+    sessions.repository.mkdir()
+    sessions.backup(may_report=True)
+    found: list[Difference] = []
+    with sessions.open() as repository:
+        compare(
+            sessions.source,
+            repository,
+            b"",
+            sessions.now,
+            method=Method.META,
+            report=sessions.reported.append,
+            tell=found.append,
+        )
+    assert found == []
