@@ -49,7 +49,7 @@ def add_to(verbs: "options.Verbs") -> None:
 def run(arguments: argparse.Namespace, output: Output) -> int:
     from histfs.store.compare import Difference, Method, compare
 
-    is_document = arguments.json or arguments.parsable_output
+    is_document = options.wants_document(arguments)
     found: list[dict[str, object]] = []
     differences = 0
 

@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             exit_code = EXIT_FILE_ERROR
         else:
             explained.append(answer)
-    if arguments.json:
+    if options.wants_document(arguments):
         output.document([_described(answer) for answer in explained])
     else:
         output.lines(map(_sentence, explained))

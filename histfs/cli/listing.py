@@ -111,7 +111,7 @@ def run_sessions(arguments: argparse.Namespace, output: Output) -> int:
         times = repository.sessions()
         unfinished = repository.unfinished()
     names = snapshot_names(times, zone)
-    if arguments.json:
+    if options.wants_document(arguments):
         sessions = [{"name": names[time], "time": iso_time(time, zone), "seconds": time} for time in times]
         output.document({"sessions": sessions, "unfinished": None if unfinished is None else moment(unfinished)})
         return 0
@@ -132,7 +132,7 @@ def run_files(arguments: argparse.Namespace, output: Output) -> int:
     if arguments.changed_since is not None:
         return _run_changes(arguments, output)
     with options.open_past(arguments) as past:
-        if arguments.json:
+        if options.wants_document(arguments):
             output.document(list(_described(past, output)))
             return 0
         output.names(_paths(past, output), null=arguments.null)
@@ -145,7 +145,7 @@ def _run_changes(arguments: argparse.Namespace, output: Output) -> int:
     arguments.at = arguments.changed_since
     with options.open_past(arguments) as past:
         changes = _named_changes(changes_since(past.repository, past.path, past.session_time, output.report))
-        if arguments.json:
+        if options.wants_document(arguments):
             output.document([{"path": path or b".", "change": word} for word, path in changes])
         else:
             output.names((b"%-7b %b" % (word.encode(), path or b".") for word, path in changes), null=arguments.null)

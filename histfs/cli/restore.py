@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
     def tell(step: Step, path: bytes) -> None:
         counts[step.value] += 1
-        if arguments.json:
+        if options.wants_document(arguments):
             steps.append({"step": step.value, "path": path or b"."})
         elif arguments.dry_run:
             output.marked([(step.value, path)])
@@ -125,7 +125,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             extras=options.extras(arguments),
             never_drop_acls=arguments.never_drop_acls,
         )
-    if arguments.json:
+    if options.wants_document(arguments):
         document = {**moment(past.session_time), "target": str(arguments.target), "dry_run": arguments.dry_run}
         output.document({**document, "files": outcome.files, "errors": outcome.errors, "steps": steps})
     summary = f"{counted(outcome.files)} as of {iso_time(past.session_time, None)}"

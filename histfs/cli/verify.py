@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
                     f"{counted(outcome.files)} as of {iso_time(session_time, None)} checked: "
                     f"{outcome.mismatched} damaged, {outcome.without_digest} without a digest"
                 )
-    if arguments.json:
+    if options.wants_document(arguments):
         output.document(sessions)
     return exit_code
 

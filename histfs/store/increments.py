@@ -42,7 +42,7 @@ class Compression(NamedTuple):
         """Raises UsageError where `expression` is none."""
         try:
             return cls(True, re.compile(os.fsencode(expression)), place)
-        except re.error as exc:
+        except (re.error, OverflowError, RecursionError) as exc:
             raise UsageError(f"not a regular expression: {printable(expression)} ({exc})") from None
 
     def is_for(self, path: bytes) -> bool:

@@ -13,6 +13,8 @@ from histfs.store.entry import Entry
 
 LARGEST_NUMBER = 2**32 - 2  # the one above it means "no change" to chown(2)
 
+_MOST_DIGITS = 10
+
 
 def parse_mapping(text: bytes) -> dict[bytes, bytes]:
     """The mapping in the lines `old:new` of `text`, each a name or a number; empty lines mean nothing.
@@ -62,8 +64,8 @@ class Accounts(NamedTuple):
         new = self.mapping.get(old)
         if new is None:
             return None
-        if new.isdigit() and int(new) <= LARGEST_NUMBER:
-            return int(new)
+        if new.isdigit() and len(digits := new.lstrip(b"0")) <= _MOST_DIGITS and int(digits or b"0") <= LARGEST_NUMBER:
+            return int(digits or b"0")
         return self.number_of(new)
 
 

@@ -304,3 +304,26 @@ class TestExplain:
             assert (ran.code, ran.out) == (1, "")
             assert "does not lie in SRC" in ran.err
         assert run("explain", tmp_path / "no", "x").code == 1
+
+
+def test_results_for_programs_by_either_option(run, tmp_path):
+    build(tmp_path / "source", Dir({"a": File(b"a")}))
+    repository, target = tmp_path / "repository", tmp_path / "target"
+    run("backup", tmp_path / "source", repository)
+    for verb in (
+        ("verify", repository),
+        ("list", "sessions", repository),
+        ("list", "files", repository),
+        ("explain", tmp_path / "source", "a"),
+        ("restore", "--dry-run", repository, target),
+    ):
+        assert json.loads(run("--parsable-output", *verb).out) == json.loads(run(*verb, "--json").out), verb
+
+
+@pytest.mark.parametrize("expression", ["a{99999999999}", "(" * 5000 + ")" * 5000, "("])
+def test_what_is_no_regular_expression(run, tmp_path, expression):
+    (tmp_path / "source").mkdir()
+    ran = run("backup", "--not-compressed-regexp", expression, tmp_path / "source", tmp_path / "repository")
+    assert ran.code == 1
+    assert "not a regular expression" in ran.err
+    assert "bug" not in ran.err

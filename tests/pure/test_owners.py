@@ -60,3 +60,10 @@ def test_any_text_is_a_mapping_or_is_refused(text: bytes) -> None:
         return
     again = b"".join(old + b":" + new + b"\n" for old, new in mapping.items())
     assert parse_mapping(again) == mapping
+
+
+@pytest.mark.parametrize(
+    ("new", "number"), [(b"9" * 5000, 7), (b"0" * 5000 + b"12", 12), (b"0", 0), (b"4294967295", 7)]
+)
+def test_a_mapping_to_a_long_number(new: bytes, number: int) -> None:
+    assert Accounts(HERE.get, {b"zoe": new}).number(b"zoe", 7) == number

@@ -392,3 +392,14 @@ def test_a_list_that_excludes_the_root(line: bytes) -> None:
 def test_an_empty_regular_expression(name: str) -> None:
     with pytest.raises(UsageError, match="empty"):
         Selection.parse([Option(name), Option("exclude", b"x")], b"/s")
+
+
+@pytest.mark.parametrize("size", [b"9" * 5000, b"9" * 20, b"0" * 5000, b"", b"-1", b"1k"])
+def test_what_is_no_size(size: bytes) -> None:
+    with pytest.raises(UsageError, match="a size is") as raised:
+        Selection.parse([Option("max-file-size", size)], b"/s")
+    assert len(str(raised.value)) < 200
+
+
+def test_zeros_before_a_size() -> None:
+    assert verdict(b"x", ("max-file-size", b"0" * 5000 + b"5")).outcome is Outcome.INCLUDED

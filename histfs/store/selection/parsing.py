@@ -33,6 +33,8 @@ KINDS = {
 }
 
 
+_MOST_DIGITS = 19  # of a size; no file has more bytes
+_SHOWN = 100  # bytes of what is no size in a message
 _PATTERNS = ("", "globbing-filelist", "globbing-filelist-stdin")
 _PatternRule = tuple[Rule, bool, Pattern | PlainPath]  # the bool: whether it includes
 
@@ -182,6 +184,7 @@ def _parse_name(text: bytes) -> bytes:
 
 
 def _parse_size(text: bytes) -> int:
-    if not (text.isdigit() and int(text) > 0):
-        raise UsageError(f"a size is a whole number of bytes that is more than 0, not {printable(text)}")
-    return int(text)
+    digits = text.lstrip(b"0")
+    if not (digits.isdigit() and len(digits) <= _MOST_DIGITS):
+        raise UsageError(f"a size is a whole number of bytes that is more than 0, not {printable(text[:_SHOWN])}")
+    return int(digits)
