@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 # A writer may replace a list by a reverse diff between our look at the directory and the opening of the file, or while
 # the directory is read, so that neither is seen.
 _ATTEMPTS = 5
+_OTHERS_CAN_BE_READ = "sessions that do not need this list can still be read"
 
 
 class Snapshot:
@@ -54,13 +55,14 @@ class Snapshot:
             on_damage(error)
 
         end = sort_key(below) + b"\1"
-        for entry in well_formed(self._records(damaged), damaged):
-            if is_below(entry.path, below):
-                if self.repository.on_entry is not None:
-                    self.repository.on_entry(entry)
-                yield entry
-            elif below and sort_key(entry.path) >= end:
-                return
+        with self._naming_list():
+            for entry in well_formed(self._records(damaged), damaged):
+                if is_below(entry.path, below):
+                    if self.repository.on_entry is not None:
+                        self.repository.on_entry(entry)
+                    yield entry
+                elif below and sort_key(entry.path) >= end:
+                    return
 
     def check_list(self) -> None:
         """Go through the list to its end, and through all that it is made of: sums come last. Raises DamagedError."""
@@ -69,9 +71,20 @@ class Snapshot:
             error.at = self.time
             raise error
 
-        with contextlib.closing(self._records(damaged)) as records:
+        with self._naming_list(), contextlib.closing(self._records(damaged)) as records:
             for _ in well_formed(records, damaged):
                 pass
+
+    @contextlib.contextmanager
+    def _naming_list(self) -> Iterator[None]:
+        """What is wrong with the list as a whole says which list that is."""
+        try:
+            yield
+        except DamagedError as exc:
+            if exc.path is None and exc.at is None:
+                exc.path, exc.at = self.repository.state().listing_files(self.time)[0], self.time
+                exc.advice = _OTHERS_CAN_BE_READ
+            raise
 
     def extras(self, which: Extras, report: Callable[[DamagedError], None]) -> SessionExtras:
         """What belongs to the entries and is not in their records; the caller closes it."""
@@ -130,7 +143,7 @@ class Snapshot:
             if exc.path is None:
                 exc.path = path
                 exc.at = self.time
-                exc.advice = "sessions that do not need this list can still be read"
+                exc.advice = _OTHERS_CAN_BE_READ
             raise
 
 

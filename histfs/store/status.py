@@ -29,7 +29,7 @@ class Status(NamedTuple):
     writer: Writer | None  # who changes the repository now
     statistics: SessionStatistics | None  # of the newest session; None where they cannot be read
     damage: tuple[HistfsError, ...]
-    can_go_on: bool  # whether `backup` can tell which session is the newest, and undo the one that was cut off
+    can_go_on: bool  # whether `backup` can tell which session is the newest, and read its list
 
     @property
     def is_broken(self) -> bool:
@@ -62,18 +62,19 @@ def _status(tree: Tree, layout: Layout) -> Status:
     if writer is None and state.unfinished is not None:
         writer = marker_writer(tree, state.markers[state.unfinished])
     newest = state.mirror_time
+    bad = {path: problem for path in _lists(state) if (problem := _list_problem(tree, path))}
     return Status(
         sessions=state.sessions,
         unfinished=state.unfinished,
         is_first=newest is None and tree.is_directory(INCREMENTS),
         writer=writer,
         statistics=None if newest is None else read_statistics(tree, layout, newest),
-        damage=tuple(_damage(tree, state)),
-        can_go_on=newest is None or 1 <= len(state.markers) <= 2,
+        damage=tuple(_damage(tree, state, bad)),
+        can_go_on=newest is None or (1 <= len(state.markers) <= 2 and _can_be_read(state, newest, bad)),
     )
 
 
-def _damage(tree: Tree, state: State) -> Iterator[HistfsError]:
+def _damage(tree: Tree, state: State, bad: dict[bytes, str]) -> Iterator[HistfsError]:
     if state.mirror_time is None:
         return
     if not state.markers:
@@ -82,9 +83,8 @@ def _damage(tree: Tree, state: State) -> Iterator[HistfsError]:
         yield DamagedError("there are more than two current_mirror markers: `histfs backup` will refuse")
     if not tree.is_directory(INCREMENTS):
         yield DamagedError("the directory with the increments is missing")
-    bad = {path: problem for path in _lists(state) if (problem := _list_problem(tree, path))}
     for path, problem in bad.items():
-        yield DamagedError(problem, path=path)
+        yield DamagedError(problem, path=path, advice="bring this file back from a copy of the repository")
     for time in state.sessions:
         try:
             needed = state.listing_files(time)
@@ -94,6 +94,13 @@ def _damage(tree: Tree, state: State) -> Iterator[HistfsError]:
             continue
         if not bad.keys().isdisjoint(needed):
             yield DamagedError("needs a damaged list of files, and cannot be read", at=time)
+
+
+def _can_be_read(state: State, time: int, bad: dict[bytes, str]) -> bool:
+    try:
+        return bad.keys().isdisjoint(state.listing_files(time))
+    except DamagedError:
+        return False
 
 
 def _lists(state: State) -> list[bytes]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from histfs.errors import DamagedError, HistfsError, NotFoundError, StorageError
+from histfs.store.content.opening import ADVICE, OTHERS_MAY_BE_INTACT
 from histfs.store.entry import Entry, Kind, LinkDigests, is_below, sort_key
 from histfs.store.repository import Repository
 from histfs.store.snapshot import Snapshot
@@ -115,4 +116,6 @@ class _Verification:
                     pass
         except (DamagedError, StorageError) as error:
             error.path, error.at = recorded.entry.path, snapshot.time
+            if error.advice == ADVICE:  # to do what is done here
+                error.advice = OTHERS_MAY_BE_INTACT
             self.damaged(error)

@@ -265,3 +265,26 @@ def test_removed_paths_are_in_the_log(repository, capfd):
     heading, line = log.read_text().splitlines()
     assert heading.endswith(f" remove file {repository}/d")
     assert line == f"NOTE: removed {repository}/d from all sessions"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xfe\x00\x1b[31m" * 20])
+def test_a_list_that_is_none_is_named_and_not_shown(repository, capfd, content):
+    [path] = (repository / "rdiff-backup-data").glob("mirror_metadata.*.snapshot.gz")
+    path.write_bytes(content)
+    code, out, err = run(capfd, "list", "files", repository)
+    assert (code, out) == (5, "")
+    assert f"histfs: rdiff-backup-data/{path.name} at 2023-11-17T22:13:20+00:00: the list of files is empty; " in err
+    assert "31m" not in err
+    code, out, _ = run(capfd, "status", repository)
+    assert code == 4
+    assert "next backup:   refuses, because of the damage\n" in out
+
+
+def test_who_verifies_is_not_told_to_verify(repository, tmp_path, capfd):
+    (repository / "a").write_bytes(b"x" * 2003)
+    code, _, err = run(capfd, "verify", repository)
+    assert code == 4
+    assert err.endswith("; versions at other sessions may be intact\n")
+    code, _, err = run(capfd, "restore", repository, tmp_path / "target")
+    assert "; `histfs verify` lists what is damaged; versions at other sessions may be intact\n" in err
+    assert code == 4

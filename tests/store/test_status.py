@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from histfs.errors import NotARepositoryError
+from histfs.errors import DamagedError, NotARepositoryError
 from histfs.store.files import WritableTree
 from histfs.store.lock import locked
 from histfs.store.status import Status, status
@@ -154,6 +154,9 @@ class TestDamage:
             "is no compressed list of files",
         )
         assert [error.at for error in found.damage[1:]] == list(found.sessions)
+        assert not found.can_go_on
+        with pytest.raises(DamagedError):
+            three.backup()
 
     def test_a_list_that_is_a_fifo(self, three: Sessions) -> None:
         path = only(three, f"mirror_metadata.{stamp(FIRST)}.*")
@@ -162,6 +165,7 @@ class TestDamage:
         found = looked_at(three)
         assert messages(found)[0] == "cannot be read (is not a regular file)"
         assert [error.at for error in found.damage[1:]] == [FIRST]
+        assert found.can_go_on
 
     def test_increments_that_are_missing(self, three: Sessions) -> None:
         (three.data / "increments").rename(three.data / "elsewhere")

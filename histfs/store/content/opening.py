@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from histfs.store.repository import Repository
 
 CHECKED_AT_ONCE = 1 << 20  # a version up to this size is read and checked when it is opened
-ADVICE = "`histfs verify` lists what is damaged; versions at other sessions may be intact"
+OTHERS_MAY_BE_INTACT = "versions at other sessions may be intact"
+ADVICE = f"`histfs verify` lists what is damaged; {OTHERS_MAY_BE_INTACT}"
 
 
 class Version(NamedTuple):

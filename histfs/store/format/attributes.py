@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 from histfs.errors import FormatError, printable
 from histfs.store.entry import Acl, AclEntry, Kind, sort_key
-from histfs.store.format.metadata import check_path, split_records
+from histfs.store.format.metadata import beginning, check_path, split_records
 
 MAX_RECORD_BYTES = 16 << 20
 MAX_VALUE_BYTES = 1 << 16
@@ -151,9 +151,9 @@ def _read(
 def _lines_of(record: bytes) -> tuple[bytes, list[bytes]]:
     """The path of a raw record, and its other lines. Raises FormatError."""
     if len(record) > MAX_RECORD_BYTES:
-        raise FormatError(f"attributes of more than {MAX_RECORD_BYTES} bytes: {printable(record[:80])}")
+        raise FormatError(f"attributes of more than {MAX_RECORD_BYTES} bytes{beginning(record, _START)}")
     if not record.startswith(_START) or not record.endswith(b"\n"):
-        raise FormatError(f"a record of attributes is cut off or is none: {printable(record[:80])}")
+        raise FormatError(f"a record of attributes is cut off or is none{beginning(record, _START)}")
     head, *lines = record[len(_START) : -1].split(b"\n")
     lines = list(filter(None, lines))  # getfattr and getfacl end a record with an empty line
     path = b"" if head == b"." else unquote_octal(head)

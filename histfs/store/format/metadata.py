@@ -109,6 +109,11 @@ def parse_record(record: bytes) -> Entry:
         raise
 
 
+def beginning(record: bytes, start: bytes) -> str:
+    """The beginning of a bad record, for a message; nothing where it is none at all: no one could read it."""
+    return f": {printable(record[:80])}" if record.startswith(start) else ""
+
+
 def _bad(problem: str, path: bytes | None = None) -> FormatError:
     return FormatError(problem, path=path if path is None else path[:_MAX_PATH_IN_MESSAGE])
 
@@ -116,9 +121,9 @@ def _bad(problem: str, path: bytes | None = None) -> FormatError:
 def _values_in_any_order(record: bytes) -> tuple[bytes | None, ...]:
     """The path and the values of _FIELDS (None: not there) of a record with any order and unknown fields."""
     if len(record) > MAX_RECORD_BYTES:
-        raise _bad(f"a record is longer than {MAX_RECORD_BYTES} bytes: {printable(record[:80])}")
+        raise _bad(f"a record is longer than {MAX_RECORD_BYTES} bytes" + beginning(record, b"File "))
     if not record.startswith(b"File ") or not record.endswith(b"\n"):
-        raise _bad(f"a record is cut off or is none: {printable(record[:80])}")
+        raise _bad("a record is cut off or is none" + beginning(record, b"File "))
     if record.count(b"\n") > _MAX_LINES:
         raise _bad(f"a record has more than {_MAX_LINES} lines: {printable(record[:80])}")
     pairs = _FIELD.findall(record)
