@@ -42,7 +42,7 @@ def add_to(verbs: "options.Verbs") -> None:
     parser.add_argument(
         "--create-full-path", action="store_true", help="make the directories that REPO lies in, too, if missing"
     )
-    options.add_compression(parser)
+    options.add_compression(parser, has_effect=True)
     options.add_links(
         parser,
         hard_links="record which names are one file, and link them in REPO (the default)",

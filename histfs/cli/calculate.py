@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from histfs.store.calculate import Calculated, Ranking
 
 DESCRIPTION = """\
-Calculate from the statistics that every session leaves: their average, and where
-in the tree most happens. The repository is only read."""
+Calculate from the statistics that every session leaves: their average, and
+where in the tree most happens. The repository is only read."""
 
 EPILOG = """\
 `histfs calculate FILE ...` is `histfs calculate average FILE ...`.
@@ -25,8 +25,9 @@ examples:
 more."""
 
 AVERAGE_DESCRIPTION = """\
-Print the average of the given files rdiff-backup-data/session_statistics.*.data,
-in the form that rdiff-backup gives it. Fields that a file lacks are left out."""
+Print the average of the given files session_statistics.*.data, which lie in
+REPO/rdiff-backup-data, in the form that rdiff-backup gives it. Fields that a
+file lacks are left out."""
 
 AVERAGE_EPILOG = """\
 examples:
@@ -47,7 +48,7 @@ STATISTICS_EPILOG = f"""\
 
 examples:
   histfs calculate statistics /mnt/disk/home
-  histfs calculate statistics --begin-time 4W --minimum-ratio 0.01 /mnt/disk/home
+  histfs calculate statistics --begin-time 4W --minimum-ratio .01 /mnt/disk/home
 
 exit codes (added up):
   0  the statistics were printed
@@ -66,7 +67,7 @@ def add_to(verbs: "options.Verbs") -> None:
     parser.default_verb = "average"
     subjects = parser.add_subparsers(metavar="average|statistics", required=True)
     average = options.add_verb(
-        subjects, "average", "the average of sessions", description=AVERAGE_DESCRIPTION, epilog=AVERAGE_EPILOG
+        subjects, "average", "print the average of sessions", description=AVERAGE_DESCRIPTION, epilog=AVERAGE_EPILOG
     )
     options.add_json(average)
     average.add_argument("files", metavar="FILE", nargs="+", type=options.path, help="a file session_statistics")
@@ -74,7 +75,7 @@ def add_to(verbs: "options.Verbs") -> None:
     statistics = options.add_verb(
         subjects,
         "statistics",
-        "average, and where most happens",
+        "print the average, and where most happens",
         description=STATISTICS_DESCRIPTION,
         epilog=STATISTICS_EPILOG,
     )

@@ -9,9 +9,9 @@ from histfs.cli.output import Output
 from histfs.errors import UsageError
 
 DESCRIPTION = """\
-Print what the word under the cursor could become, one possibility a line: for the
-completion of shells. The words are those of the whole command line, the name of
-the program first. A last line ::file:: asks for names of files as well.
+Print what the word under the cursor could become, one possibility a line: for
+the completion of shells. The words are those of the whole command line, the
+name of the program first. A last line ::file:: asks for names of files as well.
 
 The functions for bash, zsh and fish, which call this, are installed where these
 shells look for them; see contrib/completion."""

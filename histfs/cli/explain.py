@@ -36,7 +36,7 @@ IF_STOPPED = "not every path was explained"
 
 def add_to(verbs: "options.Verbs") -> None:
     parser = options.add_verb(
-        verbs, "explain", "which rule includes or excludes a file", description=DESCRIPTION, epilog=EPILOG
+        verbs, "explain", "say which rule includes or excludes a file", description=DESCRIPTION, epilog=EPILOG
     )
     options.add_json(parser)
     parser.add_argument("source", metavar="SRC", type=options.path, help="the directory to back up")

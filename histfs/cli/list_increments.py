@@ -37,7 +37,7 @@ _KINDS = {"reg": "regular", "dir": "directory"}
 
 def add_to(subjects: "options.Verbs") -> None:
     parser = options.add_verb(
-        subjects, "increments", "which steps back there are", description=DESCRIPTION, epilog=EPILOG
+        subjects, "increments", "show which steps back there are", description=DESCRIPTION, epilog=EPILOG
     )
     options.add_size(parser)
     options.add_json(parser)

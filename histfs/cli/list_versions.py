@@ -30,7 +30,9 @@ exit codes:
 
 
 def add_to(subjects: "options.Verbs") -> None:
-    parser = options.add_verb(subjects, "versions", "what became of a path", description=DESCRIPTION, epilog=EPILOG)
+    parser = options.add_verb(
+        subjects, "versions", "show what became of a path", description=DESCRIPTION, epilog=EPILOG
+    )
     options.add_json(parser)
     parser.add_argument("repository", metavar="REPO/path", type=options.path, help="what is, or was, in a repository")
     parser.set_defaults(run=run, if_stopped="the list is incomplete")

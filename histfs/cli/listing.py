@@ -80,7 +80,7 @@ def add_to(verbs: "options.Verbs") -> None:
     )
     subjects = parser.add_subparsers(metavar="sessions|increments|files|versions", required=True)
     sessions = options.add_verb(
-        subjects, "sessions", "which sessions there are", description=SESSIONS_DESCRIPTION, epilog=SESSIONS_EPILOG
+        subjects, "sessions", "show which sessions there are", description=SESSIONS_DESCRIPTION, epilog=SESSIONS_EPILOG
     )
     sessions.add_argument(
         "--utc", action="store_true", help="show UTC, not local time; add a Z to such a name to use it with --at"
@@ -90,7 +90,7 @@ def add_to(verbs: "options.Verbs") -> None:
     sessions.set_defaults(run=run_sessions, if_stopped=IF_STOPPED)
     list_increments.add_to(subjects)
     files = options.add_verb(
-        subjects, "files", "which files there were", description=FILES_DESCRIPTION, epilog=FILES_EPILOG
+        subjects, "files", "show which files there were", description=FILES_DESCRIPTION, epilog=FILES_EPILOG
     )
     moment = files.add_mutually_exclusive_group()
     options.add_at(moment)

@@ -185,8 +185,11 @@ def add_links(parser: argparse.ArgumentParser, *, hard_links: str, compare_inode
         add_switch(group, mac, "accepted: Linux has none; what a Mac has recorded stays", default=None)
 
 
-def add_compression(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("compression")
+def add_compression(parser: argparse.ArgumentParser, *, has_effect: bool) -> None:
+    """What is kept as gzip; without effect where nothing is written that it could concern."""
+    group = parser.add_argument_group(
+        "compression" if has_effect else "compression (accepted from scripts for rdiff-backup, to no effect)"
+    )
     add_switch(group, "compression", "keep the history, but for its lists, as gzip (the default)")
     group.add_argument(
         "--not-compressed-regexp",
@@ -280,7 +283,7 @@ def open_past(arguments: argparse.Namespace) -> Iterator[Past]:
         try:
             yield past
         except NotFoundError as exc:
-            if exc.path == past.path and not exc.advice:
+            if exc.path == past.path and exc.at is not None and not exc.advice:
                 place = printable(root / os.fsdecode(past.path))
                 exc.advice = f"`histfs list versions {place}` shows when it was"
             raise

@@ -28,7 +28,7 @@ examples:
   histfs regress /mnt/disk/home
   histfs --force regress /mnt/disk/home
 
-exit codes:
+exit codes (added up):
   0  there was nothing to undo; with --force: the newest session was undone
   1  the session could not be undone
   2  an unfinished session was undone; with --force: only one session is left
@@ -46,7 +46,7 @@ def add_to(verbs: "options.Verbs") -> None:
         epilog=EPILOG,
     )
     parser.add_argument("repository", metavar="REPO", type=options.path, help="the repository")
-    options.add_compression(parser)
+    options.add_compression(parser, has_effect=False)
     parser.add_argument(
         "--allow-duplicate-timestamps",
         action="store_true",

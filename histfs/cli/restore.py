@@ -28,6 +28,8 @@ To look before you copy: `histfs list files --at TIME REPO`, or `histfs mount`."
 EPILOG = f"""\
 {options.TIMES}
 
+In what selects files, SRC is TARGET here.
+
 examples:
   histfs restore /mnt/disk/home/anna/thesis.tex ~/thesis-back.tex
   histfs restore --at 3D /mnt/disk/home/anna ~/anna-three-days-ago
@@ -69,7 +71,7 @@ def add_to(verbs: "options.Verbs") -> None:
     options.add_links(
         parser, hard_links="link again what was one file (the default)", compare_inode="accepted: it is not compared"
     )
-    options.add_compression(parser)
+    options.add_compression(parser, has_effect=False)
     options.add_owners(parser)
     options.add_extras(parser, "restore")
     parser.add_argument(
@@ -132,7 +134,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     where = printable(arguments.target)
     if arguments.dry_run or manner.is_merging:
         done = ", ".join(f"{counts[step.value]} {_MEANINGS[step.value]}" for step in Step)
-        output.tell(f"{summary} {'would be' if arguments.dry_run else 'are'} in {where}: {done}")
+        verb = "would be" if arguments.dry_run else "is" if outcome.files == 1 else "are"
+        output.tell(f"{summary} {verb} in {where}: {done}")
     else:
         output.tell(f"{summary} restored to {where}")
     return EXIT_FILE_ERROR if outcome.errors else 0

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Tell at once how a repository is: the last good session, whether one runs now,
 whether one was cut off and what `histfs backup` will do about it, and such
-damage as shows without reading what is in files. Nothing is changed, and nothing
-is kept from starting. Whether files are what they were tells `histfs verify`."""
+damage as shows without reading what is in files. Nothing is changed, and
+nothing is kept from starting. Whether files are what they were tells
+`histfs verify`."""
 
 EPILOG = """\
 --since takes what --at takes: see `histfs restore --help`.
@@ -84,7 +85,7 @@ def _lines(found: "Status", now: int) -> Iterator[str]:
         statistics = found.statistics
         if statistics is not None:
             size, took = format_size(statistics.source_file_bytes), roughly(statistics.elapsed_s)
-            errors = f"; {statistics.errors} could not be read, or not quite" if statistics.errors else ""
+            errors = f"; {statistics.errors} could not be read, or changed meanwhile" if statistics.errors else ""
             yield f"  its files:   {counted(statistics.source_files)}, {size}, in {took}{errors}"
         yield f"sessions:      {len(found.sessions)}, the first of {iso_time(found.sessions[0], None)}"
     else:

@@ -76,7 +76,7 @@ def test_options_that_are_there_already_are_left_out():
 
 def test_every_possibility_is_said_what_it_is(cli):
     lines = cli("complete", "--describe", "--", "histfs", "list", "").out.splitlines()
-    assert "files\twhich files there were" in lines
+    assert "files\tshow which files there were" in lines
     assert all(line.count("\t") == 1 for line in lines)
 
 

@@ -13,6 +13,7 @@ from histfs import __version__
 from histfs.cli import main
 from histfs.cli.options import path
 from histfs.errors import DamagedError
+from tests.cli.test_manual import VERBS
 
 
 def histfs(*argv, **options):
@@ -123,19 +124,7 @@ class TestArguments:
 class TestAnswers:
     @pytest.mark.parametrize(
         "verb",
-        [
-            "",
-            "backup",
-            "explain",
-            "restore",
-            "mount",
-            "umount",
-            "list",
-            "list sessions",
-            "list files",
-            "verify",
-            "regress",
-        ],
+        ["", "list", "remove", "calculate", *VERBS],
     )
     def test_help(self, cli, monkeypatch, verb):
         monkeypatch.setenv("COLUMNS", "80")
@@ -143,7 +132,7 @@ class TestAnswers:
         assert (ran.code, ran.err) == (0, "")
         assert ran.out.startswith(f"usage: histfs {verb}".rstrip())
         assert "\nexamples:\n" in ran.out or not verb
-        assert "\nexit codes" in ran.out or verb == "list"
+        assert "\nexit codes" in ran.out or verb in ("list", "remove", "calculate")
         assert max(map(len, ran.out.splitlines())) <= 80
 
     @pytest.mark.parametrize("verb", ["", "backup", "list", "list files"])

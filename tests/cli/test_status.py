@@ -59,7 +59,7 @@ def test_all_is_well(asked):
         ({"unfinished": NEWEST + 60}, 2, "cut off:       the session of 2024-05-03T08:01:00+00:00\n", "undoes"),
         ({"unfinished": NEWEST + 60, "writer": WRITER}, 0, "1234, since 2024-05-03T08:01:00+00:00 (cmd: ", "waits"),
         ({"writer": WRITER}, 0, "backup\\x1b)\n", "waits"),
-        ({"statistics": STATISTICS._replace(errors=2)}, 8, "; 2 could not be read, or not quite\n", "adds"),
+        ({"statistics": STATISTICS._replace(errors=2)}, 8, "; 2 could not be read, or changed meanwhile\n", "adds"),
         ({"statistics": None}, 0, "", "adds"),
         ({"damage": DAMAGE}, 4, "damage:        1 to be seen from outside\n", "adds"),
         ({"damage": DAMAGE, "can_go_on": False}, 4, "refuses, because of the damage", "refuses"),
