@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import checks, commands, mounts, plots, repositories, tables, trees
+from bench import changing, checks, commands, mounts, plots, repositories, tables, trees
 from bench.__main__ import parse_arguments, programs_for, sizes_of
-from bench.peers import PEERS, Plain, session_time
+from bench.peers import PEERS, Plain, RdiffBackup, find_program, session_time
 from bench.results import Curves, Measure, Results, distribution, percentile
 from bench.scenarios import SCENARIOS
 from bench.scenarios.base import QUICK
@@ -30,6 +30,7 @@ TINY = {
     "log": ("--log-sessions", "3"),
     "million": ("--million-records", "500", "--million-sessions", "2"),
     "sessions": ("--sessions-files", "30", "--sessions-large-mib", "1", "--sessions-changed", "1"),
+    "removal": ("--removal-files", "250", "--removal-sessions", "6"),
 }
 
 needs_fuse = pytest.mark.skipif(
@@ -209,6 +210,22 @@ def test_the_number_of_records_is_known(tmp_path: Path) -> None:
     texts = [subprocess.run(["gzip", "-dc", path], capture_output=True, check=True).stdout for path in lists]
     assert sum(text.count(b"\nFile ") + text.startswith(b"File ") for text in texts) == shape.records()
     assert len(lists) == 4
+
+
+@pytest.mark.skipif(find_program("rdiff-backup") is None, reason="rdiff-backup is not installed")
+def test_what_is_written_directly_is_a_repository_for_rdiff_backup(tmp_path: Path) -> None:
+    shape = changing.Shape(250, 7)
+    changing.write(tmp_path / "repository", shape)
+    for session in range(8):
+        target = tmp_path / str(session)
+        restoring = ["restore", "--at", session_time(session), tmp_path / "repository", target]
+        commands.timed(RdiffBackup.command("--api-version", 201, *restoring), limit_s=60)
+        versions = [shape.version(directory, session) for directory in range(shape.directories)]
+        for directory, version in enumerate(versions):
+            for number in shape.files_in(directory):
+                path = target / changing.directory_name(directory) / changing.file_name(number)
+                assert path.read_bytes() == changing.content(number, version)
+    assert len({tuple(shape.changed(session)) for session in range(1, 8)}) == 3
 
 
 # Arithmetic and tables

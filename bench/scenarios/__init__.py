@@ -4,10 +4,11 @@ from bench.scenarios.base import Scenario
 from bench.scenarios.image import ImageScenario
 from bench.scenarios.log import LogScenario
 from bench.scenarios.million import MillionScenario
+from bench.scenarios.removal import RemovalScenario
 from bench.scenarios.sessions import SessionsScenario
 from bench.scenarios.tree import TreeScenario
 
 SCENARIOS: dict[str, type[Scenario]] = {
     scenario.name: scenario
-    for scenario in (TreeScenario, ImageScenario, LogScenario, MillionScenario, SessionsScenario)
+    for scenario in (TreeScenario, ImageScenario, LogScenario, MillionScenario, SessionsScenario, RemovalScenario)
 }

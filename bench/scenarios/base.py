@@ -49,11 +49,13 @@ class Sizes(NamedTuple):
     sessions_files: int = 5000
     sessions_large_mib: int = 64
     sessions_changed: int = 5
+    removal_files: int = 100_000
+    removal_sessions: int = 100
     random_reads: int = 1000
     repeats: int = 3
 
 
-QUICK = Sizes(1000, 2, 32, 6, 50, 50_000, 5, 500, 8, 2, 500, 2)
+QUICK = Sizes(1000, 2, 32, 6, 50, 50_000, 5, 500, 8, 2, 5000, 20, 500, 2)
 
 
 class Setting(NamedTuple):

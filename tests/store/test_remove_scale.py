@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from histfs.store import inventory
+from histfs.store.catalog import open_catalog
 from histfs.store.compression import compress
 from histfs.store.entry import Entry, Kind
 from histfs.store.files import WritableTree
@@ -102,11 +103,15 @@ def test_half_of_the_sessions_go(tmp_path: Path, counted: Counter[str], monkeypa
     times = make_repository(tmp_path)
     middle = times[SESSIONS // 2]
 
-    with Repository.open(tmp_path) as repository:
-        counted.clear()
+    cache = tmp_path.with_name("cache")
+    with Repository.open(tmp_path) as repository, open_catalog(repository, cache=cache) as catalog:
+        size_of_all = catalog.total_bytes(b"", times[-1])
+    counted.clear()
+    with Repository.open(tmp_path) as repository, open_catalog(repository, cache=cache) as catalog:
         assert list(inventory.increment_sizes(repository).values()) == list(range(SESSIONS - 1))
-    assert counted["names_by_kind"] == 0  # no directory of increments
-    assert sum(counted.values()) <= SESSIONS + 5
+        assert catalog.total_bytes(b"", times[-1]) == size_of_all
+    assert counted["names_by_kind"] == 0  # no directory of increments, nor of the mirror
+    assert sum(counted.values()) <= 4 * SESSIONS
 
     counted.clear()
     removed = remove_sessions(tmp_path, middle)
