@@ -1,6 +1,5 @@
 """What histfs._rsync declares (see _rsync_build.py); a test holds the names here against the compiled module."""
 
-from collections.abc import Sequence
 from typing import Protocol
 
 from _cffi_backend import FFI, _CDataBase
@@ -55,6 +54,30 @@ class LookupState(Protocol):
     done: int
     count: int
     pieces: _CDataBase
+
+class SourceState(Protocol):
+    """`histfs_source_t *`, made by `ffi.new`."""
+
+    memory: _CDataBase
+    size: int
+    member_count: int
+    offsets: _CDataBase
+    raw_offsets: _CDataBase
+    fd: int
+
+class VersionState(Protocol):
+    """`histfs_version_t *`, made by `ffi.new`."""
+
+    map: MapState
+    sources: _CDataBase
+    source_count: int
+    members: _CDataBase
+
+class ReadingState(Protocol):
+    """`histfs_reading_t *`, made by `ffi.new`."""
+
+    done: int
+    source: int
     error: int
 
 class _Lib:
@@ -77,6 +100,7 @@ class _Lib:
 
     HISTFS_TOO_MANY_EXTENTS: int
     HISTFS_WOULD_WAIT: int
+    HISTFS_NOT_OPEN: int
     HISTFS_HOLE: int
     HISTFS_PIECES: int
     HISTFS_LONGEST_COMMAND: int
@@ -103,18 +127,6 @@ class _Lib:
     def histfs_job_close(self, job: JobState | _CDataBase, /) -> None: ...
     def histfs_map_compose(self, made: MapState, older: MapState, newer: MapState, /) -> int: ...
     def histfs_map_look_up(self, extents: MapState, lookup: LookupState, offset: int, size: int, /) -> int: ...
-    def histfs_map_gather(
-        self,
-        extents: MapState,
-        lookup: LookupState,
-        fds: Sequence[int],
-        fd_count: int,
-        buffer: _CDataBase,
-        offset: int,
-        size: int,
-        nowait: bool,
-        /,
-    ) -> int: ...
     def histfs_map_survey(self, extents: MapState, used: _CDataBase, basis_size: _CDataBase, /) -> None: ...
     def histfs_map_close(self, extents: _CDataBase, /) -> None: ...
     def histfs_parser_want(self, parser: ParserState, older: MapState, /) -> int: ...
@@ -122,6 +134,23 @@ class _Lib:
     def histfs_parser_skip(self, parser: ParserState, size: int, /) -> int: ...
     def histfs_parser_finish(self, parser: ParserState, extents: MapState | _CDataBase, /) -> int: ...
     def histfs_parser_close(self, parser: _CDataBase, /) -> None: ...
+    def histfs_members_new(self, capacity: int, /) -> _CDataBase: ...
+    def histfs_members_clear(self, members: _CDataBase, /) -> None: ...
+    def histfs_members_free(self, members: _CDataBase, /) -> None: ...
+    def histfs_members_size(self, members: _CDataBase, /) -> int: ...
+    def histfs_source_lend(self, members: _CDataBase, source: SourceState, fd: int, /) -> int: ...
+    def histfs_source_close_idle(self, members: _CDataBase, source: SourceState, /) -> int: ...
+    def histfs_version_read(
+        self,
+        version: VersionState,
+        buffer: _CDataBase,
+        offset: int,
+        size: int,
+        nowait: int,
+        reading: ReadingState,
+        /,
+    ) -> int: ...
+    def histfs_version_reader(self) -> int: ...
     def histfs_basis_read(self, handle: _CDataBase, position: int, size: int, target: _CDataBase, /) -> int: ...
 
 ffi: FFI

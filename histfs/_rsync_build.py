@@ -8,12 +8,12 @@ The C below does only what Python cannot do safely:
 - it copies the statistics out of the job after each call, so that they can be read at any time, by any thread;
 - it counts who uses a signature. Python's garbage collector runs finalizers in any order, so references from Python
   do not keep alive what C points to: structures that Python can reach outlive their closing, and are empty then.
-And it does, in csrc/, what would be too slow in Python: extent maps.
+And it does, in csrc/, what would be too slow in Python: extent maps, and reading through them.
 Everything else (arguments, buffers, order of calls, errors) is checked by the only callers, `histfs.rsync` and
 `histfs._rsync_maps`.
 
 Declare only what is called, and let the compiler fill in sizes and values ("..."). librsync ships no .pc file:
-`libraries` in pyproject.toml names it, CFLAGS and LDFLAGS serve unusual prefixes.
+`libraries` in pyproject.toml names it and libdeflate, CFLAGS and LDFLAGS serve unusual prefixes.
 """
 
 import runpy
@@ -24,6 +24,8 @@ from setuptools import Extension
 from setuptools.command.build_ext import build_ext as _build_ext
 
 C_SOURCES = Path(__file__).parent / "csrc"
+HEADERS = ("maps.h", "reader.h")
+BODIES = ("maps.c", "parser.c", "reader.c")
 
 # The constants are here for the test that compares them with the numbers in `_rsync_types`.
 DECLARATIONS = """
@@ -289,8 +291,9 @@ def read_source(name: str) -> str:
 
 ffibuilder = FFI()
 ffibuilder.cdef(DECLARATIONS)
-ffibuilder.cdef((C_SOURCES / "maps.h").read_text())
-ffibuilder.set_source("histfs._rsync", SOURCE + "".join(map(read_source, ["maps.h", "maps.c", "parser.c"])))
+for header in HEADERS:
+    ffibuilder.cdef((C_SOURCES / header).read_text())
+ffibuilder.set_source("histfs._rsync", SOURCE + "".join(map(read_source, [*HEADERS, *BODIES])))
 
 
 class build_ext(_build_ext):  # noqa: N801 (distutils names commands so)

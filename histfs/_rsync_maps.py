@@ -10,9 +10,8 @@ are objects, checks of arguments, and errors. Rules that must hold:
 - A map owns its memory and never changes: any number of threads may use it.
 """
 
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from threading import Lock
 from typing import TYPE_CHECKING, NoReturn, cast
 
@@ -52,14 +51,6 @@ def _fail(operation: str, result: int, limit: int) -> NoReturn:
         raise MemoryError
     known = Result(result)
     raise ERRORS[known](operation, known, _PROBLEMS.get(known, "misused"))
-
-
-def _fail_to_read(operation: str, result: int, error: int) -> NoReturn:
-    if result == Result.IO_ERROR:
-        raise OSError(error, os.strerror(error))
-    if result == Result.INPUT_ENDED:
-        raise InputEndedError(operation, Result.INPUT_ENDED, "the basis is shorter than the delta says")
-    raise ParameterError(operation, Result.PARAM_ERROR, "misused")
 
 
 class ExtentMap:
@@ -114,7 +105,7 @@ class ExtentMap:
         made = ExtentMap(max_extents)
         result = lib.histfs_map_compose(made._state, self._state, newer._state)
         if result == Result.INPUT_ENDED:
-            _fail_to_read("compose", result, 0)
+            raise InputEndedError("compose", Result.INPUT_ENDED, "the basis is shorter than the delta says")
         if result:
             _fail("compose", result, max_extents)
         return made
@@ -133,29 +124,6 @@ class ExtentMap:
         """Where `size` bytes from `offset` lie, up to the end of the target: source, offset in it, length."""
         return [piece[1:] for piece in self._pieces(*self._clipped(offset, size))]
 
-    def gather(
-        self, fds: Sequence[int], buffer: Buffer, offset: int, *, nowait: bool = False
-    ) -> list[tuple[int, int, int, int]] | None:
-        """Fill `buffer` with the target from `offset`, up to its end, as far as it lies in files (pread(2)).
-
-        `fds`: descriptors of the first sources, that of the basis being the first; -1: there is none. What lies
-        elsewhere is returned and left to the caller: position in `buffer`, source, offset in it, length. With `nowait`:
-        None if reading might have to wait for a disk, or take long (preadv2(2), RWF_NOWAIT). Raises InputEndedError
-        if a file is too short, OSError.
-        """
-        memory = ffi.from_buffer(buffer, require_writable=True)  # holds the buffer while C uses it
-        at, size = self._clipped(offset, len(memory))
-        lookup = cast("LookupState", ffi.new("histfs_lookup_t *"))
-        left: list[tuple[int, int, int, int]] = []
-        while lookup.done < size:
-            result = lib.histfs_map_gather(self._state, lookup, fds, len(fds), memory, at, size, nowait)
-            if result == lib.HISTFS_WOULD_WAIT:
-                return None
-            if result:
-                _fail_to_read("read", result, lookup.error)
-            left += _noted(lookup)
-        return left
-
     def _clipped(self, offset: int, size: int) -> tuple[int, int]:
         if offset < 0 or size < 0:
             raise ParameterError("map", Result.PARAM_ERROR, f"{size} bytes at {offset}")
@@ -167,7 +135,7 @@ class ExtentMap:
         while lookup.done < size:
             result = lib.histfs_map_look_up(self._state, lookup, offset, size)
             if result:
-                _fail_to_read("map", result, lookup.error)
+                raise ParameterError("map", Result.PARAM_ERROR, "misused")
             yield from _noted(lookup)
 
 

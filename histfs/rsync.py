@@ -3,7 +3,8 @@
     signature = Signature.of(old)                   # what `old` looks like, in memory
     delta_file(signature, new, "changes.delta")     # how `new` differs from it
     patch_file(old, "changes.delta", "new-again")   # `new` again
-    parser.finish().gather([old_fd], buffer, offset)  # a part of `new`, where a DeltaParser was fed the delta
+    MapReader(parser.finish(), sources, members).read(buffer, offset, open_source)  # a part of `new`; `parser`
+                                                    # is a DeltaParser that was fed the delta
 
 Strategy: a `Job` pushes data through librsync's state machine, which does no I/O of its own. Rules that must hold:
 - Nothing reaches librsync unchecked: it aborts, exits or loops for ever when it is misused (docs/librsync.md).
@@ -30,6 +31,7 @@ from histfs._rsync import ffi, lib
 from histfs._rsync_codec import CHUNK, Codec
 from histfs._rsync_files import Basis, Buffer, Source, Target, open_basis, open_target, read_blocks, source_size
 from histfs._rsync_maps import BASIS, HOLE, MAX_EXTENTS, CommandFilter, DeltaParser, ExtentMap
+from histfs._rsync_reading import MapReader, MapSource, Members
 from histfs._rsync_types import (
     ERRORS,
     MAX_BLOCK_LEN,
@@ -70,6 +72,9 @@ __all__ = [
     "JobStatistics",
     "LoadSignatureJob",
     "Magic",
+    "MapReader",
+    "MapSource",
+    "Members",
     "ParameterError",
     "PatchJob",
     "Result",

@@ -2,11 +2,9 @@
 
 import contextlib
 import gc
-import os
 import random
 import resource
 import tempfile
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -41,17 +39,15 @@ def file_of(data: bytes) -> Iterator[int]:
         yield file.fileno()
 
 
-def gathered(extents: rsync.ExtentMap, fd: int, literals: dict[int, bytes], offset: int, size: int) -> bytes:
-    """A range of the target, the literals filled in from `literals`."""
-    buffer = bytearray(size)
-    pieces = extents.gather([fd], buffer, offset)
-    assert pieces is not None
-    for position, source, start, length in pieces:
-        assert source != BASIS
-        data = literals[source][start : start + length]
-        assert len(data) == length
-        buffer[position : position + length] = data
-    return bytes(buffer[: max(0, extents.size_bytes - offset)])
+def read_through(extents: rsync.ExtentMap, fd: int, literals: dict[int, bytes], offset: int, size: int) -> bytes:
+    """A range of the target, up to its end; the basis is a file, the literals are in memory."""
+    members = rsync.Members(0)
+    sources = {number: rsync.MapSource(members, memory=data) for number, data in literals.items() if number != BASIS}
+    sources[BASIS] = rsync.MapSource(members, fd=fd)
+    offset = min(offset, extents.size_bytes)
+    buffer = bytearray(min(size, extents.size_bytes - offset))
+    rsync.MapReader(extents, sources, members).read(buffer, offset, lambda number: pytest.fail(f"{number} is open"))
+    return bytes(buffer)
 
 
 def outcome(call, *args) -> object:
@@ -127,7 +123,7 @@ def test_a_composed_map_shows_what_patching_makes(chain, data):
     assert pieces == list(reference.cut(list(composed.extents()), offset, size))
     assert reference.read(pieces, sources) == version[offset : offset + size]
     with file_of(basis) as fd:
-        assert gathered(composed, fd, sources, offset, size) == version[offset : offset + size]
+        assert read_through(composed, fd, sources, offset, size) == version[offset : offset + size]
 
 
 @given(chains())
@@ -204,7 +200,7 @@ def map_outcome(delta: bytes, basis: bytes, chunks: list[bytes] | None = None) -
         whole_basis, _ = parsed(encode([Copy(0, len(basis))] if basis else []))
         assert list(extents.compose(whole_basis).extents()) == list(extents.extents())
         with file_of(basis) as fd:
-            return gathered(extents, fd, {1: spool}, 0, extents.size_bytes)
+            return read_through(extents, fd, {1: spool}, 0, extents.size_bytes)
 
     return outcome(read)
 
@@ -313,10 +309,10 @@ def test_a_real_delta_of_some_megabytes():
     extents, spool = parsed(delta)
     assert extents.size_bytes == len(new)
     with file_of(old) as fd:
-        assert gathered(extents, fd, {1: spool}, 0, len(new)) == new
+        assert read_through(extents, fd, {1: spool}, 0, len(new)) == new
         for _ in range(200):
             offset, size = generator.randrange(len(new)), generator.randrange(100_000)
-            assert gathered(extents, fd, {1: spool}, offset, size) == new[offset : offset + size]
+            assert read_through(extents, fd, {1: spool}, offset, size) == new[offset : offset + size]
 
 
 # --- commands ----------------------------------------------------------------------------------------------------
@@ -448,92 +444,14 @@ def test_ranges_out_of_the_map():
     assert list(empty.compose(extents).extents()) == list(empty.compose(empty).extents()) == []
 
 
-# --- reading -----------------------------------------------------------------------------------------------------
-
-
-def test_a_basis_that_is_too_short_is_noticed():
-    older, _ = parsed(encode([Copy(5, 6)]))
-    newer, _ = parsed(encode([Literal(b"0123456789")]), 2)
-    with pytest.raises(rsync.InputEndedError):
-        older.compose(newer)
-    with file_of(b"0123456789") as fd:
-        buffer = bytearray(6)
-        assert older.gather([fd], memoryview(buffer)[:5], 0) == []
-        assert buffer == b"56789\0"
-        with pytest.raises(rsync.InputEndedError):
-            older.gather([fd], buffer, 0)
-        assert older.gather([fd], buffer, 0, nowait=True) is None
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        older.gather([fd], buffer, 0)
-
-
-def test_reading_without_waiting():
-    data = random.Random(1).randbytes(100_000)
-    commands = [Copy(i * 100, 50) for i in range(1000)]
-    extents, _ = parsed(encode(commands))
-    with file_of(data) as fd:
-        os.pread(fd, len(data), 0)
-        buffer = bytearray(500)
-        if extents.gather([fd], buffer, 0, nowait=True) is None:
-            pytest.skip("the file system of temporary files has no RWF_NOWAIT")
-        assert buffer == b"".join(data[i * 100 : i * 100 + 50] for i in range(10))
-        assert extents.gather([fd], bytearray(50_000), 0, nowait=True) is None  # too many reads for somebody in a hurry
-        assert extents.gather([fd], bytearray(50_000), 0) == []
+# --- memory ------------------------------------------------------------------------------------------------------
 
 
 def test_more_pieces_than_one_call_notes():
     commands = [command for i in range(100) for command in (Literal(b"ab"), Copy(i * 2, 1))]
-    extents, spool = parsed(encode(commands))
-    with file_of(bytes(range(250))) as fd:
-        expected = apply(bytes(range(250)), encode(commands))
-        assert gathered(extents, fd, {1: spool}, 0, 300) == expected
-        assert len(extents.gather([fd], bytearray(300), 0)) == 100
-        assert len(extents.resolve(0, 300)) == 200
-
-
-def test_several_sources_may_be_files():
-    commands = [Literal(b"abc"), Copy(1, 2), Literal(b"def")]
-    older, spool = parsed(encode([Copy(2, 4), Literal(b"xy")]), 2)
-    newer, other = parsed(encode(commands), 1)
-    extents = older.compose(newer)
-    with file_of(b"0123") as basis, file_of(other) as literals:
-        for fds, left in (([basis, literals], 1), ([basis, -1], 3), ([-1, literals], 2), ([], 4), ([-1, -1, basis], 3)):
-            buffer = bytearray(6)
-            pieces = extents.gather(fds, buffer, 0)
-            assert len(pieces) == left, fds
-        assert extents.gather([basis, literals], buffer, 0) == [(4, 2, 0, 2)]
-        assert buffer[:4] == b"c12d"
-    assert spool == b"xy"
-
-
-def test_a_buffer_must_be_writable():
-    extents, _ = parsed(encode([Copy(0, 1)]))
-    with pytest.raises(BufferError), file_of(b"x") as fd:
-        extents.gather([fd], b"x", 0)
-
-
-def test_threads_share_a_map():
-    data = random.Random(1).randbytes(1 << 20)
-    extents, _ = parsed(encode([Copy((i * 7919) % 1000 * 1000, 1000) for i in range(1000)]))
-    failures = []
-
-    def read(seed: int, fd: int) -> None:
-        generator = random.Random(seed)
-        for _ in range(300):
-            at = generator.randrange(1000)
-            buffer = bytearray(1000)
-            extents.gather([fd], buffer, at * 1000)
-            start = (at * 7919) % 1000 * 1000
-            if buffer != data[start : start + 1000]:
-                failures.append(at)
-
-    with file_of(data) as fd:
-        threads = [threading.Thread(target=read, args=(seed, fd)) for seed in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert not failures
+    extents, _ = parsed(encode(commands))
+    assert extents.resolve(0, 300) == list(extents.extents())
+    assert len(extents.resolve(0, 300)) == 200
 
 
 def test_garbage_is_freed():

@@ -1,4 +1,4 @@
-/* Extent maps: building, composing, looking up and reading (see _rsync_maps.py for what they are).
+/* Extent maps: building, composing and looking up (see _rsync_maps.py for what they are).
 
    Rules: no number of a delta is added to another before it is known to fit; offsets and sizes stay below 2^48, so that
    they fit into an origin, and an extent's end never looks like the beginning of the next source; no recursion; a closed
@@ -7,7 +7,6 @@
 #define HISTFS_OFFSET_BITS 48
 #define HISTFS_LARGEST (((uint64_t)1 << HISTFS_OFFSET_BITS) - 1)
 #define HISTFS_HOLE_ORIGIN ((uint64_t)HISTFS_HOLE << HISTFS_OFFSET_BITS)
-#define HISTFS_NOWAIT_READS 64     /* system calls that may be made where nothing may take long */
 
 void histfs_map_close(histfs_map_t *self)
 {
@@ -72,20 +71,20 @@ static int histfs_map_seal(histfs_map_t *self)
     return RS_DONE;
 }
 
-static int histfs_map_is_in(histfs_map_t const *self, size_t index, uint64_t target)
-{
-    return index < self->count && self->extents[index].target <= target && target < self->extents[index + 1].target;
-}
-
-/* The extent that holds `target`, which is below the size. `hint`: where the last search ended. */
+/* The extent that holds `target`, which is below the size. `hint`: where the last search ended; what is sought mostly
+   lies shortly behind it. */
 static size_t histfs_map_find(histfs_map_t const *self, uint64_t target, size_t hint)
 {
     size_t low = 0, high = self->count;
 
-    if (histfs_map_is_in(self, hint, target))
-        return hint;
-    if (histfs_map_is_in(self, hint + 1, target))
-        return hint + 1;
+    if (hint < high && self->extents[hint].target <= target) {
+        size_t step = 1;
+
+        for (low = hint; step < high - low && self->extents[low + step].target <= target; step *= 2)
+            low += step;
+        if (step < high - low)
+            high = low + step;
+    }
     while (high - low > 1) {
         size_t middle = low + (high - low) / 2;
 
@@ -139,72 +138,25 @@ void histfs_map_survey(histfs_map_t const *self, unsigned char *used, uint64_t *
     }
 }
 
-/* Reads `size` bytes at `offset`. */
-static int histfs_read(histfs_lookup_t *lookup, int fd, char *buffer, uint64_t offset, size_t size, int nowait)
-{
-    while (size) {
-        struct iovec part = { buffer, size };
-        ssize_t got = nowait ? preadv2(fd, &part, 1, (off_t)offset, RWF_NOWAIT) : pread(fd, buffer, size, (off_t)offset);
-
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (nowait && got != (ssize_t)size)
-            return HISTFS_WOULD_WAIT;  /* or what the waiting call will report */
-        if (got < 0) {
-            lookup->error = errno;
-            return RS_IO_ERROR;
-        }
-        if (!got)
-            return RS_INPUT_ENDED;
-        buffer += got;
-        offset += (size_t)got;
-        size -= (size_t)got;
-    }
-    return RS_DONE;
-}
-
-/* Deals with the target from `offset` on, from `lookup->done` up to `size`. `fds` are descriptors of the first sources,
-   negative where there is none: what lies there is read into `buffer`. The rest is noted in `lookup`; returns early when
-   that is full. */
-int histfs_map_gather(histfs_map_t const *self, histfs_lookup_t *lookup, int const *fds, size_t fd_count, char *buffer,
-                      uint64_t offset, size_t size, int nowait)
-{
-    size_t reads = 0, hint = 0;
-
-    lookup->count = 0;
-    lookup->error = 0;
-    if (offset > self->size || size > self->size - offset || lookup->done > size)
-        return RS_PARAM_ERROR;
-    while (lookup->done < size) {
-        uint64_t at = offset + lookup->done;
-        histfs_extent_t const *extent = &self->extents[hint = histfs_map_find(self, at, hint)];
-        uint64_t origin = histfs_advance(extent->origin, at - extent->target), left = extent[1].target - at;
-        uint64_t source = origin >> HISTFS_OFFSET_BITS, start = origin & HISTFS_LARGEST;
-        size_t length = left < size - lookup->done ? (size_t)left : size - lookup->done;
-
-        if (source < fd_count && fds[source] >= 0) {
-            int result = nowait && ++reads > HISTFS_NOWAIT_READS ? HISTFS_WOULD_WAIT
-                : histfs_read(lookup, fds[source], buffer + lookup->done, start, length, nowait);
-
-            if (result != RS_DONE)
-                return result;
-        } else {
-            uint64_t *piece = &lookup->pieces[4 * lookup->count];
-
-            if (lookup->count == HISTFS_PIECES)
-                return RS_DONE;
-            piece[0] = lookup->done;
-            piece[1] = source;
-            piece[2] = start;
-            piece[3] = length;
-            lookup->count++;
-        }
-        lookup->done += length;
-    }
-    return RS_DONE;
-}
-
+/* Notes in `lookup` where the target from `offset` on lies, from `lookup->done` up to `size`; returns early when that is
+   full. */
 int histfs_map_look_up(histfs_map_t const *self, histfs_lookup_t *lookup, uint64_t offset, size_t size)
 {
-    return histfs_map_gather(self, lookup, NULL, 0, NULL, offset, size, 0);
+    size_t hint = 0;
+
+    lookup->count = 0;
+    if (offset > self->size || size > self->size - offset || lookup->done > size)
+        return RS_PARAM_ERROR;
+    while (lookup->done < size && lookup->count < HISTFS_PIECES) {
+        uint64_t at = offset + lookup->done, *piece = &lookup->pieces[4 * lookup->count++];
+        histfs_extent_t const *extent = &self->extents[hint = histfs_map_find(self, at, hint)];
+        uint64_t origin = histfs_advance(extent->origin, at - extent->target), left = extent[1].target - at;
+
+        piece[0] = lookup->done;
+        piece[1] = origin >> HISTFS_OFFSET_BITS;
+        piece[2] = origin & HISTFS_LARGEST;
+        piece[3] = left < size - lookup->done ? left : size - lookup->done;
+        lookup->done += (size_t)piece[3];
+    }
+    return RS_DONE;
 }

@@ -51,13 +51,10 @@ typedef struct {
     size_t done;                   /* bytes of the target that are dealt with */
     size_t count;
     uint64_t pieces[4 * HISTFS_PIECES];  /* each: position in the buffer, source, offset in the source, length */
-    int error;                     /* errno of a failed read */
 } histfs_lookup_t;
 
 int histfs_map_compose(histfs_map_t *self, histfs_map_t const *older, histfs_map_t const *newer);
 int histfs_map_look_up(histfs_map_t const *self, histfs_lookup_t *lookup, uint64_t offset, size_t size);
-int histfs_map_gather(histfs_map_t const *self, histfs_lookup_t *lookup, int const *fds, size_t fd_count, char *buffer,
-                      uint64_t offset, size_t size, int nowait);
 void histfs_map_survey(histfs_map_t const *self, unsigned char *used, uint64_t *basis_size);
 void histfs_map_close(histfs_map_t *self);
 

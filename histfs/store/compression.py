@@ -322,6 +322,11 @@ class Seekable:
         return self._table.raw_bytes
 
     @property
+    def offsets(self) -> "array[int]":
+        """Where each member begins in the file; at last, where the last one ends."""
+        return self._table.offsets
+
+    @property
     def raw_offsets(self) -> "array[int]":
         """Where the content of each member begins in the raw data; at last, where it ends."""
         return self._table.raw_offsets

@@ -396,7 +396,7 @@ def _sync_host_directory(path: Path) -> None:
         os.close(fd)
 
 
-def write_blocks(fd: int, blocks: Iterable[bytes], *, sparse: bool = False) -> int:
+def write_blocks(fd: int, blocks: Iterable[bytes | bytearray], *, sparse: bool = False) -> int:
     """Write all `blocks`, also where write(2) takes less; the number of bytes.
 
     `sparse`: blocks of zeros become holes (they are skipped, and the length is set at the end).
@@ -415,12 +415,12 @@ def write_blocks(fd: int, blocks: Iterable[bytes], *, sparse: bool = False) -> i
     return size
 
 
-def _is_zeros(block: bytes) -> bool:
+def _is_zeros(block: bytes | bytearray) -> bool:
     view = memoryview(block)
     return all(view[i : i + len(_ZEROS)] == _ZEROS[: len(view) - i] for i in range(0, len(view), len(_ZEROS)))
 
 
-def _write_all(fd: int, block: bytes) -> None:
+def _write_all(fd: int, block: bytes | bytearray) -> None:
     written = os.write(fd, block)
     while written < len(block):
         written += os.write(fd, memoryview(block)[written:])

@@ -20,7 +20,7 @@ from histfs.store.backup import backup
 from histfs.store.compression import compress_seekable
 from histfs.store.content import Content, chain, open_content, opening, shared, sources
 from histfs.store.content.shared import Recent, Sizes
-from histfs.store.content.sources import Mapped, PlainIncrement, SeekableIncrement
+from histfs.store.content.sources import Mapped
 from histfs.store.regress import regress
 from histfs.store.repository import Repository
 from histfs.store.tree import Tree
@@ -123,10 +123,10 @@ def check_parts(content: Content, expected: bytes, count: int = 60) -> None:
     assert b"".join(content.blocks()) == expected
 
 
-def sources_of(content: Content) -> dict[int, sources.Source]:
+def mapped(content: Content) -> Mapped:
     version = content._version.source
     assert isinstance(version, Mapped)
-    return dict(version._sources)
+    return version
 
 
 # --- every kind of link ---------------------------------------------------------------------------------------------
@@ -165,7 +165,8 @@ def test_what_can_be_read_in_place_is_not_copied(images: Sessions, monkeypatch: 
     monkeypatch.setattr(tempfile, "TemporaryFile", None)
     become(increment(images, 1), "plain")
     with images.open() as repository, opened(images, repository, 0) as content:
-        assert {SeekableIncrement, PlainIncrement} <= set(map(type, sources_of(content).values()))
+        kinds = [increment.memory_bytes > 0 for increment in mapped(content)._increments.values()]
+        assert set(kinds) == {True, False}  # with an index, and plain
         check_parts(content, VERSIONS[0])
 
 
@@ -174,7 +175,7 @@ def test_what_was_inflated_is_kept_in_a_file_that_nobody_else_has(images: Sessio
         become(increment(images, number), "gzip")
     before = open_descriptors()
     with images.open() as repository, opened(images, repository, 0) as content:
-        spooled = sources_of(content)[sources.SPOOL]
+        spooled = mapped(content)._own[sources.SPOOL]
         assert isinstance(spooled, sources.File)
         place = os.readlink(f"/proc/self/fd/{spooled.fd}")
         assert place.startswith(tempfile.gettempdir())
@@ -225,10 +226,10 @@ def test_with_next_to_nothing_kept_the_bytes_are_the_same(images: Sessions, monk
 def test_a_second_look_needs_no_disk(images: Sessions) -> None:
     with images.open() as repository, opened(images, repository, 0) as content:
         source = content._version.source
-        in_increments = [piece for piece in source._extents.extents() if piece[0] != rsync.BASIS]
+        in_increments = [piece for piece in source.extents.extents() if piece[0] != rsync.BASIS]
         assert in_increments
         offset, known = 0, set[int]()
-        for kind, _, length in source._extents.extents():
+        for kind, _, length in source.extents.extents():
             if kind != rsync.BASIS:
                 assert kind in known or content.pread_nowait(length, offset) is None
                 assert content.pread(length, offset) == VERSIONS[0][offset : offset + length]

@@ -60,7 +60,7 @@ class Content:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def pread(self, size: int, offset: int) -> bytes:
+    def pread(self, size: int, offset: int) -> bytes | bytearray:
         """Up to `size` bytes from `offset`; fewer only at the end. Raises DamagedError, StorageError."""
         wanted = max(0, min(size, self.size_bytes - offset))
         if not wanted:
@@ -87,12 +87,12 @@ class Content:
                 self._version = self._reopen()
                 self._replaced.append(old)
 
-    def pread_nowait(self, size: int, offset: int) -> bytes | None:
+    def pread_nowait(self, size: int, offset: int) -> bytes | bytearray | None:
         """The same if it needs no disk and takes no time, else None."""
         wanted = max(0, min(size, self.size_bytes - offset))
         return self._version.source.pread_nowait(wanted, offset) if wanted else b""
 
-    def blocks(self) -> Iterator[bytes]:
+    def blocks(self) -> Iterator[bytes | bytearray]:
         """All bytes, in blocks of up to 256 KiB; DamagedError at the end if they are not those that were recorded."""
         blocks = (self.pread(BLOCK_SIZE, offset) for offset in range(0, self.size_bytes, BLOCK_SIZE))
         checked = self._checked if self._version.unchecked_sha1 is not None else iter
@@ -102,7 +102,7 @@ class Content:
         with ThreadPoolExecutor(2) as helpers:
             yield from _ahead(checked(_ahead(blocks, helpers)), helpers)
 
-    def _checked(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+    def _checked(self, blocks: Iterator[bytes | bytearray]) -> Iterator[bytes | bytearray]:
         digest = hashlib.sha1(usedforsecurity=False)
         for block in blocks:
             digest.update(block)
@@ -111,7 +111,7 @@ class Content:
             raise DamagedError(OTHER_CONTENT, path=self._place, advice=ADVICE)
 
 
-def _ahead(blocks: Iterator[bytes], helpers: ThreadPoolExecutor) -> Iterator[bytes]:
+def _ahead(blocks: Iterator[bytes | bytearray], helpers: ThreadPoolExecutor) -> Iterator[bytes | bytearray]:
     """The same blocks. A helper makes the next one while the caller works on one."""
     following = helpers.submit(next, blocks, None)
     while (block := following.result()) is not None:

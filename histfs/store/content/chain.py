@@ -12,24 +12,18 @@ each version from the next newer one, in memory or in a temporary file.
 import hashlib
 import os
 import struct
-from collections.abc import Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Generator, Hashable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from typing import NamedTuple
 
 from histfs import rsync
 from histfs.errors import DamagedError
 from histfs.store import plan
 from histfs.store.compression import Seekable, read_decompressed
 from histfs.store.content.shared import Shared
-from histfs.store.content.sources import (
-    SPOOL,
-    ChangedError,
-    FileId,
-    Mapped,
-    PlainIncrement,
-    SeekableIncrement,
-    Source,
-    Spool,
-)
+from histfs.store.content.sources import SPOOL, ChangedError, File, FileId, Increment, Mapped, Memory, Spool
 from histfs.store.tree import NotRegularError, Tree
 
 IN_MEMORY = 64 << 10  # of an open version: thousands may be open at the same time
@@ -41,6 +35,9 @@ OTHER_CONTENT = "its content is not what was backed up (SHA1 differs)"
 _WORTH_A_LOOK = 4 << 10  # what histfs compresses to less than this is inflated as quickly as its index is found
 _WORTH_SKIPPING = 64 << 10
 _WINDOW = 32 << 10
+_WORTH_THREADS = 8  # links
+_LOADERS = 3
+_LOADED_AHEAD = 16
 _MAGIC = b"rs\x026"
 _END = b"\0"
 _LONG_LITERAL = b"\x43"  # a length of four bytes follows
@@ -91,29 +88,37 @@ class Links:
 class Composed:
     """The map of a version, and where its bytes lie, but for a basis that is a file."""
 
-    def __init__(self, extents: rsync.ExtentMap, increments: dict[int, Source], spool: Spool, mtime_ns: int) -> None:
+    def __init__(
+        self,
+        extents: rsync.ExtentMap,
+        increments: dict[int, Increment],
+        spool: Spool,
+        members: rsync.Members,
+        mtime_ns: int,
+    ) -> None:
         self.extents = extents
         self.increments = increments
         self.mtime_ns = mtime_ns
         self.is_checked = False  # its SHA1 was compared
         self._spool = spool
+        self._members = members
 
     @property
     def cost(self) -> int:
         """See `shared.Sizes`."""
-        tables = sum(getattr(source, "memory_bytes", 0) for source in self.increments.values())
+        tables = sum(increment.memory_bytes for increment in self.increments.values())
         return self.extents.memory_bytes + tables + self._spool.cost
 
     @property
     def is_worth_keeping(self) -> bool:
         return self._spool.is_worth_keeping
 
-    def open(self, basis: Source | None) -> Mapped:
+    def open(self, basis: File | None) -> Mapped:
         """The version on this basis, which is closed with it; None if the basis is an increment, or not needed."""
-        sources = {**self.increments, SPOOL: self._spool.source()}
+        own: dict[int, Memory | File] = {SPOOL: self._spool.source()}
         if basis is not None:
-            sources[rsync.BASIS] = basis
-        return Mapped(self.extents, sources)
+            own[rsync.BASIS] = basis
+        return Mapped(self.extents, self.increments, own, self._members)
 
     def close(self) -> None:
         """What was opened stays open."""
@@ -142,6 +147,14 @@ class _Maps:
         return self._maps[0][0] if self._maps else None
 
 
+class _Link(NamedTuple):
+    """An increment of a chain; with its commands, and what will read its literals, if it can be read in place."""
+
+    diff: plan.Increment
+    file: FileId
+    in_place: tuple[bytes, Increment] | None
+
+
 class Composer:
     """Composes one chain. Raises DamagedError, rsync.TooManyExtentsError, StorageError, OSError."""
 
@@ -149,18 +162,17 @@ class Composer:
         self._shared = shared
         self._size_bytes = size_bytes
         self._maps = _Maps()
-        self._increments: dict[int, Source] = {}
+        self._increments: dict[int, Increment] = {}
         self._spool = Spool(IN_MEMORY)
 
     def compose(self, links: Links) -> Composed:
         """The version has the mtime of the file that leads to it."""
         try:
             mtimes_ns = []
-            for diff in reversed(links.diffs):
-                with links.open(diff) as fd:
-                    status = os.fstat(fd)
-                    mtimes_ns.append(status.st_mtime_ns)
-                    self._add_diff(FileId.of(diff.path, status), fd)
+            with closing(self._load(links)) as loaded:
+                for link in loaded:
+                    mtimes_ns.append(link.file.mtime_ns)
+                    self._add(links, link)
             mtimes_ns.append(os.fstat(links.base).st_mtime_ns)
             extents = self._on_base(links)
             check_size(extents.size_bytes, self._size_bytes)
@@ -171,27 +183,61 @@ class Composer:
             raise
         used, _ = extents.needs()
         increments = {number: source for number, source in self._increments.items() if number in used}
-        return Composed(extents, increments, self._spool, mtimes_ns[0])
+        return Composed(extents, increments, self._spool, self._shared.members, mtimes_ns[0])
 
-    def _add_diff(self, file: FileId, fd: int) -> None:
+    def _load(self, links: Links) -> Generator[_Link, None, None]:
+        """What the links are, the oldest first. Those of a long chain are opened ahead: each may wait for the disk."""
+        oldest_first = links.diffs[::-1]
+        if len(oldest_first) < _WORTH_THREADS:
+            yield from (self._look_at(links, diff) for diff in oldest_first)
+            return
+        helpers = ThreadPoolExecutor(_LOADERS)
+        try:
+            waiting: deque[Future[_Link]] = deque()
+            for diff in oldest_first:
+                waiting.append(helpers.submit(self._look_at, links, diff))
+                if len(waiting) == _LOADED_AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            helpers.shutdown(cancel_futures=True)
+
+    def _look_at(self, links: Links, diff: plan.Increment) -> _Link:
+        with links.open(diff) as fd:
+            file = FileId.of(diff.path, os.fstat(fd))
+            in_place = self._in_place(file, fd) if file.size_bytes >= _WORTH_A_LOOK else None
+            if in_place is not None:
+                in_place[1].lend(fd)
+        return _Link(diff, file, in_place)
+
+    def _add(self, links: Links, link: _Link) -> None:
         number = SPOOL + 1 + len(self._increments)
-        in_place = self._in_place(file, fd) if file.size_bytes >= _WORTH_A_LOOK and number < rsync.HOLE else None
-        if in_place is None:
-            self._keep(read_decompressed(fd))
+        if link.in_place is None or number >= rsync.HOLE:
+            with links.open(link.diff) as fd:
+                self._keep(read_decompressed(fd))
         else:
-            commands, self._increments[number] = in_place
+            commands, self._increments[number] = link.in_place
             self._maps.add(rsync.ExtentMap.of_commands(commands, number, MAX_EXTENTS))
 
-    def _in_place(self, file: FileId, fd: int) -> tuple[bytes, Source] | None:
+    def _in_place(self, file: FileId, fd: int) -> tuple[bytes, Increment] | None:
         """The commands of a delta, and what will read its literals; None if that cannot be done."""
         if os.pread(fd, len(_MAGIC), 0) == _MAGIC:
             is_worth_it = file.size_bytes >= _WORTH_SKIPPING
-            return (_commands_of(fd), PlainIncrement(file, self._shared.files)) if is_worth_it else None
+            return (_commands_of(fd), self._increment(file, None)) if is_worth_it else None
         index = Seekable.open(fd)
         commands = None if index is None else index.commands
         if index is None or commands is None:
             return None
-        return commands, SeekableIncrement(file, index.on(-1), self._shared.files, self._shared.members)
+        return commands, self._increment(file, index)
+
+    def _increment(self, file: FileId, index: Seekable | None) -> Increment:
+        def make() -> rsync.MapSource:
+            if index is None:
+                return rsync.MapSource(self._shared.members)
+            return rsync.MapSource.of_members(self._shared.members, index.offsets, index.raw_offsets)
+
+        return Increment(file, self._shared.files.place(file, make), self._shared.files)
 
     def _keep(self, delta: Iterable[bytes]) -> None:
         """Parse a delta that cannot be read in place, and keep what is needed of it."""
@@ -212,9 +258,7 @@ class Composer:
         index = Seekable.open(links.base) if links.is_base_compressed and file.size_bytes >= _WORTH_A_LOOK else None
         size = file.size_bytes
         if index is not None:
-            self._increments[rsync.BASIS] = SeekableIncrement(
-                file, index.on(-1), self._shared.files, self._shared.members
-            )
+            self._increments[rsync.BASIS] = self._increment(file, index)
             size = index.raw_bytes
         elif links.is_base_compressed:
             os.lseek(links.base, 0, os.SEEK_SET)

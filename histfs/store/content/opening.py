@@ -178,7 +178,7 @@ class Opening:
             version = self._mapped(composed, links)
             stack.callback(version.source.close)
             if self._entry.size_bytes <= CHECKED_AT_ONCE:
-                data = version.source.pread(self._entry.size_bytes, 0)
+                data = bytes(version.source.pread(self._entry.size_bytes, 0))
                 if self._sha1 is not None and _digest(data) != self._sha1:
                     raise DamagedError(OTHER_CONTENT)
                 if len(data) <= IN_MEMORY:
@@ -200,7 +200,7 @@ class Opening:
         try:
             mtime_ns = self._tree.stat(links.diffs[-1].path).st_mtime_ns
             if spool.size_bytes <= IN_MEMORY:
-                return self._in_memory(spool.source().pread(spool.size_bytes, 0), mtime_ns)
+                return self._in_memory(bytes(spool.source().pread(spool.size_bytes, 0)), mtime_ns)
             return Version(spool.source(), mtime_ns)
         finally:
             spool.close()

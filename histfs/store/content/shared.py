@@ -10,7 +10,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from weakref import WeakValueDictionary
 
+from histfs import rsync
 from histfs.store.content.sources import ChangedError, FileId
 from histfs.store.entry import Entry, join
 from histfs.store.format.names import parse_increment_name
@@ -134,67 +136,40 @@ class Listings:
         return name if unquoted == name or b"/" in unquoted or b"\0" in unquoted else unquoted + b"/" + name
 
 
-Members = Recent[tuple[bytes, int], bytes]
-"""Inflated members of increments, by increment and number."""
-
-
-class _OpenFile:
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self.users = 1
-
-
 class OpenFiles:
-    """Descriptors of increments. A chain may have thousands: those used last stay open, the others are opened again."""
+    """Increments that are read in place. A chain may have thousands: those opened last stay open."""
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
         self._lock = threading.Lock()
-        self._opened: OrderedDict[FileId, _OpenFile] = OrderedDict()
+        self._places: WeakValueDictionary[FileId, rsync.MapSource] = WeakValueDictionary()
+        self._opened: OrderedDict[FileId, rsync.MapSource] = OrderedDict()
 
-    def use(self, file: FileId, function: Callable[[int], _R]) -> _R:
-        """What `function` makes of a descriptor. ChangedError if `file` is gone, or another has its name; OSError."""
-        opened = self._take(file) or self._add(file, self._open(file))
-        try:
-            return function(opened.fd)
-        finally:
-            with self._lock:
-                opened.users -= 1
+    def place(self, file: FileId, make: Callable[[], rsync.MapSource]) -> rsync.MapSource:
+        """The one place of an increment, so that all versions share what was inflated of it."""
+        with self._lock:
+            known = self._places.get(file)
+            if known is None:
+                known = self._places[file] = make()
+            return known
 
-    def use_if_open(self, file: FileId, function: Callable[[int], _R]) -> _R | None:
-        """The same if it is open already, else None."""
-        opened = self._take(file)
-        if opened is None:
-            return None
-        try:
-            return function(opened.fd)
-        finally:
-            with self._lock:
-                opened.users -= 1
+    def open(self, file: FileId, place: rsync.MapSource) -> None:
+        """See that an increment is open now. ChangedError if it is gone, or another has its name; OSError."""
+        self.add(file, place, self._open(file))
+
+    def add(self, file: FileId, place: rsync.MapSource, fd: int) -> None:
+        """Take over a descriptor of an increment."""
+        with self._lock:
+            if not place.lend(fd):  # another thread was faster
+                os.close(fd)
+                return
+            self._opened[file] = place
+            self._close_idle(_OPEN_FILES)
 
     def close_idle(self, leave: int = 0) -> None:
         """Close what nobody is reading from, but for the last few."""
         with self._lock:
             self._close_idle(leave)
-
-    def _take(self, file: FileId) -> _OpenFile | None:
-        with self._lock:
-            opened = self._opened.get(file)
-            if opened is not None:
-                self._opened.move_to_end(file)
-                opened.users += 1
-            return opened
-
-    def _add(self, file: FileId, fd: int) -> _OpenFile:
-        with self._lock:
-            opened = self._opened.get(file)
-            if opened is None:
-                self._opened[file] = opened = _OpenFile(fd)
-                self._close_idle(_OPEN_FILES)
-            else:  # another thread was faster
-                os.close(fd)
-                opened.users += 1
-            return opened
 
     def _open(self, file: FileId) -> int:
         try:
@@ -213,11 +188,9 @@ class OpenFiles:
         return fd
 
     def _close_idle(self, leave: int) -> None:
-        if len(self._opened) <= leave:
-            return
-        for file, opened in list(self._opened.items())[: len(self._opened) - leave]:
-            if not opened.users:
-                os.close(opened.fd)
+        surplus = max(0, len(self._opened) - leave)
+        for file, place in list(self._opened.items())[:surplus]:
+            if place.close_idle():
                 del self._opened[file]
 
 
@@ -227,7 +200,7 @@ class Shared:
     def __init__(self, tree: Tree, layout: Layout, sizes: Sizes) -> None:
         self.listings = Listings(tree, layout)
         self.files = OpenFiles(tree)
-        self.members: Members = Recent(sizes.members)
+        self.members = rsync.Members(sizes.members)
         self.versions: Recent[Hashable, tuple[bytes, int]] = Recent(sizes.versions)  # with mtime_ns
         self.maps: Recent[Hashable, Composed] = Recent(sizes.maps, lambda composed: composed.close())
 

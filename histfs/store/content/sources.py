@@ -7,22 +7,18 @@ may read at the same time.
 
 import os
 import tempfile
-from bisect import bisect_right
 from collections.abc import Mapping
-from functools import partial
 from typing import IO, TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from histfs import rsync
 from histfs.errors import DamagedError, StorageError
-from histfs.store.compression import Seekable
 
 if TYPE_CHECKING:
-    from histfs.store.content.shared import Members, OpenFiles
+    from histfs.store.content.shared import OpenFiles
 
 
 SPOOL = rsync.BASIS + 1
 """The source, in maps, of what could not be read in place; increments have the numbers from there on."""
-FILES = rsync.BASIS, SPOOL
 _COST_OF_A_FILE = 256 << 10  # so that not too many are open
 
 
@@ -33,9 +29,9 @@ class ChangedError(DamagedError):
 class Source(Protocol):
     """Bytes to be read from anywhere."""
 
-    def pread(self, size: int, offset: int) -> bytes: ...
+    def pread(self, size: int, offset: int) -> bytes | bytearray: ...
 
-    def pread_nowait(self, size: int, offset: int) -> bytes | None:
+    def pread_nowait(self, size: int, offset: int) -> bytes | bytearray | None:
         """None if that might have to wait for a disk, or take long."""
 
     def close(self) -> None: ...
@@ -53,6 +49,9 @@ class Memory:
     def pread_nowait(self, size: int, offset: int) -> bytes | None:
         return self._data[offset : offset + size]
 
+    def place(self, members: rsync.Members) -> rsync.MapSource:
+        return rsync.MapSource(members, memory=self._data)
+
     def close(self) -> None:
         """Nothing to do."""
 
@@ -68,6 +67,10 @@ class File:
 
     def pread_nowait(self, size: int, offset: int) -> bytes | None:
         return read_cached(self.fd, size, offset)
+
+    def place(self, members: rsync.Members) -> rsync.MapSource:
+        """Only as long as it is open."""
+        return rsync.MapSource(members, fd=self.fd)
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -108,109 +111,68 @@ class FileId(NamedTuple):
         return cls(path, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-class PlainIncrement:
-    """An increment that is not compressed. It is opened when it is read."""
+class Increment:
+    """An increment that is read in place, plain or with an index of its members. It is opened when it is needed."""
 
-    memory_bytes = 0
-
-    def __init__(self, file: FileId, files: "OpenFiles") -> None:
+    def __init__(self, file: FileId, place: rsync.MapSource, files: "OpenFiles") -> None:
+        self.place = place
         self._file = file
         self._files = files
 
-    def pread(self, size: int, offset: int) -> bytes:
-        return self._files.use(self._file, lambda fd: read_exactly(fd, size, offset))
+    @property
+    def memory_bytes(self) -> int:
+        return self.place.memory_bytes
 
-    def pread_nowait(self, size: int, offset: int) -> bytes | None:
-        return self._files.use_if_open(self._file, lambda fd: read_cached(fd, size, offset))
+    def lend(self, fd: int) -> None:
+        """Read from a copy of this descriptor."""
+        self._files.add(self._file, self.place, os.dup(fd))
 
-    def close(self) -> None:
-        """Nothing to do."""
-
-
-class SeekableIncrement:
-    """An increment in gzip members, each of which is inflated when it is needed and then kept for a while."""
-
-    def __init__(self, file: FileId, index: Seekable, files: "OpenFiles", members: "Members") -> None:
-        self._file = file
-        self._key = repr(file).encode()  # bytes remember their hash
-        self._index = index
-        self._files = files
-        self._members = members
-        self._starts = index.raw_offsets
-        self.memory_bytes = index.memory_bytes
-
-    def pread(self, size: int, offset: int) -> bytes:
-        data = self._read(size, offset, may_wait=True)
-        assert data is not None
-        return data
-
-    def pread_nowait(self, size: int, offset: int) -> bytes | None:
-        return self._read(size, offset, may_wait=False)
-
-    def _read(self, size: int, offset: int, *, may_wait: bool) -> bytes | None:
-        end = offset + size
-        if end > self._starts[-1]:
-            raise DamagedError("is shorter than recorded")
-        parts = []
-        while offset < end:
-            number = bisect_right(self._starts, offset) - 1
-            member = self._members.get((self._key, number))
-            if member is None:
-                if not may_wait:
-                    return None
-                member = self._files.use(self._file, partial(self._inflate, number))
-                self._members.put((self._key, number), member, len(member))
-            start = offset - self._starts[number]
-            part = member[start : start + end - offset]
-            if len(part) == size:
-                return part
-            parts.append(part)
-            offset += len(part)
-        return b"".join(parts)
-
-    def _inflate(self, number: int, fd: int) -> bytes:
-        return self._index.on(fd).read_member(number)[1]
-
-    def close(self) -> None:
-        """Nothing to do."""
+    def open(self) -> None:
+        """Raises ChangedError, OSError."""
+        self._files.open(self._file, self.place)
 
 
 class Mapped:
-    """A composed map and its sources. Files among the first two, which are the basis and the spool, are read in C."""
+    """A composed map, read in C from the basis and the spool, which are closed with it, and from increments."""
 
-    def __init__(self, extents: rsync.ExtentMap, sources: Mapping[int, Source]) -> None:
-        self._extents = extents
-        self._sources = sources
-        self._fds = [source.fd if isinstance(source, File) else -1 for source in map(sources.get, FILES)]
+    def __init__(
+        self,
+        extents: rsync.ExtentMap,
+        increments: Mapping[int, Increment],
+        own: Mapping[int, "Memory | File"],
+        members: rsync.Members,
+    ) -> None:
+        self.extents = extents
+        self._increments = increments
+        self._own = own
+        places = {number: increment.place for number, increment in increments.items()}
+        places.update((number, source.place(members)) for number, source in own.items())
+        self._reader = rsync.MapReader(extents, places, members)
 
-    def pread(self, size: int, offset: int) -> bytes:
+    @property
+    def address(self) -> tuple[int, int]:
+        """How C reads it, see `rsync.MapReader`."""
+        return self._reader.address
+
+    def pread(self, size: int, offset: int) -> bytearray:
         buffer = bytearray(size)
         try:
-            pieces = self._extents.gather(self._fds, buffer, offset) or []
+            self._reader.read(buffer, offset, self._open)
         except rsync.InputEndedError:
             raise DamagedError("is shorter than recorded") from None
-        for position, source, start, length in pieces:
-            buffer[position : position + length] = self._sources[source].pread(length, start)
-        return bytes(buffer)
+        except rsync.CorruptError:
+            raise DamagedError("the compressed file is damaged") from None
+        return buffer
 
-    def pread_nowait(self, size: int, offset: int) -> bytes | None:
+    def _open(self, number: int) -> None:
+        self._increments[number].open()
+
+    def pread_nowait(self, size: int, offset: int) -> bytearray | None:
         buffer = bytearray(size)
-        try:
-            pieces = self._extents.gather(self._fds, buffer, offset, nowait=True)
-            if pieces is None:
-                return None
-            for position, source, start, length in pieces:
-                data = self._sources[source].pread_nowait(length, start)
-                if data is None:
-                    return None
-                buffer[position : position + length] = data
-        except (DamagedError, OSError, rsync.RsyncError):  # which pread will report
-            return None
-        return bytes(buffer)
+        return buffer if self._reader.read_nowait(buffer, offset) else None
 
     def close(self) -> None:
-        self._fds = []
-        for source in self._sources.values():
+        for source in self._own.values():
             source.close()
 
 
@@ -257,7 +219,7 @@ class Spool:
         """All of it, as something that can be patched."""
         return self._data() if self._file is None else self._file.fileno()
 
-    def source(self) -> Source:
+    def source(self) -> "Memory | File":
         """All of it; to be closed by itself."""
         return Memory(self._data()) if self._file is None else File(os.dup(self._file.fileno()))
 

@@ -55,11 +55,11 @@ class Table:
     """Where each member lies, in the file and in the raw data. Takes 16 bytes a member."""
 
     def __init__(self, lengths: "array[int]", raw_lengths: "array[int]") -> None:
-        self._offsets = array("Q", accumulate(lengths, initial=0))
+        self.offsets = array("Q", accumulate(lengths, initial=0))
         self.raw_offsets = array("Q", accumulate(raw_lengths, initial=0))
 
     def __len__(self) -> int:
-        return len(self._offsets) - 1
+        return len(self.offsets) - 1
 
     @property
     def raw_bytes(self) -> int:
@@ -73,7 +73,7 @@ class Table:
 
     def place(self, member: int) -> tuple[int, int]:
         """Where it lies in the file: offset and length."""
-        start, end = self._offsets[member : member + 2]
+        start, end = self.offsets[member : member + 2]
         return start, end - start
 
     def raw_place(self, member: int) -> tuple[int, int]:

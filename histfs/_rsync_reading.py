@@ -1,0 +1,144 @@
+"""Reading a version through its extent map, wherever its bytes lie. Private to `histfs.rsync`.
+
+C goes through the map and reads: from memory, from files, and from gzip members, which it inflates whole, checks by
+their sums, and keeps for a while in `Members`. It opens no files: it says which one must be open for it to go on. Rules
+that must hold:
+- Any number of threads may read with the same `MapReader`, and share sources and members.
+- What C points to is referenced by the object that C reads with.
+- Descriptors that are lent are closed by who lent them, with `close_idle`.
+"""
+
+import os
+from array import array
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NoReturn, cast
+
+from histfs._rsync import ffi, lib
+from histfs._rsync_files import Buffer
+from histfs._rsync_maps import ExtentMap
+from histfs._rsync_types import CorruptError, InputEndedError, ParameterError, Result
+
+if TYPE_CHECKING:
+    from _cffi_backend import _CDataBase
+
+    from histfs._rsync import ReadingState, SourceState, VersionState
+
+_UNKNOWN = 2**64 - 1
+
+
+class Members:
+    """Inflated gzip members: those used last, of up to `capacity` bytes."""
+
+    def __init__(self, capacity: int) -> None:
+        memory = lib.histfs_members_new(capacity)
+        if memory == ffi.NULL:
+            raise MemoryError
+        self._state = ffi.gc(memory, lib.histfs_members_free)
+
+    @property
+    def size_bytes(self) -> int:
+        return lib.histfs_members_size(self._state)
+
+    def clear(self) -> None:
+        lib.histfs_members_clear(self._state)
+
+
+class MapSource:
+    """Bytes that a map refers to. `members` guards who reads from which descriptor; it is one for all of a reader."""
+
+    def __init__(self, members: Members, *, memory: bytes | None = None, fd: int = -1) -> None:
+        """All of `memory`, or of a file; without `fd` it is to be opened when it is needed."""
+        self._members = members
+        self._state = cast("SourceState", ffi.new("histfs_source_t *"))
+        self._held: list[_CDataBase] = []
+        self._state.size = _UNKNOWN
+        self._state.fd = fd
+        if memory is not None:
+            self._state.size = len(memory)
+            self._state.memory = self._hold("unsigned char const[]", memory)
+
+    @classmethod
+    def of_members(cls, members: Members, offsets: "array[int]", raw_offsets: "array[int]") -> "MapSource":
+        """A gzip file: where its members begin in the file and in the bytes (arrays of type Q), and where they end."""
+        if not len(offsets) == len(raw_offsets) > 1:
+            raise ParameterError("members", Result.PARAM_ERROR, "misused")
+        made = cls(members)
+        made._state.size = raw_offsets[-1]
+        made._state.member_count = len(offsets) - 1
+        made._state.offsets = made._hold("uint64_t const[]", offsets)
+        made._state.raw_offsets = made._hold("uint64_t const[]", raw_offsets)
+        return made
+
+    def _hold(self, kind: str, data: "Buffer | array[int]") -> "_CDataBase":
+        pointer = ffi.from_buffer(kind, data)
+        self._held.append(pointer)
+        return pointer
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of the tables of members."""
+        return 16 * (self._state.member_count + 1) if self._state.member_count else 0
+
+    def lend(self, fd: int) -> bool:
+        """Read from `fd`, until it is closed by `close_idle`; False if another one was lent before."""
+        return bool(lib.histfs_source_lend(self._members._state, self._state, fd))
+
+    def close_idle(self) -> bool:
+        """Close what was lent, unless somebody reads from it; whether there is nothing open now."""
+        return bool(lib.histfs_source_close_idle(self._members._state, self._state))
+
+
+class MapReader:
+    """A map with its sources, by number."""
+
+    def __init__(self, extents: ExtentMap, sources: Mapping[int, MapSource], members: Members) -> None:
+        count = max(sources, default=-1) + 1
+        self._held = extents, members, dict(sources)
+        self._table = ffi.new("histfs_source_t *[]", count)
+        table = cast("list[SourceState]", self._table)
+        for number, source in sources.items():
+            table[number] = source._state
+        self._state = cast("VersionState", ffi.new("histfs_version_t *"))
+        self._state.map = extents._state
+        self._state.sources = self._table
+        self._state.source_count = count
+        self._state.members = members._state
+
+    @property
+    def address(self) -> tuple[int, int]:
+        """Of a C function and of what it takes, int (void const *, char *, uint64_t offset, size_t size, int nowait).
+
+        It fills a buffer, and returns 0 where it could do so. As long as this object lives, from any thread.
+        """
+        return lib.histfs_version_reader(), int(ffi.cast("uintptr_t", cast("_CDataBase", self._state)))
+
+    def read(self, buffer: Buffer, offset: int, open_source: Callable[[int], None]) -> None:
+        """Fill `buffer` from `offset` of the target on, where it has so many bytes.
+
+        `open_source` is called with the number of a source that must be open to go on; what it raises passes through.
+        Raises InputEndedError where a source is too short, CorruptError where a member is damaged, OSError.
+        """
+        memory = ffi.from_buffer(buffer, require_writable=True)  # holds the buffer while C uses it
+        reading = cast("ReadingState", ffi.new("histfs_reading_t *"))
+        while result := lib.histfs_version_read(self._state, memory, offset, len(memory), 0, reading):
+            if result != lib.HISTFS_NOT_OPEN:
+                _fail(result, reading.error)
+            open_source(reading.source)
+
+    def read_nowait(self, buffer: Buffer, offset: int) -> bool:
+        """The same if it needs no disk and takes no time; False if it does, or if `read` has something to report."""
+        memory = ffi.from_buffer(buffer, require_writable=True)
+        reading = cast("ReadingState", ffi.new("histfs_reading_t *"))
+        return not lib.histfs_version_read(self._state, memory, offset, len(memory), 1, reading)
+
+
+def _fail(result: int, error: int) -> NoReturn:
+    if result == Result.IO_ERROR:
+        raise OSError(error, os.strerror(error))
+    if result == Result.MEM_ERROR:
+        raise MemoryError
+    if result == Result.INPUT_ENDED:
+        raise InputEndedError("read", Result.INPUT_ENDED, "a source is shorter than the map says")
+    if result == Result.CORRUPT:
+        raise CorruptError("read", Result.CORRUPT, "a gzip member is damaged")
+    raise ParameterError("read", Result.PARAM_ERROR, "misused")
