@@ -12,10 +12,11 @@ DESCRIPTION = """\
 Print how the directory SRC differs from what was backed up: a line for each
 path that is `new` in SRC, `deleted` there, or `changed`. Both are only read.
 
-By default type, size, time, owner and permissions are compared. --method hash
-reads every file of SRC too, and compares it with its recorded SHA1; --method
-full reads the repository's content as well. Both tell of each file whether its
-metadata and its data are the same or changed."""
+By default type, size, time, owner, permissions, extended attributes and access
+control lists are compared. --method hash reads every file of SRC too, and
+compares it with its recorded SHA1; --method full reads the repository's content
+as well. Both tell of each file whether its metadata and its data are the same
+or changed."""
 
 EPILOG = f"""\
 {options.TIMES}
@@ -39,6 +40,7 @@ def add_to(verbs: "options.Verbs") -> None:
     )
     options.add_at(parser)
     parser.add_argument("--method", choices=METHODS, metavar="METHOD", default="meta", help="meta, hash or full")
+    options.add_extras(parser, "compare")
     options.add_json(parser)
     selection.add_to(parser)
     parser.add_argument("source", metavar="SRC", type=options.path, help="the directory to compare")
@@ -71,6 +73,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             report=output.report,
             tell=tell,
             selection=selection.read(arguments, arguments.source, output),
+            extras=options.extras(arguments),
         )
     if is_document:
         output.document(found)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from histfs.errors import FormatError, UsageError
 from histfs.store.entry import Acl
-from histfs.store.format.posix_acl import Resolved, resolve
+from histfs.store.format.posix_acl import Resolved, completed, resolve
 from histfs.store.owners import Accounts, Owners, parse_mapping
 
 _LARGEST_MAPPING_BYTES = 16 << 20
@@ -66,6 +66,17 @@ def resolved(acl: Acl, owners: Owners) -> Resolved:
     """`acl` with the numbers that those whom it names have here; names without a number count in any case."""
     users, groups = owners.users or Accounts(user_number), owners.groups or Accounts(group_number)
     return resolve(acl, users.find, groups.find)
+
+
+def numbered(acl: Acl, mode: int) -> Acl:
+    """`acl`, of a file of this mode, such that equal lists are equal: names are numbers where they are known here."""
+    entries = []
+    for entry in completed(acl, mode):
+        if isinstance(entry.qualifier, bytes):
+            number = (user_number if entry.tag == b"user" else group_number)(entry.qualifier)
+            entry = entry if number is None else entry._replace(qualifier=number)
+        entries.append(entry)
+    return tuple(sorted(entries, key=repr))
 
 
 def _read_mapping(path: Path) -> dict[bytes, bytes]:

@@ -1,12 +1,14 @@
 """The operation `compare`: how a directory differs from what a session recorded, in rdiff-backup's words.
 
-Both are walked once, in the order of the lists. What a selection excludes on one side, by its size there for instance,
-is compared on neither. By `META` a file with recorded size and time has recorded content;
-`HASH` reads it and compares its SHA1 with the recorded one; `FULL` reads the repository's content too, and needs none.
+Both are walked once, in the order of the lists, and so are the extended attributes and access control lists that the
+session recorded. What a selection excludes on one side, by its size there for instance, is compared on neither. By
+`META` a file with recorded size and time has recorded content; `HASH` reads it and compares its SHA1 with the recorded
+one; `FULL` reads the repository's content too, and needs none.
 """
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from enum import Enum
@@ -23,12 +25,16 @@ from histfs.errors import (
     storage_errors,
 )
 from histfs.store import plan
-from histfs.store.entry import Entry, Kind, LinkDigests, is_below, join
+from histfs.store.accounts import numbered
+from histfs.store.entry import ALL_EXTRAS, Entry, Extras, Kind, LinkDigests, Xattrs, is_below, join
+from histfs.store.extras import SessionExtras, recorded_extras
 from histfs.store.recorded import Recorded
 from histfs.store.repository import Repository
 from histfs.store.selection import Outcome, Selection, Subject, selected
 from histfs.store.snapshot import Snapshot
 from histfs.store.source import Found, Source, Unreadable, paired
+
+_OF_ROOT = b"trusted."
 
 
 class Method(Enum):
@@ -63,14 +69,23 @@ def compare(
     report: Callable[[HistfsError], None],
     tell: Callable[[Difference], None],
     selection: Selection | None = None,
+    extras: Extras = ALL_EXTRAS,
 ) -> CompareOutcome:
     """Compare the directory `source` with what was at `path` at the session of `session_time`, if it is selected.
 
-    Each difference goes to `tell`, in the order of the lists; what cannot be compared to `report`. Raises
-    NotFoundError, UsageError, StorageError, and DamagedError if the list of files cannot be read to its end.
+    Those `extras` are compared that the session has recorded at all. Each difference goes to `tell`, in the order of
+    the lists; what cannot be compared to `report`. Raises NotFoundError, UsageError, StorageError, and DamagedError if
+    the list of files cannot be read to its end.
     """
     snapshot = repository.snapshot(session_time)
-    with Source.open(source, selection) as opened, storage_errors(at=session_time), closing(snapshot):
+    with storage_errors(at=session_time):
+        extras = recorded_extras(repository.state(), session_time, extras)
+    # Where lists are not compared, the mode is perhaps recorded as it is right without one.
+    with (
+        Source.open(source, selection, extras, is_to_be_copied=not extras.acls) as opened,
+        storage_errors(at=session_time),
+        closing(snapshot),
+    ):
         return _Comparison(opened, snapshot, path, method, selection, report, tell).run()
 
 
@@ -97,9 +112,13 @@ class _Comparison:
         self._digests = LinkDigests()
 
     def run(self) -> CompareOutcome:
+        with self._snapshot.extras(self._source.extras, self._failed) as extras:
+            return self._run(extras)
+
+    def _run(self, extras: SessionExtras) -> CompareOutcome:
         compared = 0
         unreadable: bytes | None = None  # what lies at and below this path in the source is not known
-        for entry, found in paired(self._selected(), self._source.walk(self._is_repository)):
+        for entry, found in paired(self._selected(extras), self._source.walk(self._is_repository)):
             compared += 1
             if isinstance(found, Unreadable):
                 unreadable = found.path
@@ -120,8 +139,8 @@ class _Comparison:
         """Whether it is the repository itself, which no backup takes."""
         return os.path.samestat(status, os.fstat(self._snapshot.repository.tree.root_fd))
 
-    def _selected(self) -> Iterator[Entry]:
-        recorded = self._recorded()
+    def _selected(self, extras: SessionExtras) -> Iterator[Entry]:
+        recorded = self._recorded(extras)
         if self._selection is None:
             return recorded
         return selected(recorded, self._selection, self._recorded_paths)
@@ -151,13 +170,14 @@ class _Comparison:
         is_directory = entry.kind is Kind.DIRECTORY
         return Subject(is_directory, entry.kind, entry.size_bytes, surroundings=self._recorded_paths)
 
-    def _recorded(self) -> Iterator[Entry]:
+    def _recorded(self, extras: SessionExtras) -> Iterator[Entry]:
         """What was recorded at and below the path, as if that were the root."""
         is_there = False
         for entry in self._snapshot.entries(on_damage=self._failed):
             self._digests.remember(entry)
             if is_below(entry.path, self._path):
                 is_there = True
+                entry = extras.added_to(entry)
                 yield entry._replace(path=entry.path[len(self._path) :].removeprefix(b"/"))
         if not is_there:
             raise NotFoundError("was not there at this time", path=self._path, at=self._snapshot.time)
@@ -169,7 +189,7 @@ class _Comparison:
         self._report(error)
 
     def _compare(self, entry: Entry, found: Found) -> None:
-        is_same = plan.has_recorded_attributes(entry, found.entry)
+        is_same = self._has_recorded_attributes(entry, found)
         if self._method is Method.META or entry.kind is not Kind.REGULAR or found.entry.kind is not Kind.REGULAR:
             if not is_same:
                 self._tell(Difference(entry.path, "changed"))
@@ -182,6 +202,22 @@ class _Comparison:
         if not (is_same and is_same_content):
             words = ("the same" if same else "changed" for same in (is_same, is_same_content))
             self._tell(Difference(entry.path, "metadata {}, data {}".format(*words)))
+
+    def _has_recorded_attributes(self, entry: Entry, found: Found) -> bool:
+        there = found.entry
+        if found.trouble is not None:
+            self._failed(found.trouble)
+            entry, there = entry.record, there.record
+        if os.geteuid():
+            entry = entry._replace(xattrs=_seen_by_all(entry.xattrs))
+        if entry.acl is None:  # it was damaged, and that has been reported
+            entry, there = entry._replace(acl=()), there._replace(acl=())
+        elif entry.acl or there.acl:
+            entry, there = (each._replace(acl=numbered(each.acl or (), each.mode)) for each in (entry, there))
+        if plan.has_recorded_attributes(entry, there):
+            return True
+        mode = stat.S_IMODE(found.status.st_mode)
+        return not self._source.extras.acls and plan.has_recorded_attributes(entry, there._replace(mode=mode))
 
     def _has_recorded_content(self, entry: Entry, found: Found) -> bool:
         """Raises SourceError, DamagedError, StorageError."""
@@ -211,3 +247,8 @@ class _Comparison:
             for block in content.blocks():
                 digest.update(block)
         return digest.hexdigest().encode()
+
+
+def _seen_by_all(xattrs: Xattrs) -> Xattrs:
+    """Those that not root alone can read."""
+    return tuple(item for item in xattrs if not item[0].startswith(_OF_ROOT))

@@ -119,13 +119,14 @@ def has_recorded_attributes(recorded: Entry, found: Entry) -> bool:
     if recorded.kind is not found.kind:
         return False
     if recorded.kind is Kind.SYMLINK:
-        return recorded.target == found.target
+        return (recorded.target, recorded.xattrs) == (found.target, found.xattrs)
     names = ((recorded.uname, found.uname), (recorded.gname, found.gname))
     return all(name is None or name == here for name, here in names) and _compared(recorded) == _compared(found)
 
 
 def _compared(entry: Entry) -> tuple[object, ...]:
-    return entry.mode, entry.uid, entry.gid, entry.mtime_s, entry.size_bytes, entry.device_number
+    extras = entry.xattrs, entry.acl
+    return entry.mode, entry.uid, entry.gid, entry.mtime_s, entry.size_bytes, entry.device_number, *extras
 
 
 def what_changed(old: Entry, new: Entry, *, extras_differ: bool) -> tuple[str, ...]:

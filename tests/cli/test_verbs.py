@@ -256,7 +256,7 @@ class TestCompare:
             cli.repository,
             b"sub",
             NEWEST,
-            {"method": Method.HASH, "selection": None},
+            {"method": Method.HASH, "selection": None, "extras": ALL_EXTRAS},
         )
         assert (ran.code, ran.out, ran.err) == (8, "changed: .\nmetadata changed, data the same: a b\n", "")
         for arguments in (("compare", "--json"), ("--parsable-output", "compare")):

@@ -11,6 +11,7 @@ from histfs.cli import main
 from tests import histories
 from tests.compat import agreement
 from tests.oracle import Oracle
+from tests.trees import Dir, File, build
 
 # Of names that are not text the two print other things.
 PLAIN = re.compile(rb"[!-~]*")
@@ -32,7 +33,7 @@ class Both:
     def __call__(self, *arguments: object) -> list[str]:
         command = [str(argument) for argument in arguments]
         self._capfd.readouterr()
-        code = main(["compare", *command])
+        code = main(["compare", "--no-eas", "--no-acls", *command])  # which rdiff-backup does not look at
         ours = self._capfd.readouterr().out.splitlines()
         theirs = self._rdiff_backup.run(["--api-version=201", "compare", *command])
         expected = LINE.findall(theirs.output)
@@ -170,3 +171,21 @@ def test_a_path_that_was_not_there_is_an_error(changed: Path, scratch: Path, rdi
     arguments = ["compare", str(changed), str(scratch / "repository/nowhere")]
     assert rdiff_backup.run(["--api-version=201", *arguments]).code == 8
     assert main(arguments) == 1
+
+
+def test_attributes_are_compared_by_histfs_alone(
+    scratch: Path, rdiff_backup: Oracle, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if not histories.has_xattrs(os.fsencode(scratch)):
+        pytest.skip("the file system takes no extended attributes")
+    source, repository = scratch / "source", scratch / "repository"
+    build(source, Dir({"f": File(b"f", xattrs={"user.a": b"1"})}))
+    rdiff_backup.backup(source, repository, at=FIRST).check()
+    assert main(["compare", str(source), str(repository)]) == 0
+    os.setxattr(source / "f", "user.a", b"2")
+    command = ["compare", str(source), str(repository)]
+    assert rdiff_backup.run(["--api-version=201", *command]).code == 0
+    capfd.readouterr()
+    assert main(command) == 8
+    assert capfd.readouterr().out == "changed: f\n"
+    assert main([*command[:1], "--no-eas", *command[1:]]) == 0

@@ -18,6 +18,7 @@ from histfs.errors import HistfsError
 from histfs.store import naming
 from histfs.store.accounts import BY_NAME, resolved
 from histfs.store.backup import BackupOutcome, backup
+from histfs.store.compare import Difference, Method, compare
 from histfs.store.entry import ALL_EXTRAS, Entry, Kind
 from histfs.store.format import posix_acl
 from histfs.store.listing import Node
@@ -118,6 +119,24 @@ class Sessions:
     def verify(self, session_time: int, report: Callable[[HistfsError], None] | None = None) -> VerifyOutcome:
         with self.open() as repository:
             return verify(repository, b"", session_time, report=report or self.reported.append)
+
+    def compare(
+        self, source: Path | None = None, path: bytes = b"", *, method: Method = Method.META, **options: Any
+    ) -> list[Difference]:
+        """How `source` differs from what the newest session recorded at `path`; reports go to `reported`."""
+        found: list[Difference] = []
+        with self.open() as repository:
+            compare(
+                self.source if source is None else source,
+                repository,
+                path,
+                self.now,
+                method=method,
+                report=self.reported.append,
+                tell=found.append,
+                **options,
+            )
+        return found
 
     def increments(self, below: str = "") -> set[str]:
         """The increments below `increments`, as paths with the session's number in place of its time."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from histfs.store.compare import Difference, Method, compare
+from histfs.store.compare import Method
 from histfs.store.restore import restore
 from histfs.store.selection import CACHE_SIGNATURE, Option, Selection
 from tests import comparison
@@ -56,16 +56,6 @@ def test_what_is_damaged_is_no_cache(sessions: Sessions, tmp_path: Path) -> None
 def test_compare(sessions: Sessions) -> None:
     (sessions.source / "b" / "z").write_bytes(b"changed")
     (sessions.source / "f" / "g").touch()
-    told: list[Difference] = []
-    with sessions.open() as repository:
-        compare(
-            sessions.source,
-            repository,
-            b"",
-            sessions.now,
-            method=Method.HASH,
-            report=sessions.reported.append,
-            tell=told.append,
-            selection=Selection.parse([Option("exclude-caches")], bytes(sessions.source)),
-        )
+    selection = Selection.parse([Option("exclude-caches")], bytes(sessions.source))
+    told = sessions.compare(method=Method.HASH, selection=selection)
     assert [(difference.path, sessions.reported) for difference in told if difference.path != b"f"] == [(b"f/g", [])]
