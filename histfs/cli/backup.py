@@ -96,6 +96,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             selection=selection.read(arguments, arguments.source, output),
             style=RecordStyle(arguments.file_statistics, line_end, options.compression(arguments)),
             tell=tell,
+            on_block=None if step is None else step.block,
         )
     exit_code = 0
     if outcome.regressed:

@@ -4,6 +4,7 @@ import argparse
 
 from histfs.cli import options, selection
 from histfs.cli.output import Output, counted, is_terminal, iso_time
+from histfs.cli.progress import reading
 from histfs.errors import EXIT_FILE_WARNING
 
 METHODS = ("meta", "hash", "full")
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         else:
             output.marked([(difference.reason, difference.path)])
 
-    with options.open_past(arguments) as past:
+    with options.open_past(arguments) as past, reading(output, past, "comparing", arguments.progress):
         outcome = compare(
             arguments.source,
             past.repository,

@@ -35,13 +35,15 @@ class Output:
     """Where a command writes, as much as `verbosity` lets it.
 
     `results_only`: a program reads the results; what is for a person goes to standard error then.
-    `above`: writes a line above what is drawn at the bottom of the terminal, while something is.
+    `above`: writes a line above what is drawn at the bottom of the terminal, while something is; `make_room` takes that
+    away, as results go their own way.
     """
 
     def __init__(self) -> None:
         self.verbosity = NORMAL
         self.results_only = False
         self.above: Callable[[str], object] | None = None
+        self.make_room: Callable[[], object] | None = None
         self._reported: set[int] = set()  # exit codes
         self._log: Log | None = None
         self._log_verbosity = NORMAL
@@ -105,6 +107,7 @@ class Output:
         Raises ReaderGoneError, StorageError.
         """
         if is_terminal():
+            self._make_room()
             self.lines(f"{word}: {printable(path)}" for word, path in marks)
         else:
             _write_results(b"%b: %b\n" % (word.encode(), path or b".") for word, path in marks)
@@ -146,7 +149,12 @@ class Output:
 
     def insist(self, text: str) -> None:
         """Writes text to standard output that was asked for, as it is, but is not worth a failure."""
+        self._make_room()
         _write_if_possible(sys.stdout, text)
+
+    def _make_room(self) -> None:
+        if self.make_room is not None and is_terminal():
+            self.make_room()
 
     def note(self, text: str) -> None:
         """Says on standard error what is good to know, unless the person wanted quiet."""

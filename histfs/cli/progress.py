@@ -1,8 +1,8 @@
 """How far long work is: a line that changes on a terminal, plain lines now and then elsewhere for who wants them.
 
 It counts what passes, files and bytes, against what a session before has counted, and writes to standard error. It is
-told of each file and looks at the clock then, so that nothing runs beside the work; whatever happens to the terminal,
-the work goes on. rich draws the line on a terminal, and is imported only then.
+told of each file, and of each block of a large one, and looks at the clock then: nothing runs beside the work. Whatever
+happens to the terminal, the work goes on. rich draws the line on a terminal, and is imported only then.
 """
 
 import time
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from histfs.cli.options import Past
+    from histfs.store.entry import Entry
 
 _FIRST_DRAWN_AFTER_S = 1.0
 _DRAWN_EVERY_S = 0.2
@@ -31,9 +32,11 @@ class Expected(NamedTuple):
 
 
 class Step(Protocol):
-    """What is called for each file that is done."""
+    """What is called for each file that is done, and before that, if one likes, for each block of it."""
 
     def __call__(self, size_bytes: int) -> None: ...
+
+    def block(self, size_bytes: int) -> None: ...
 
 
 @contextmanager
@@ -62,6 +65,7 @@ class _Counter:
     def __init__(self, first_s: float, every_s: float, show: "Callable[[_Counter], None]") -> None:
         self.files = 0
         self.size_bytes = 0
+        self._of_current_bytes = 0
         self.started = time.monotonic()
         self._next = self.started + first_s
         self._every_s = every_s
@@ -69,7 +73,16 @@ class _Counter:
 
     def __call__(self, size_bytes: int) -> None:
         self.files += 1
+        self.size_bytes += size_bytes - self._of_current_bytes
+        self._of_current_bytes = 0
+        self._look_at_clock()
+
+    def block(self, size_bytes: int) -> None:
         self.size_bytes += size_bytes
+        self._of_current_bytes += size_bytes
+        self._look_at_clock()
+
+    def _look_at_clock(self) -> None:
         now = time.monotonic()
         if now >= self._next:
             self._next = now + self._every_s
@@ -87,6 +100,8 @@ class _Counter:
     def counts(self) -> str:
         from histfs.store.format.stats import format_size
 
+        if not self.size_bytes:
+            return f"{counted(self.files)}, {self.files / self._elapsed():.0f}/s"
         rate = format_size(int(self.size_bytes / self._elapsed()))
         return f"{counted(self.files)}, {format_size(self.size_bytes)}, {rate}/s"
 
@@ -122,13 +137,16 @@ class _Drawing:
         self._bar = _bar()
         self._task = self._bar.add_task(self._work, total=1.0 if any(self._expected) else None, counts="")
         self._output.above = self._bar.console.print
+        self._output.make_room = self.end
         self._bar.start()
 
     def end(self) -> None:
-        self._output.above = None
+        """Take the line away; if the work goes on it comes back when it is time for it."""
+        self._output.above = self._output.make_room = None
         if self._bar is not None:
             with suppress(OSError, ValueError):
                 self._bar.stop()
+            self._bar = None
 
 
 def _bar() -> "Progress":
@@ -159,9 +177,20 @@ def reading(output: Output, past: "Past", work: str, wanted: bool | None, *, pas
         else Expected(statistics.source_files * passes, statistics.source_file_bytes * passes)
     )
     with progress(output, work, wanted, expected) as step:
-        if step is not None:
-            past.repository.on_entry = lambda entry: step(entry.size_bytes)
+        if step is None:
+            yield
+            return
+        size_bytes: int | None = None  # of the file that is gone through
+
+        def next_entry(entry: "Entry | None") -> None:
+            nonlocal size_bytes
+            if size_bytes is not None:
+                step(size_bytes)
+            size_bytes = None if entry is None else entry.size_bytes
+
+        past.repository.on_entry, past.repository.on_block = next_entry, step.block
         try:
             yield
+            next_entry(None)
         finally:
-            past.repository.on_entry = None
+            past.repository.on_entry = past.repository.on_block = None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from histfs.cli import general, options
 from histfs.cli.output import Output, counted, moment
+from histfs.cli.progress import Expected, progress
 from histfs.errors import EXIT_WARNING, UsageError, printable, printable_time
 
 if TYPE_CHECKING:
@@ -108,6 +109,12 @@ def _described(repository: "Repository", sessions: list[int], *, with_sizes: boo
     return [f"{names[time]} ({format_size(sizes.get(time, 0))})" for time in sessions]
 
 
+def _increments(repository: "Repository", old: list[int]) -> int:
+    """About how many files keep the sessions `old`, the oldest ones: what those that followed have counted."""
+    following = map(repository.statistics, repository.sessions()[1 : len(old) + 1])
+    return sum(statistics.increment_files for statistics in following if statistics is not None)
+
+
 def run_increments(arguments: argparse.Namespace, output: Output) -> int:
     from histfs.store.remove import remove_sessions
     from histfs.store.repository import Repository
@@ -118,13 +125,16 @@ def run_increments(arguments: argparse.Namespace, output: Output) -> int:
         before = min(parse_when(arguments.older_than, now=arguments.now, times=times, zone=None), times[-1])
         old = [time for time in times if time < before]
         described = _described(repository, old, with_sizes=arguments.size)
+        expected = Expected(_increments(repository, old))
     if len(old) > 1 and not arguments.force:
         raise UsageError(
             f"{len(old)} sessions are older: {', '.join(described)}",
             advice="use --force, before the verb, to remove them",
         )
     general.keep_log(arguments, output, arguments.repository, "remove")
-    removed = remove_sessions(arguments.repository, before, fsync=arguments.fsync)
+    with progress(output, "removing", arguments.progress, expected) as step:
+        tell = (lambda: None) if step is None else lambda: step(0)
+        removed = remove_sessions(arguments.repository, before, fsync=arguments.fsync, tell=tell)
     if removed.files:
         output.begin_log()
     if options.wants_document(arguments):
@@ -146,7 +156,9 @@ def run_file(arguments: argparse.Namespace, output: Output) -> int:
     for root, paths in _by_repository(arguments.paths).items():
         if not arguments.dry_run:
             general.keep_log(arguments, output, root, "remove")
-        outcome = remove_paths(root, paths, dry_run=arguments.dry_run, fsync=arguments.fsync)
+        with progress(output, "reading lists", arguments.progress, Expected()) as step:
+            tell = (lambda _: None) if step is None else step
+            outcome = remove_paths(root, paths, dry_run=arguments.dry_run, fsync=arguments.fsync, tell=tell)
         found = sorted(set(paths) - set(outcome.missing))
         if found:
             output.begin_log()

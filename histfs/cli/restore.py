@@ -112,8 +112,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         elif arguments.dry_run:
             output.marked([(step.value, path)])
 
-    shown = False if arguments.dry_run else arguments.progress  # what a dry run lists would go through the line
-    with options.open_past(arguments) as past, reading(output, past, "restoring", shown):
+    work = "comparing" if arguments.dry_run else "restoring"
+    with options.open_past(arguments) as past, reading(output, past, work, arguments.progress):
         outcome = restore(
             past.repository,
             past.path,

@@ -75,18 +75,21 @@ def backup(
     selection: Selection | None = None,
     style: RecordStyle = DEFAULT_STYLE,
     tell: Tell = tell_nobody,
+    on_block: Callable[[int], object] | None = None,
 ) -> BackupOutcome:
     """Run a session at `now` (seconds since the epoch) from the directory `source` to `repository`.
 
     The repository is made if there is none, and with `with_parents` the directories that it shall lie in. `report` is
-    told of everything that went wrong without stopping the session, `tell` what becomes of each path. `force` undoes an
-    unfinished session even if its writer seems to run still, and takes a directory that is no repository for one,
-    without what lies in it, if that may go at all (see `emptying`). Without `fsync` a crash of the system may cost the
-    repository. `owners`: whose the files of the mirror are. `extras`: what is recorded beyond stat(2). What
-    `selection` leaves out is deleted if the last session had it. Raises HistfsError.
+    told of everything that went wrong without stopping the session, `tell` what becomes of each path, `on_block` how
+    many bytes of a file were read. `force` undoes an unfinished session even if its writer seems to run still, and
+    takes a directory that is no repository for one, without what lies in it, if that may go at all (see `emptying`).
+    Without `fsync` a crash of the system may cost the repository. `owners`: whose the files of the mirror are.
+    `extras`: what is recorded beyond stat(2). What `selection` leaves out is deleted if the last session had it. Raises
+    HistfsError.
     """
     with ExitStack() as stack:
         opened = stack.enter_context(Source.open(source, selection, extras, is_to_be_copied=True))
+        opened.on_block = on_block
         opened.check_root()
         _check_apart(source, repository)
 

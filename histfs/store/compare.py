@@ -234,17 +234,20 @@ class _Comparison:
         digest = hashlib.sha1(usedforsecurity=False)
         fd = self._source.open_file(found)
         try:
-            for _ in self._source.read(found, fd, digest):
+            for _ in self._told(self._source.read(found, fd, digest)):
                 pass
         finally:
             os.close(fd)
         return digest.hexdigest().encode() == sha1
 
+    def _told(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        return self._snapshot.repository.told(blocks, parts=2 if self._method is Method.FULL else 1)
+
     def _sha1_of_repository(self, entry: Entry, sha1: bytes | None) -> bytes:
         """The hex digest of what the repository holds, which is checked against its own record."""
         digest = hashlib.sha1(usedforsecurity=False)
         with self._snapshot.open(entry._replace(path=join(self._path, entry.path)), sha1) as content:
-            for block in content.blocks():
+            for block in self._told(content.blocks()):
                 digest.update(block)
         return digest.hexdigest().encode()
 

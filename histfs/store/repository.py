@@ -3,7 +3,7 @@
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -31,7 +31,10 @@ class Repository:
         self._state: State | None = None
         self._state_is_of: tuple[int, int] | None = None
         self.trusts_catalog = True
-        self.on_entry: Callable[[Entry], object] | None = None  # called for each entry of a list that is gone through
+        # For who shows how far work is: called for each entry of a list that is gone through, and with the size of each
+        # block of a content that is gone through.
+        self.on_entry: Callable[[Entry], object] | None = None
+        self.on_block: Callable[[int], object] | None = None
 
     @classmethod
     def open(cls, path: Path, sizes: Sizes = DEFAULT_SIZES) -> Self:
@@ -100,6 +103,15 @@ class Repository:
     def statistics(self, session_time: int) -> SessionStatistics | None:
         """What the session has counted; None where that is not known."""
         return read_statistics(self.tree, self.layout, session_time)
+
+    def told(self, blocks: Iterator[bytes], parts: int = 1) -> Iterator[bytes]:
+        """The same blocks of a content, of which `on_block` is told; as one of `parts` that a file is read in."""
+        if self.on_block is None:
+            yield from blocks
+            return
+        for block in blocks:
+            self.on_block(len(block) // parts)
+            yield block
 
     def snapshot(self, session_time: int) -> Snapshot:
         """The tree at the finished session of `session_time`; NotFoundError if there is none."""

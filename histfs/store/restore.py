@@ -404,7 +404,7 @@ class _Restore:
             name = self._target.new_name(path, found)
             fd = self._target.tree.create_file(name)
             try:
-                write_blocks(fd, content.blocks(), sparse=True)
+                write_blocks(fd, self._snapshot.repository.told(content.blocks()), sparse=True)
                 mtime_ns = content.mtime_ns if content.mtime_ns is not None else entry.mtime_s * 10**9
                 self._target.tree.set_file_attributes(fd, self._dress.attributes(entry, mtime_ns))
                 status = os.fstat(fd)

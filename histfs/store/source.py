@@ -112,6 +112,7 @@ class Source:
     ) -> None:
         self.path = path
         self.extras = extras
+        self.on_block: Callable[[int], object] | None = None  # called with the size of each block that is read
         self._is_to_be_copied = is_to_be_copied
         self._tree = tree
         self._selection = selection
@@ -306,6 +307,8 @@ class Source:
             size += len(block)
             if size > found.status.st_size:
                 raise changed(found.path)
+            if self.on_block is not None:
+                self.on_block(len(block))
             digest.update(block)
             yield block
         now = os.fstat(fd)

@@ -112,7 +112,7 @@ class _Verification:
             self._without_digest += 1
         try:
             with snapshot.open(recorded.entry, recorded.sha1) as content:
-                for _ in content.blocks():
+                for _ in snapshot.repository.told(content.blocks()):
                     pass
         except (DamagedError, StorageError) as error:
             error.path, error.at = recorded.entry.path, snapshot.time

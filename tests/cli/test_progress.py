@@ -4,11 +4,13 @@ import io
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 
 import pytest
 
+from histfs.cli import main
 from histfs.cli import progress as module
 from histfs.cli.output import Output
 from histfs.cli.progress import Expected, progress
@@ -65,6 +67,32 @@ def test_without_a_session_before_nothing_is_foretold(clock, capsys):
     assert capsys.readouterr().err == "histfs: note: backing up: 1 file, 5.00 MB, 512 KB/s\n"
 
 
+def test_a_large_file_moves_before_it_is_done(clock, capsys):
+    with progress(output_at(3), "backing up", True, Expected(files=1, size_bytes=400 << 20)) as step:
+        for _ in range(3):
+            clock.now += 10
+            step.block(10 << 20)
+            clock.now += 20
+            step.block(90 << 20)
+        step(400 << 20)  # some of it without being told
+        clock.now += 30
+        step(0)
+    assert capsys.readouterr().err.splitlines() == [
+        "histfs: note: backing up: 0 files, 10.0 MB, 1.00 MB/s, 1%, 13 minutes left",
+        "histfs: note: backing up: 0 files, 110 MB, 2.75 MB/s, 14%, 4 minutes left",
+        "histfs: note: backing up: 0 files, 210 MB, 3.00 MB/s, 26%, 3 minutes left",
+        "histfs: note: backing up: 2 files, 400 MB, 3.33 MB/s, 100%, 0 seconds left",
+    ]
+
+
+def test_what_has_no_bytes_is_counted(clock, capsys):
+    with progress(output_at(3), "removing", True, Expected(files=100)) as step:
+        for _ in range(20):
+            clock.now += 0.5
+            step(0)
+    assert capsys.readouterr().err == "histfs: note: removing: 20 files, 2/s, 20%, 40 seconds left\n"
+
+
 def test_more_than_there_was_is_no_more_than_all(clock, capsys):
     with progress(output_at(3), "backing up", True, Expected(files=1, size_bytes=1)) as step:
         clock.now += 10
@@ -84,12 +112,14 @@ open("code", "w").write(f"{code} {'rich' in sys.modules}")
 """
 
 
-def on_terminal(place, *argv, hang_up=False):
+def on_terminal(place, *argv, hang_up=False, results=False):
     """Runs the program with a terminal for standard error, and gives what is seen there; the code is in a file."""
     ours, theirs = pty.openpty()
     environment = dict(os.environ, TERM="xterm", COLUMNS="120")
     command = [sys.executable, "-c", DRAWING_AT_ONCE, *map(str, argv)]
-    process = subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=theirs, env=environment)
+    process = subprocess.Popen(
+        command, cwd=place, stdout=theirs if results else subprocess.PIPE, stderr=theirs, env=environment
+    )
     os.close(theirs)
     if hang_up:
         os.close(ours)
@@ -113,15 +143,64 @@ def place(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("verb", ["backup", "verify", "restore"])
-def test_a_line_on_a_terminal(place, verb):
+@pytest.mark.parametrize(
+    ("word", "command"),
+    [
+        ("backing up", "backup source repo"),
+        ("verifying", "verify repo"),
+        ("restoring", "restore repo target"),
+        ("comparing", "restore --dry-run repo target"),
+        ("comparing", "compare source repo"),
+        ("comparing", "compare --method=hash source repo"),
+        ("comparing", "compare --method=full source repo"),
+    ],
+)
+def test_a_line_on_a_terminal(place, word, command):
     on_terminal(place, "-q", "--current-time=1000000000", "backup", "source", "repo")
-    argv = {"backup": ["source", "repo"], "verify": ["repo"], "restore": ["repo", "target"]}[verb]
-    seen = on_terminal(place, verb, *argv)
-    assert {"backup": "backing up", "verify": "verifying", "restore": "restoring"}[verb] in seen
+    seen = on_terminal(place, *command.split())
+    assert word in seen
     assert "21 files, 80 bytes" in seen
     assert "100%" in seen
     assert (place / "code").read_text() == "0 True"
+
+
+@pytest.mark.parametrize("command", ["remove increments --older-than=0B repo", "remove file repo/0"])
+def test_a_line_while_something_is_removed(place, command):
+    on_terminal(place, "-q", "--current-time=1000000000", "backup", "source", "repo")
+    (place / "source" / "0").write_text("another text")
+    on_terminal(place, "-q", "--current-time=1000000001", "backup", "source", "repo")
+    seen = on_terminal(place, *command.split())
+    assert ("removing" if "increments" in command else "reading lists") in seen
+    assert re.search(r"\b\d+ files, ", seen)
+    assert (place / "code").read_text() == "0 True"
+
+
+@pytest.mark.parametrize("verb", ["backup", "restore", "verify", "compare"])
+def test_blocks_of_a_large_file_are_told(place, verb, capfd, monkeypatch):
+    (place / "source" / "large").write_bytes(os.urandom(2 << 20))
+    on_terminal(place, "-q", "--current-time=1000000000", "backup", "source", "repo")
+    argv = {
+        "backup": [place / "source", place / "other"],
+        "restore": [place / "repo", place / "target"],
+        "verify": [place / "repo"],
+        "compare": ["--method=full", place / "source", place / "repo"],
+    }[verb]
+    monkeypatch.setattr(module, "_FIRST_SAID_AFTER_S", 0.0)
+    monkeypatch.setattr(module, "_SAID_EVERY_S", 0.0)
+    assert main(["--progress", verb, *map(str, argv)]) == 0
+    lines = [line for line in capfd.readouterr().err.splitlines() if "21 files" in line or "20 files" in line]
+    assert len({line.split(",")[1] for line in lines}) >= 8  # blocks of 256 KiB
+
+
+def test_results_do_not_go_through_the_line(place):
+    """Both streams are the same terminal: a result stands on a line of its own."""
+    on_terminal(place, "-q", "--current-time=1000000000", "backup", "source", "repo")
+    for name in ("3", "7"):
+        (place / "source" / name).write_text("another text")
+    seen = on_terminal(place, "compare", "source", "repo", results=True)
+    shown = re.sub(r"[^\n]*(?:\x1b\[2K|\r)", "", seen.replace("\r\n", "\n"))
+    assert {"changed: 3", "changed: 7"} <= {re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", line) for line in shown.splitlines()}
+    assert "comparing" in seen
 
 
 def test_nothing_with_quiet(place):
@@ -141,8 +220,6 @@ def test_a_terminal_that_goes_hurts_nothing(place):
 
 
 def test_each_file_is_named_for_who_wants_to_know(place, capfd):
-    from histfs.cli import main
-
     argv = ["-v5", "--current-time=1000000000", "backup", str(place / "source"), str(place / "repo")]
     assert main(argv) == 0
     lines = capfd.readouterr().out.splitlines()

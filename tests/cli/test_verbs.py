@@ -30,6 +30,7 @@ STATISTICS = SessionStatistics(
 )
 PLAIN = {
     "extras": ALL_EXTRAS,
+    "on_block": None,
     "force": False,
     "with_parents": False,
     "fsync": True,

@@ -54,11 +54,17 @@ class RemovedPaths(NamedTuple):
 
 
 def remove_paths(
-    repository: Path, paths: Iterable[bytes], *, dry_run: bool = False, fsync: bool = True
+    repository: Path,
+    paths: Iterable[bytes],
+    *,
+    dry_run: bool = False,
+    fsync: bool = True,
+    tell: Callable[[int], object] = lambda _size_bytes: None,
 ) -> RemovedPaths:
     """Remove `paths`, none of them the root or in the data directory, and all below them, from the whole history.
 
-    Without `fsync` a crash of the system may cost the repository. Raises HistfsError.
+    `tell` is called with the size of each list that was read. Without `fsync` a crash of the system may cost the
+    repository. Raises HistfsError.
     """
     with open_locked(repository, verb="remove", advice="run it again to remove the rest", fsync=fsync) as tree:
         opened = Repository(tree, repository)
@@ -70,7 +76,7 @@ def remove_paths(
                 advice="`histfs regress` undoes it; then nothing stands in the way",
             )
         with closing(_Shown()) as shown:
-            removal = _Removal(tree, opened, state, sorted(set(paths)), shown)
+            removal = _Removal(tree, opened, state, sorted(set(paths)), shown, tell)
             removal.survey()
             if not dry_run and removal.has_found_something:
                 removal.run()
@@ -102,8 +108,15 @@ class _Shown:
 
 class _Removal:
     def __init__(
-        self, tree: WritableTree, repository: Repository, state: State, paths: list[bytes], shown: _Shown
+        self,
+        tree: WritableTree,
+        repository: Repository,
+        state: State,
+        paths: list[bytes],
+        shown: _Shown,
+        tell: Callable[[int], object],
     ) -> None:
+        self._tell = tell
         self._tree = tree
         self._repository = repository
         self._layout = repository.layout
@@ -399,6 +412,7 @@ class _Removal:
             raise DamagedError("is not a regular file", path=path) from exc
         try:
             yield from read_decompressed(fd)
+            self._tell(os.fstat(fd).st_size)
         except HistfsError as error:
             error.path = path
             error.advice = "nothing can be removed from it, so nothing was"

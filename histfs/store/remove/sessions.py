@@ -17,6 +17,7 @@ the other directories too, and the next one goes on from there.
 
 import contextlib
 import errno
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,10 +42,13 @@ class Removed(NamedTuple):
     files: int
 
 
-def remove_sessions(repository: Path, before: int, *, fsync: bool = True) -> Removed:
+def remove_sessions(
+    repository: Path, before: int, *, fsync: bool = True, tell: Callable[[], object] = lambda: None
+) -> Removed:
     """Remove the sessions before the time `before` (seconds since the epoch), but never the newest one.
 
-    Without `fsync` a crash of the system may cost the repository. Raises HistfsError.
+    `tell` is called for each file that goes. Without `fsync` a crash of the system may cost the repository. Raises
+    HistfsError.
     """
     with open_locked(repository, verb="remove", advice="run it again to remove the rest", fsync=fsync) as tree:
         opened = Repository(tree, repository)
@@ -54,7 +58,7 @@ def remove_sessions(repository: Path, before: int, *, fsync: bool = True) -> Rem
         if state.mirror_time is None:
             return Removed((), 0)
         before = min(before, state.mirror_time)
-        removal = _Removal(tree, opened.layout, before)
+        removal = _Removal(tree, opened.layout, before, tell)
         removal.run(state)
         sessions = tuple(time for time in state.sessions if time < before)
         if sessions:
@@ -93,7 +97,8 @@ class _Sweep:
 
 
 class _Removal:
-    def __init__(self, tree: WritableTree, layout: Layout, before: int) -> None:
+    def __init__(self, tree: WritableTree, layout: Layout, before: int, tell: Callable[[], object]) -> None:
+        self._tell = tell
         self._tree = tree
         self._layout = layout
         self._before = before
@@ -173,6 +178,7 @@ class _Removal:
     def _unlink(self, path: bytes) -> None:
         self._tree.unlink(path, missing_ok=True)
         self.files += 1
+        self._tell()
 
     def _removed_directory(self, path: bytes) -> bool:
         try:
