@@ -2,7 +2,8 @@
 
 Nobody says when a file is closed, and one that is read in several goes should not be put together each time. So all are
 kept for a while, up to a number; the least recently read go first. What is costly to open again, large files, has
-places of its own, so that it stays while somebody walks through thousands of small ones, which may be in memory.
+places of its own, so that it stays while somebody walks through thousands of small ones, which may be in memory. And it
+is served without Python, as far as there is room for that (see `fuse.serve`): then it is closed when that has ended.
 """
 
 from collections import OrderedDict
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from math import inf
 from time import monotonic
 
+from histfs.fuse import reads_served, serve, withdraw
 from histfs.vfs import File
 
 _LARGE_BYTES = 1 << 20
@@ -20,10 +22,23 @@ _FAILURES = 100
 
 
 class _Opened:
-    def __init__(self, file: File) -> None:
+    def __init__(self, inode: int, file: File) -> None:
         self.file = file
         self.users = 0
         self.used_at = monotonic()
+        self._inode = inode
+        self._is_served = file.reader is not None and serve(inode, file.size_bytes, file.reader)
+
+    def is_idle(self) -> bool:
+        """Whether nobody reads it, nor can any more but through us."""
+        if self._is_served and not self.users:
+            self._is_served = not withdraw(self._inode)
+        return not self.users and not self._is_served
+
+    def is_idle_since(self, before: float) -> bool:
+        if self._is_served and reads_served(self._inode):
+            self.used_at = monotonic()
+        return self.used_at < before and self.is_idle()
 
 
 class _Shelf(OrderedDict[int, _Opened]):
@@ -38,11 +53,11 @@ class _Shelf(OrderedDict[int, _Opened]):
     def add(self, inode: int, file: File) -> None:
         """Add the newest, which stays in any case, and drop what is too much of those that nobody reads."""
         while self._is_full(file):
-            idle = next((old for old, opened in self.items() if not opened.users), None)
+            idle = next((old for old, opened in self.items() if opened.is_idle()), None)
             if idle is None:
                 break
             self.drop(idle)
-        self[inode] = _Opened(file)
+        self[inode] = _Opened(inode, file)
         self._bytes += file.size_bytes
 
     def drop(self, inode: int) -> None:
@@ -105,11 +120,11 @@ class OpenFiles:
         """Close what was not read for a minute."""
         before = monotonic() - _IDLE_S
         for shelf in (self._small, self._large):
-            for inode in [inode for inode, opened in shelf.items() if not opened.users and opened.used_at < before]:
+            for inode in [inode for inode, opened in shelf.items() if opened.is_idle_since(before)]:
                 shelf.drop(inode)
 
     def close(self) -> None:
-        """Close all; nothing may be in use any more."""
+        """Close all, but for what somebody reads who cannot be stopped."""
         for shelf in (self._small, self._large):
-            for inode in list(shelf):
+            for inode in [inode for inode, opened in shelf.items() if opened.is_idle()]:
                 shelf.drop(inode)

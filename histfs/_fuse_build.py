@@ -7,7 +7,8 @@ handle of what is open to `read` and `readdir`, and without `open` there is none
 pyfuse3 registers is copied, and in the copy these two take the inode number for the handle. `init` asks for the
 caching of symbolic links as well, which pyfuse3 has no option for.
 
-And it can keep answers that were made before somebody asks: the contents of small files, and where listings end. A
+And it can keep answers that were made before somebody asks: the contents of small files, and where listings end; and
+it reads large files that Python has opened, by itself (csrc/serving.c). A
 request that is answered from them never becomes a task of Python; and as the next one comes soon, it is waited for
 before the event loop is entered again, which takes as long. (Giving contents to the kernel itself, unasked, would
 spare the request as well. But the kernel would wait, uninterruptibly, for a page that somebody is just asking us for,
@@ -21,12 +22,19 @@ their places in all of libfuse3.so.3. Where anything is not as expected, the cal
 `histfs_fuse_is_by_inode` says so.
 """
 
+from pathlib import Path
+
 from cffi import FFI
 
 DECLARATIONS = """
 int histfs_fuse_is_by_inode(void);
 int histfs_fuse_keep_content(uint64_t inode, const char *data, size_t size);
 void histfs_fuse_keep_end(uint64_t inode, uint64_t offset);
+int histfs_fuse_serve(uint64_t inode, uint64_t size, uintptr_t reader, uintptr_t version);
+int histfs_fuse_withdraw(uint64_t inode);
+uint64_t histfs_fuse_reads(uint64_t inode);
+int histfs_fuse_failure(uint64_t *inode, uint64_t *offset);
+void histfs_fuse_end(void);
 """
 
 SOURCE = r"""
@@ -36,13 +44,18 @@ SOURCE = r"""
 #define FUSE_USE_VERSION 31
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
 #include <fuse3/fuse_lowlevel.h>
 
 typedef struct fuse_lowlevel_ops histfs_ops_t;
@@ -192,26 +205,41 @@ static int histfs_fuse_is_by_inode(void)
     return histfs_is_by_inode;
 }
 
+"""
+
+RECEIVING = r"""
 /* How the requests begin (linux/fuse.h, which has kept this since its first versions). */
 struct histfs_request {
     uint32_t length, opcode;
     uint64_t unique, inode;
     uint32_t uid, gid, pid, padding;
     uint64_t handle, offset;  /* of those that read */
+    uint32_t size;
 };
 #define HISTFS_READ 15
+#define HISTFS_INTERRUPT 36
 #define HISTFS_READDIRPLUS 44
 #define HISTFS_LOOKS 200
 
-static int histfs_needs_no_python(const struct fuse_buf *buffer, int size)
+/* Who answers a request. */
+enum histfs_who { HISTFS_PYTHON, HISTFS_NOBODY, HISTFS_KEPT_ANSWERS, HISTFS_POOL };
+
+static enum histfs_who histfs_who_answers(const struct fuse_buf *buffer, int size)
 {
     const struct histfs_request *request = buffer->mem;
 
-    if (size < (int)sizeof *request || buffer->flags || !histfs_is_by_inode)
-        return 0;
-    if (request->opcode == HISTFS_READ)
-        return histfs_claim(request->inode);
-    return request->opcode == HISTFS_READDIRPLUS && histfs_is_end(request->inode, request->offset);
+    if (size < (int)offsetof(struct histfs_request, handle) || buffer->flags || !histfs_is_by_inode)
+        return HISTFS_PYTHON;
+    if (request->opcode == HISTFS_INTERRUPT)
+        return HISTFS_NOBODY;  /* pyfuse3 has no use for it, and libfuse may keep it for ever */
+    if (size < (int)sizeof *request)
+        return HISTFS_PYTHON;
+    if (request->opcode == HISTFS_READDIRPLUS)
+        return histfs_is_end(request->inode, request->offset) ? HISTFS_KEPT_ANSWERS : HISTFS_PYTHON;
+    if (request->opcode != HISTFS_READ)
+        return HISTFS_PYTHON;
+    return histfs_claim(request->inode) ? HISTFS_KEPT_ANSWERS
+        : histfs_find_served(request->inode) ? HISTFS_POOL : HISTFS_PYTHON;
 }
 
 /* Whether the next request comes within some ten microseconds. To sleep and to be woken takes longer than that, here
@@ -239,12 +267,21 @@ int histfs_session_receive(struct fuse_session *session, struct fuse_buf *buffer
     int size;
 
     for (;;) {
+        const struct histfs_request *request;
+        enum histfs_who who;
+
         size = histfs_receive(session, buffer);
-        if (!histfs_needs_no_python(buffer, size))
+        who = histfs_who_answers(buffer, size);
+        if (who == HISTFS_PYTHON)
             break;
         if (!state)
             state = PyEval_SaveThread();
-        histfs_process(session, buffer);
+        request = buffer->mem;
+        if (who == HISTFS_KEPT_ANSWERS)
+            histfs_process(session, buffer);
+        else if (who == HISTFS_POOL && !histfs_answer(histfs_descriptor(session), request->unique, request->inode,
+                                                      request->offset, request->size))
+            break;
         if (!histfs_next_comes(session)) {
             size = -EINTR;  /* and the caller waits in its own way */
             break;
@@ -295,6 +332,7 @@ struct fuse_session *histfs_session_new(struct fuse_args *args, histfs_ops_t con
 
     histfs_is_by_inode = 0;
     histfs_drop_all();
+    histfs_pool_begin();
     histfs_receive = (histfs_receive_t *)histfs_real(caller, "fuse_session_receive_buf");
     if (!session_new || !histfs_receive)
         return NULL;
@@ -313,6 +351,8 @@ struct fuse_session *histfs_session_new(struct fuse_args *args, histfs_ops_t con
 }
 """
 
+SERVING = Path(__file__).parent / "csrc" / "serving.c"
+
 ffibuilder = FFI()
 ffibuilder.cdef(DECLARATIONS)
-ffibuilder.set_source("histfs._fuse", SOURCE)
+ffibuilder.set_source("histfs._fuse", f'{SOURCE}\n#line 1 "histfs/csrc/serving.c"\n{SERVING.read_text()}\n{RECEIVING}')

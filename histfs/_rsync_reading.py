@@ -104,11 +104,19 @@ class MapReader:
         self._state.source_count = count
         self._state.members = members._state
 
+    def hold(self) -> bool:
+        """See that no source is closed until `release` is called; False if one is not open."""
+        return bool(lib.histfs_version_hold(self._state))
+
+    def release(self) -> None:
+        """To be called once for each time that `hold` said yes."""
+        lib.histfs_version_release(self._state)
+
     @property
     def address(self) -> tuple[int, int]:
         """Of a C function and of what it takes, int (void const *, char *, uint64_t offset, size_t size, int nowait).
 
-        It fills a buffer, and returns 0 where it could do so. As long as this object lives, from any thread.
+        It fills a buffer, and returns 0 where it could do so. From any thread, while this object lives and is held.
         """
         return lib.histfs_version_reader(), int(ffi.cast("uintptr_t", cast("_CDataBase", self._state)))
 

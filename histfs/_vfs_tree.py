@@ -56,6 +56,7 @@ class Content(Protocol):
 
     def pread(self, size: int, offset: int) -> bytes | bytearray: ...
     def pread_nowait(self, size: int, offset: int) -> bytes | bytearray | None: ...
+    def hold(self) -> tuple[int, int] | None: ...
     def close(self) -> None: ...
 
 
@@ -107,6 +108,7 @@ class File(NamedTuple):
     size_bytes: int
     path: bytes
     at: int
+    reader: tuple[int, int] | None = None  # how C reads it, see `fuse.serve`
 
 
 def directory_inode(session_time: int, tag: int) -> int:
@@ -263,7 +265,7 @@ class Tree:
             return None
         entry, at = self.catalog.entry(version), self.catalog.time_of(version)
         content = repository.snapshot(at).open(entry, entry.sha1)
-        return File(content, entry.size_bytes, entry.path, at)
+        return File(content, entry.size_bytes, entry.path, at, content.hold())
 
     def contents(self, inodes: Iterable[int], repository: Repository) -> Iterator[tuple[int, memoryview]]:
         versions = (self._listed_version(number) for inode in inodes if (number := number_of(inode)) is not None)

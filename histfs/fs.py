@@ -38,7 +38,7 @@ from histfs._fs_flights import Flights
 from histfs._fs_open_files import OpenFiles
 from histfs._fs_read_ahead import ReadAhead, small_files
 from histfs.errors import DamagedError, HistfsError, StorageError
-from histfs.fuse import is_by_inode, keep_end, pyfuse3
+from histfs.fuse import end_serving, is_by_inode, keep_end, next_failure, pyfuse3
 from histfs.vfs import (
     FOREVER_S,
     NO_XATTRS,
@@ -107,6 +107,7 @@ class Operations(pyfuse3.Operations):
         self._ahead = ReadAhead(history, self._readers)
 
     def close(self) -> None:
+        end_serving()
         self._open_files.close()
 
     # Sessions that come and go
@@ -115,6 +116,7 @@ class Operations(pyfuse3.Operations):
     async def look(self) -> None:
         """Look which sessions there are, and tell the kernel which names in the root have changed. Now and then."""
         await self._in_thread(self._readers, self._history.refresh)
+        await self._report_failures()
         self._open_files.close_idle()
         names = self._history.names()
         if names is self._shown:
@@ -125,6 +127,13 @@ class Operations(pyfuse3.Operations):
         # At the end of the mount it is waited for, as it uses the session.
         with trio.move_on_after(_FORGOTTEN_WITHIN_S, shield=True):
             await self._in_thread(self._readers, _make_kernel_forget, changed)
+
+    async def _report_failures(self) -> None:
+        """Read once more what could not be read without us: then it is told what is wrong."""
+        while (failure := next_failure()) is not None:
+            inode, offset = failure
+            with suppress(pyfuse3.FUSEError):
+                await self.read(inode, offset, 1)
 
     @reply
     async def update(self) -> None:

@@ -9,7 +9,17 @@ import os
 import sys
 from types import ModuleType
 
-__all__ = ["is_by_inode", "keep_content", "keep_end", "pyfuse3"]
+__all__ = [
+    "end_serving",
+    "is_by_inode",
+    "keep_content",
+    "keep_end",
+    "next_failure",
+    "pyfuse3",
+    "reads_served",
+    "serve",
+    "withdraw",
+]
 
 
 def _load() -> ModuleType | None:
@@ -51,3 +61,36 @@ def keep_end(inode: int, offset: int) -> None:
     """Have the kernel be told, without asking us, that the listing of a directory ends at `offset`."""
     if _compiled is not None:
         _compiled.lib.histfs_fuse_keep_end(inode, offset)
+
+
+def serve(inode: int, size_bytes: int, reader: tuple[int, int]) -> bool:
+    """Have the reads of a file answered without asking us; False where that cannot be.
+
+    `reader`: the addresses of a C function and of what it takes (`rsync.MapReader.address`), both good until `withdraw`
+    has said yes. To be called in the session's thread, as all of the following.
+    """
+    return _compiled is not None and bool(_compiled.lib.histfs_fuse_serve(inode, size_bytes, *reader))
+
+
+def withdraw(inode: int) -> bool:
+    """Serve a file no longer; False if it is just being read, and still served."""
+    return _compiled is None or bool(_compiled.lib.histfs_fuse_withdraw(inode))
+
+
+def reads_served(inode: int) -> int:
+    """How many reads of a file were answered without asking us since this was last asked."""
+    return 0 if _compiled is None else _compiled.lib.histfs_fuse_reads(inode)
+
+
+def next_failure() -> tuple[int, int] | None:
+    """The inode and the offset of a read that could not be answered but with EIO; None if there is no other."""
+    if _compiled is None:
+        return None
+    place = _compiled.ffi.new("uint64_t[2]")
+    return (place[0], place[1]) if _compiled.lib.histfs_fuse_failure(place, place + 1) else None
+
+
+def end_serving() -> None:
+    """Let those end who read for us, at the end of the session. What waits for a disk is left behind after a second."""
+    if _compiled is not None:
+        _compiled.lib.histfs_fuse_end()

@@ -171,6 +171,32 @@ int histfs_source_close_idle(histfs_members_t *members, histfs_source_t *source)
     return is_closed;
 }
 
+/* See that no source of a version is closed until it is released; 0, and nothing is held, if one is not open. */
+int histfs_version_hold(histfs_version_t const *self)
+{
+    size_t count = 0;
+
+    pthread_mutex_lock(&self->members->lock);
+    while (count < self->source_count
+           && (!self->sources[count] || self->sources[count]->memory || self->sources[count]->fd >= 0))
+        count++;
+    if (count == self->source_count)
+        for (size_t number = 0; number < count; number++)
+            if (self->sources[number])
+                self->sources[number]->users++;
+    pthread_mutex_unlock(&self->members->lock);
+    return count == self->source_count;
+}
+
+void histfs_version_release(histfs_version_t const *self)
+{
+    pthread_mutex_lock(&self->members->lock);
+    for (size_t number = 0; number < self->source_count; number++)
+        if (self->sources[number])
+            self->sources[number]->users--;
+    pthread_mutex_unlock(&self->members->lock);
+}
+
 /* Reads `size` bytes of the file of a source. */
 static int histfs_file_read(histfs_call_t *call, histfs_source_t *source, char *buffer, uint64_t offset, size_t size)
 {

@@ -42,6 +42,8 @@ size_t histfs_members_size(histfs_members_t *self);
 int histfs_source_lend(histfs_members_t *members, histfs_source_t *source, int fd);
 int histfs_source_close_idle(histfs_members_t *members, histfs_source_t *source);
 
+int histfs_version_hold(histfs_version_t const *self);
+void histfs_version_release(histfs_version_t const *self);
 int histfs_version_read(histfs_version_t const *self, char *buffer, uint64_t offset, size_t size, int nowait,
                         histfs_reading_t *reading);
 uintptr_t histfs_version_reader(void);

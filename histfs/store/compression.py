@@ -35,9 +35,11 @@ _FEED_BYTES = 64 * 1024
 # The stubs have an instance here.
 _IsalError: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]
 
-_PIECE_BYTES = 64 * 1024  # of what is stored
+# What is scattered all over a file is read again in small pieces, a little of each of many increments; to inflate as
+# little as possible for each is worth some percent in size. Long literals, and whole files, are read in order.
+_SMALL_PIECE = 32 * 1024
+_SCATTERED = 64  # bytes of commands in a block from which on its literals are many
 _INCOMPRESSIBLE = 0.98  # the rest after ISA-L's level 1 from which on it is stored
-_PLAIN_HEADER = _MAGIC + _DEFLATE + b"\0"  # and six bytes that mean nothing here
 _PLAIN_HEADER_BYTES = 10
 _TAIL_BYTES = 64 * 1024  # holds most indexes
 
@@ -198,8 +200,8 @@ def compress_seekable(blocks: Iterable[bytes], *, commands: bool = False) -> Ite
         return
     index = _IndexWriter(commands=commands)
     for block in chain((first, second), blocks):
-        index.add_raw(block)
-        for member, raw_length in _members(block):
+        commands_bytes = index.add_raw(block)
+        for member, raw_length in _members(block, _SMALL_PIECE if commands_bytes >= _SCATTERED else BLOCK_SIZE):
             index.add_member(len(member), raw_length)
             yield member
     yield from index.finish()
@@ -224,10 +226,10 @@ def _of_equal_size(blocks: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(parts)
 
 
-def _members(block: bytes) -> Iterator[tuple[bytes, int]]:
-    """`block` in small members, as a version may need a little of each of many increments; with their raw lengths."""
-    for start in range(0, len(block), _PIECE_BYTES):
-        piece = block[start : start + _PIECE_BYTES]
+def _members(block: bytes, piece_bytes: int) -> Iterator[tuple[bytes, int]]:
+    """`block` in members of up to `piece_bytes` of it; with their raw lengths."""
+    for start in range(0, len(block), piece_bytes):
+        piece = block[start : start + piece_bytes]
         yield _packed(piece) or zlib.compress(piece, LEVEL, GZIP), len(piece)
 
 
@@ -248,11 +250,14 @@ class _IndexWriter:
         self._commands = bytearray()
         self._raw_commands_bytes = 0
 
-    def add_raw(self, block: bytes) -> None:
-        if self._filter is not None:
-            commands = self._filter.feed(block)
-            self._raw_commands_bytes += len(commands)
-            self._keep(self._packer.compress(commands))
+    def add_raw(self, block: bytes) -> int:
+        """How many bytes of commands are in it."""
+        if self._filter is None:
+            return 0
+        commands = self._filter.feed(block)
+        self._raw_commands_bytes += len(commands)
+        self._keep(self._packer.compress(commands))
+        return len(commands)
 
     def add_member(self, length: int, raw_length: int) -> None:
         if len(self._lengths) <= seekable.MAX_MEMBERS:
@@ -283,10 +288,12 @@ class _IndexWriter:
 
 
 class Seekable:
-    """A gzip file with an index. The descriptor stays the caller's; any number of threads may read."""
+    """The index of a gzip file: where its members lie, and what commands of a delta they hold.
 
-    def __init__(self, fd: int, table: seekable.Table, packed_commands: bytes, raw_commands_bytes: int) -> None:
-        self._fd = fd
+    `rsync.MapReader` reads the members, and inflates and checks them.
+    """
+
+    def __init__(self, table: seekable.Table, packed_commands: bytes, raw_commands_bytes: int) -> None:
         self._table = table
         self._packed_commands = packed_commands
         self._raw_commands_bytes = raw_commands_bytes
@@ -311,11 +318,7 @@ class Seekable:
         table = None if table_data is None else seekable.parse_table(table_data, index)
         if table is None:
             return None
-        return cls(fd, table, payload[index.table_bytes :], index.raw_commands_bytes)
-
-    def on(self, fd: int) -> Self:
-        """The same, but for the commands, on another descriptor of this file."""
-        return type(self)(fd, self._table, b"", 0)
+        return cls(table, payload[index.table_bytes :], index.raw_commands_bytes)
 
     @property
     def raw_bytes(self) -> int:
@@ -332,41 +335,9 @@ class Seekable:
         return self._table.raw_offsets
 
     @property
-    def memory_bytes(self) -> int:
-        """What it takes without the commands."""
-        return 16 * (len(self._table) + 1)
-
-    @property
     def commands(self) -> bytes | None:
         """The commands of the delta that this is, inflated anew at each call; None if the index has none."""
         return _decompressed(self._packed_commands, self._raw_commands_bytes)
-
-    def member_of(self, raw_offset: int) -> int:
-        """The number of the member that has this byte. Raises ValueError outside of the data."""
-        return self._table.member_of(raw_offset)
-
-    def read_member(self, member: int) -> tuple[int, bytes]:
-        """Its offset in the raw data, and its bytes. Raises DamagedError, OSError."""
-        offset, length = self._table.place(member)
-        raw_offset, raw_length = self._table.raw_place(member)
-        data = os.pread(self._fd, length, offset)
-        raw = None
-        if data.startswith(_PLAIN_HEADER):
-            body = memoryview(data)[_PLAIN_HEADER_BYTES : -_SUMS.size]
-            raw = _inflated(body, raw_length, igzip_lib.DECOMP_DEFLATE)
-        if raw is None or data[-_SUMS.size :] != _SUMS.pack(isal_zlib.crc32(raw), raw_length):
-            raise DamagedError("the compressed file is damaged")
-        return raw_offset, raw
-
-    def pread(self, size: int, offset: int) -> bytes:
-        """Up to `size` bytes of the raw data, less only at its end. Raises DamagedError, OSError."""
-        parts = []
-        end = min(offset + size, self.raw_bytes)
-        while offset < end:
-            start, raw = self.read_member(self.member_of(offset))
-            parts.append(raw[offset - start : end - start])
-            offset = start + len(raw)
-        return b"".join(parts)
 
 
 def _decompressed(data: bytes, size: int) -> bytes | None:

@@ -279,6 +279,9 @@ class FakeContent:
         assert self.is_open
         return self.data[offset : offset + size] if self.repository.is_cached else None
 
+    def hold(self):
+        return None
+
     def close(self):
         assert self.is_open
         self.is_open = False

@@ -15,7 +15,6 @@ from histfs.store.format.seekable import (
     MAX_PAYLOAD_BYTES,
     MAX_RAW_LENGTH,
     Index,
-    Table,
     format_index,
     format_table,
     parse_end,
@@ -134,18 +133,11 @@ def test_a_table_is_parsed_again(rows: list[tuple[int, int]]) -> None:
     assert table is not None
     offset = raw_offset = 0
     for number, (length, raw_length) in enumerate(rows):
-        assert table.place(number) == (offset, length)
-        assert table.raw_place(number) == (raw_offset, raw_length)
-        assert table.member_of(raw_offset) == table.member_of(raw_offset + raw_length - 1) == number
+        assert (table.offsets[number], table.raw_offsets[number]) == (offset, raw_offset)
         offset += length
         raw_offset += raw_length
+    assert (table.offsets[-1], table.raw_offsets[-1]) == (offset, raw_offset)
     assert (len(table), table.raw_bytes) == (len(rows), raw_offset)
-
-
-@pytest.mark.parametrize("offset", [-1, 30, 31, 2**70])
-def test_a_place_outside_of_the_data(offset: int) -> None:
-    with pytest.raises(ValueError, match="30 bytes"):
-        Table(column([5, 5]), column([10, 20])).member_of(offset)
 
 
 @given(st.binary(max_size=100), st.integers(1, 12), st.integers(0, 2**40))

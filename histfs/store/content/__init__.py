@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Self
 from histfs.errors import DamagedError, StorageError, storage_errors
 from histfs.store.content.chain import OTHER_CONTENT
 from histfs.store.content.opening import ADVICE, Opening, Version
-from histfs.store.content.sources import ChangedError
+from histfs.store.content.sources import ChangedError, Mapped
 from histfs.store.entry import Entry, Kind
 from histfs.store.tree import BLOCK_SIZE
 
@@ -91,6 +91,18 @@ class Content:
         """The same if it needs no disk and takes no time, else None."""
         wanted = max(0, min(size, self.size_bytes - offset))
         return self._version.source.pread_nowait(wanted, offset) if wanted else b""
+
+    def hold(self) -> tuple[int, int] | None:
+        """How C reads it by itself until it is closed (see `rsync.MapReader.address`), where it is large; else None.
+
+        What is found wrong then is found again, with words, by `pread`.
+        """
+        if not isinstance(self._version.source, Mapped):
+            return None
+        try:
+            return self._version.source.hold()
+        except (DamagedError, OSError):  # as `pread` will tell
+            return None
 
     def blocks(self) -> Iterator[bytes | bytearray]:
         """All bytes, in blocks of up to 256 KiB; DamagedError at the end if they are not those that were recorded."""

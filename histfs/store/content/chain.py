@@ -269,6 +269,12 @@ class Composer:
         return extents
 
 
+def whole(file: File, size: int, members: rsync.Members) -> Mapped:
+    """All of a file, which is closed with it."""
+    extents = rsync.ExtentMap.of_commands(_copy_of(size), rsync.BASIS, MAX_EXTENTS)
+    return Mapped(extents, {}, {rsync.BASIS: file}, members)
+
+
 def _copy_of(size: int) -> bytes:
     """The commands that copy a whole basis."""
     return _MAGIC + (struct.pack(">BQQ", 0x54, 0, size) if size else b"") + _END

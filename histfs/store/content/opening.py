@@ -21,7 +21,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from histfs import rsync
 from histfs.errors import DamagedError, NotADirectoryEntryError, NotFoundError
 from histfs.store import plan
-from histfs.store.content.chain import IN_MEMORY, OTHER_CONTENT, Composed, Composer, Links, Patcher, open_increment
+from histfs.store.content.chain import (
+    IN_MEMORY,
+    OTHER_CONTENT,
+    Composed,
+    Composer,
+    Links,
+    Patcher,
+    open_increment,
+    whole,
+)
 from histfs.store.content.sources import ChangedError, File, Memory, Source
 from histfs.store.entry import Entry, Kind
 from histfs.store.tree import BLOCK_SIZE, NotRegularError
@@ -160,7 +169,10 @@ class Opening:
         is_checked = status.st_size <= CHECKED_AT_ONCE or status.st_mtime_ns // 10**9 != self._entry.mtime_s
         if is_checked and self._sha1 is not None and sha1_of(fd) != self._sha1:
             raise DamagedError(OTHER_CONTENT)
-        return Version(File(os.dup(fd)), status.st_mtime_ns, None if is_checked else self._sha1)
+        file = File(os.dup(fd))
+        is_large = status.st_size > CHECKED_AT_ONCE
+        source = whole(file, status.st_size, self._shared.members) if is_large else file
+        return Version(source, status.st_mtime_ns, None if is_checked else self._sha1)
 
     def _older(self, links: Links) -> Version:
         """A version that increments lead to: through a map that is kept, or one that is made now, or link by link."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SPOOL = rsync.BASIS + 1
 """The source, in maps, of what could not be read in place; increments have the numbers from there on."""
 _COST_OF_A_FILE = 256 << 10  # so that not too many are open
+_MOST_HELD = 200  # increments of a version
 
 
 class ChangedError(DamagedError):
@@ -148,11 +149,20 @@ class Mapped:
         places = {number: increment.place for number, increment in increments.items()}
         places.update((number, source.place(members)) for number, source in own.items())
         self._reader = rsync.MapReader(extents, places, members)
+        self._is_held = False
 
-    @property
-    def address(self) -> tuple[int, int]:
-        """How C reads it, see `rsync.MapReader`."""
-        return self._reader.address
+    def hold(self) -> tuple[int, int] | None:
+        """How C reads it by itself until it is closed (see `rsync.MapReader.address`); None if it must not.
+
+        Then all its files stay open. Raises ChangedError, OSError.
+        """
+        if not self._is_held and len(self._increments) <= _MOST_HELD:
+            self._is_held = self._reader.hold()
+            if not self._is_held:
+                for increment in self._increments.values():
+                    increment.open()
+                self._is_held = self._reader.hold()
+        return self._reader.address if self._is_held else None
 
     def pread(self, size: int, offset: int) -> bytearray:
         buffer = bytearray(size)
@@ -172,6 +182,9 @@ class Mapped:
         return buffer if self._reader.read_nowait(buffer, offset) else None
 
     def close(self) -> None:
+        if self._is_held:
+            self._reader.release()
+            self._is_held = False
         for source in self._own.values():
             source.close()
 

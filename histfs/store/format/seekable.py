@@ -11,7 +11,6 @@ index, and the file is gzip like any other. Compressing is left to the caller.
 import struct
 from array import array
 from binascii import crc32
-from bisect import bisect_right
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -64,22 +63,6 @@ class Table:
     @property
     def raw_bytes(self) -> int:
         return self.raw_offsets[-1]
-
-    def member_of(self, raw_offset: int) -> int:
-        """The number of the member that has this byte. Raises ValueError outside of the data."""
-        if not 0 <= raw_offset < self.raw_bytes:
-            raise ValueError(f"{raw_offset} is not in the {self.raw_bytes} bytes")
-        return bisect_right(self.raw_offsets, raw_offset) - 1
-
-    def place(self, member: int) -> tuple[int, int]:
-        """Where it lies in the file: offset and length."""
-        start, end = self.offsets[member : member + 2]
-        return start, end - start
-
-    def raw_place(self, member: int) -> tuple[int, int]:
-        """Where its content lies in the raw data: offset and length."""
-        start, end = self.raw_offsets[member : member + 2]
-        return start, end - start
 
 
 def format_table(lengths: "array[int]", raw_lengths: "array[int]") -> bytes:
