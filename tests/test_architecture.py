@@ -48,6 +48,7 @@ OPERATIONS = {
     "regress",
     "prune",
     "status",
+    "usable",
     "calculate",
     "inventory",
 }

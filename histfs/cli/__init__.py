@@ -32,6 +32,7 @@ from histfs.cli import (
     remove,
     restore,
     status,
+    test,
     umount,
     verify,
 )
@@ -40,7 +41,7 @@ from histfs.errors import EXIT_ERROR, HistfsError, printable
 
 VERBS = (
     *(backup, explain, restore, mount, umount, listing, status, compare, verify, regress, remove),
-    *(calculate, info, complete),
+    *(calculate, test, info, complete),
 )
 
 DESCRIPTION = """\

@@ -40,8 +40,6 @@ The newest session that is not later than TIME is meant."""
 
 # Verbs of rdiff-backup that are not there, and what to do.
 _OF_OTHER_COMPUTERS = {
-    "test": "test is for repositories on other computers, which histfs does not reach; how one here is tells"
-    " `histfs status REPO`",
     "server": "server answers another computer, which histfs does not do; run histfs there, or mount its directory"
     " here",
 }

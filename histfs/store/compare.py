@@ -240,7 +240,7 @@ class _Comparison:
             os.close(fd)
         return digest.hexdigest().encode() == sha1
 
-    def _told(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+    def _told(self, blocks: Iterator[bytes | bytearray]) -> Iterator[bytes | bytearray]:
         return self._snapshot.repository.told(blocks, parts=2 if self._method is Method.FULL else 1)
 
     def _sha1_of_repository(self, entry: Entry, sha1: bytes | None) -> bytes:

@@ -104,7 +104,7 @@ class Repository:
         """What the session has counted; None where that is not known."""
         return read_statistics(self.tree, self.layout, session_time)
 
-    def told(self, blocks: Iterator[bytes], parts: int = 1) -> Iterator[bytes]:
+    def told(self, blocks: Iterator[bytes | bytearray], parts: int = 1) -> Iterator[bytes | bytearray]:
         """The same blocks of a content, of which `on_block` is told; as one of `parts` that a file is read in."""
         if self.on_block is None:
             yield from blocks

@@ -63,7 +63,7 @@ class TestArguments:
             (("bogus",), "'bogus' is no verb; `histfs --help` shows them"),
             (("--", "--version"), "'--version' is no verb; `histfs --help` shows them"),
             (("list", "decrements", "r"), "'decrements' is no verb; `histfs list --help` shows them"),
-            (("test", "host::r"), "test is for repositories on other computers, which histfs does not reach; "),
+            (("server", "--restrict-path", "/"), "server answers another computer, which histfs does not do; "),
             (("server",), "server answers another computer, which histfs does not do; run histfs there, or mount "),
         ],
     )
