@@ -19,8 +19,9 @@ import errno
 import hashlib
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
 
 from histfs.errors import DamagedError, StorageError, storage_errors
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 5
 _WORTH_THREADS = 4 << 20  # bytes
+_LARGE_BLOCK = 1 << 20
+_READERS = 2
 
 
 class Content:
@@ -105,14 +108,22 @@ class Content:
             return None
 
     def blocks(self) -> Iterator[bytes | bytearray]:
-        """All bytes, in blocks of up to 256 KiB; DamagedError at the end if they are not those that were recorded."""
-        blocks = (self.pread(BLOCK_SIZE, offset) for offset in range(0, self.size_bytes, BLOCK_SIZE))
+        """All bytes, in blocks of up to 1 MiB; DamagedError at the end if they are not those that were recorded."""
         checked = self._checked if self._version.unchecked_sha1 is not None else iter
         if self.size_bytes <= _WORTH_THREADS:
-            yield from checked(blocks)
+            yield from checked(self.pread(BLOCK_SIZE, offset) for offset in range(0, self.size_bytes, BLOCK_SIZE))
             return
-        with ThreadPoolExecutor(2) as helpers:
-            yield from _ahead(checked(_ahead(blocks, helpers)), helpers)
+        with ThreadPoolExecutor(_READERS) as readers, ThreadPoolExecutor(1) as hasher:
+            yield from _ahead(checked(self._read_ahead(readers)), hasher)
+
+    def _read_ahead(self, readers: ThreadPoolExecutor) -> Iterator[bytes | bytearray]:
+        waiting: deque[Future[bytes | bytearray]] = deque()
+        for offset in range(0, self.size_bytes, _LARGE_BLOCK):
+            waiting.append(readers.submit(self.pread, _LARGE_BLOCK, offset))
+            if len(waiting) > _READERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
     def _checked(self, blocks: Iterator[bytes | bytearray]) -> Iterator[bytes | bytearray]:
         digest = hashlib.sha1(usedforsecurity=False)
