@@ -429,7 +429,7 @@ def test_a_long_chain_needs_few_descriptors(images: Sessions, monkeypatch: pytes
     entry = images.entry(b"f")._replace(size_bytes=len(version))
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with images.open() as repository:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 12, limits[1]))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 20, limits[1]))
         try:
             digest = hashlib.sha1(version).hexdigest().encode()
             with open_content(repository, entry, digest, TIMES[-2] - 199 * DAY) as content:
