@@ -7,15 +7,14 @@ handle of what is open to `read` and `readdir`, and without `open` there is none
 pyfuse3 registers is copied, and in the copy these two take the inode number for the handle. `init` asks for the
 caching of symbolic links as well, which pyfuse3 has no option for.
 
-And it can keep answers that were made before somebody asks: the contents of small files, and where listings end; and
-it reads large files that Python has opened, by itself (csrc/serving.c). A
-request that is answered from them never becomes a task of Python; and as the next one comes soon, it is waited for
-before the event loop is entered again, which takes as long. (Giving contents to the kernel itself, unasked, would
-spare the request as well. But the kernel would wait, uninterruptibly, for a page that somebody is just asking us for,
-and so keep a killed process from ever ending.) Of contents up to HISTFS_KEPT_BYTES are kept, each until it has
-been asked for, or its place is needed.
+And it can keep answers that were made before somebody asks: the contents of small files and the listings of directories
+(csrc/kept.c); and it reads large files that Python has opened (csrc/serving.c). A request that is answered so never
+becomes a task of Python; and as the next one comes soon, it is waited for before the event loop is entered again, which
+takes as long. (Giving contents to the kernel itself, unasked, would spare the request as well. But the kernel would
+wait, uninterruptibly, for a page that somebody is just asking us for, and so keep a killed process from ever ending.)
+What is kept is bounded: contents until they have been asked for, or their place is needed.
 
-How: loaded into the global scope before pyfuse3, the two symbols below are found first when the dynamic linker binds
+How: loaded into the global scope before pyfuse3, the three symbols below are found first when the dynamic linker binds
 pyfuse3's calls. The real functions are looked up in the caller's own libraries, so they are always those of the libfuse
 which pyfuse3 uses. Nothing is linked, and nothing but members of public structures is known of libfuse, which have kept
 their places in all of libfuse3.so.3. Where anything is not as expected, the calls go on as they came, and
@@ -29,7 +28,8 @@ from cffi import FFI
 DECLARATIONS = """
 int histfs_fuse_is_by_inode(void);
 int histfs_fuse_keep_content(uint64_t inode, const char *data, size_t size);
-void histfs_fuse_keep_end(uint64_t inode, uint64_t offset);
+int histfs_fuse_keep_listing(uint64_t inode, const char *data, size_t size);
+int histfs_fuse_reply_listing(uint64_t inode, uint64_t offset);
 int histfs_fuse_serve(uint64_t inode, uint64_t size, uintptr_t reader, uintptr_t version);
 int histfs_fuse_withdraw(uint64_t inode);
 uint64_t histfs_fuse_reads(uint64_t inode);
@@ -60,6 +60,7 @@ SOURCE = r"""
 
 typedef struct fuse_lowlevel_ops histfs_ops_t;
 typedef struct fuse_session *histfs_session_new_t(struct fuse_args *, histfs_ops_t const *, size_t, void *);
+typedef int histfs_reply_t(fuse_req_t, const char *, size_t);
 typedef int histfs_receive_t(struct fuse_session *, struct fuse_buf *);
 typedef void histfs_process_t(struct fuse_session *, const struct fuse_buf *);
 
@@ -67,109 +68,15 @@ typedef void histfs_process_t(struct fuse_session *, const struct fuse_buf *);
 static void (*histfs_their_init)(void *, struct fuse_conn_info *);
 static void (*histfs_their_read)(fuse_req_t, fuse_ino_t, size_t, off_t, struct fuse_file_info *);
 static void (*histfs_their_readdirplus)(fuse_req_t, fuse_ino_t, size_t, off_t, struct fuse_file_info *);
-static int (*histfs_reply_buf)(fuse_req_t, const char *, size_t);
+static histfs_reply_t *histfs_reply_buf;
 static histfs_receive_t *histfs_receive;
 static histfs_process_t *histfs_process;
 static int (*histfs_descriptor)(struct fuse_session *);
 static int histfs_is_by_inode;
 
-/* Answers that were made before they were asked for. Whatever is in a place makes room for what is to go there. */
-#define HISTFS_PLACES 4096
-#define HISTFS_KEPT_BYTES (8u << 20)
+"""
 
-static pthread_mutex_t histfs_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct histfs_content { uint64_t inode; char *data; size_t size; } histfs_contents[HISTFS_PLACES];
-static struct histfs_content histfs_claimed;  /* by the session's thread */
-static struct { uint64_t inode, offset; } histfs_ends[HISTFS_PLACES];
-static size_t histfs_kept_bytes, histfs_hand;
-
-static size_t histfs_place(uint64_t inode)
-{
-    return (inode * UINT64_C(0x9E3779B97F4A7C15)) >> 52;  /* the upper 12 bits: 4096 places */
-}
-
-static void histfs_drop_content(size_t place)
-{
-    histfs_kept_bytes -= histfs_contents[place].size;
-    free(histfs_contents[place].data);
-    memset(&histfs_contents[place], 0, sizeof histfs_contents[place]);
-}
-
-static void histfs_drop_all(void)
-{
-    pthread_mutex_lock(&histfs_lock);
-    for (size_t place = 0; place < HISTFS_PLACES; place++)
-        histfs_drop_content(place);
-    free(histfs_claimed.data);
-    memset(&histfs_claimed, 0, sizeof histfs_claimed);
-    memset(histfs_ends, 0, sizeof histfs_ends);
-    pthread_mutex_unlock(&histfs_lock);
-}
-
-/* Whether it is kept. From any thread. */
-static int histfs_fuse_keep_content(uint64_t inode, const char *data, size_t size)
-{
-    size_t place = histfs_place(inode);
-    char *copy;
-
-    if (!histfs_is_by_inode || size > HISTFS_KEPT_BYTES || !(copy = malloc(size ? size : 1)))
-        return 0;
-    memcpy(copy, data, size);
-    pthread_mutex_lock(&histfs_lock);
-    histfs_drop_content(place);
-    while (histfs_kept_bytes + size > HISTFS_KEPT_BYTES)
-        histfs_drop_content(histfs_hand++ % HISTFS_PLACES);
-    histfs_contents[place].inode = inode;
-    histfs_contents[place].data = copy;
-    histfs_contents[place].size = size;
-    histfs_kept_bytes += size;
-    pthread_mutex_unlock(&histfs_lock);
-    return 1;
-}
-
-/* From the session's thread. */
-static void histfs_fuse_keep_end(uint64_t inode, uint64_t offset)
-{
-    size_t place = histfs_place(inode);
-
-    histfs_ends[place].inode = inode;
-    histfs_ends[place].offset = offset;
-}
-
-static int histfs_is_end(uint64_t inode, uint64_t offset)
-{
-    size_t place = histfs_place(inode);
-
-    return offset && histfs_ends[place].inode == inode && histfs_ends[place].offset == offset;
-}
-
-/* Take a content out of its place, to be read by the session's thread alone; whether there is one. */
-static int histfs_claim(uint64_t inode)
-{
-    size_t place = histfs_place(inode);
-
-    if (histfs_claimed.data && histfs_claimed.inode == inode)
-        return 1;
-    pthread_mutex_lock(&histfs_lock);
-    if (!histfs_contents[place].data || histfs_contents[place].inode != inode) {
-        pthread_mutex_unlock(&histfs_lock);
-        return 0;
-    }
-    free(histfs_claimed.data);
-    histfs_claimed = histfs_contents[place];
-    histfs_contents[place].data = NULL;
-    histfs_drop_content(place);
-    pthread_mutex_unlock(&histfs_lock);
-    return 1;
-}
-
-static void histfs_read_claimed(fuse_req_t req, size_t size, off_t offset)
-{
-    size_t left = 0 <= offset && (size_t)offset < histfs_claimed.size ? histfs_claimed.size - offset : 0;
-
-    histfs_reply_buf(req, left ? histfs_claimed.data + offset : NULL, left < size ? left : size);
-}
-
+HANDLERS = r"""
 /* The handles of libfuse are 64 bits wide, as inode numbers are. */
 static void histfs_read(fuse_req_t req, fuse_ino_t inode, size_t size, off_t offset, struct fuse_file_info *file)
 {
@@ -183,8 +90,10 @@ static void histfs_read(fuse_req_t req, fuse_ino_t inode, size_t size, off_t off
 
 static void histfs_readdirplus(fuse_req_t req, fuse_ino_t inode, size_t size, off_t offset, struct fuse_file_info *file)
 {
-    if (histfs_is_end(inode, offset)) {
-        histfs_reply_buf(req, NULL, 0);
+    if (size < histfs_listing_room)
+        histfs_listing_room = size;
+    if (histfs_has_listing(inode, (uint64_t)offset)) {
+        histfs_reply_from_listing(req, inode, size);
         return;
     }
     file->fh = inode;
@@ -235,7 +144,7 @@ static enum histfs_who histfs_who_answers(const struct fuse_buf *buffer, int siz
     if (size < (int)sizeof *request)
         return HISTFS_PYTHON;
     if (request->opcode == HISTFS_READDIRPLUS)
-        return histfs_is_end(request->inode, request->offset) ? HISTFS_KEPT_ANSWERS : HISTFS_PYTHON;
+        return histfs_has_listing(request->inode, request->offset) ? HISTFS_KEPT_ANSWERS : HISTFS_PYTHON;
     if (request->opcode != HISTFS_READ)
         return HISTFS_PYTHON;
     return histfs_claim(request->inode) ? HISTFS_KEPT_ANSWERS
@@ -305,13 +214,31 @@ static void *histfs_real(void *caller, const char *name)
     return symbol;
 }
 
+/* In place of fuse_reply_buf: the same, but for the reply that was promised to be a listing. */
+int histfs_listing_reply(fuse_req_t, const char *, size_t)
+    __asm__("fuse_reply_buf") __attribute__((visibility("default"), noinline));
+
+int histfs_listing_reply(fuse_req_t req, const char *data, size_t size)
+{
+    uint64_t inode = histfs_promised.inode;
+
+    if (!histfs_reply_buf)
+        histfs_reply_buf = (histfs_reply_t *)histfs_real(__builtin_return_address(0), "fuse_reply_buf");
+    if (!histfs_reply_buf)
+        return -ENOSYS;
+    histfs_promised.inode = 0;
+    if (inode && !size && histfs_has_listing(inode, histfs_promised.offset))
+        return histfs_reply_from_listing(req, inode, histfs_listing_room);
+    return histfs_reply_buf(req, data, size);
+}
+
 /* Look up what we call; whether all is as expected. */
 static int histfs_is_known(void *caller, histfs_ops_t const *ops, size_t size)
 {
     Dl_info info;
     size_t needed = offsetof(histfs_ops_t, readdirplus) + sizeof ops->readdirplus;
 
-    histfs_reply_buf = (int (*)(fuse_req_t, const char *, size_t))histfs_real(caller, "fuse_reply_buf");
+    histfs_reply_buf = (histfs_reply_t *)histfs_real(caller, "fuse_reply_buf");
     histfs_process = (histfs_process_t *)histfs_real(caller, "fuse_session_process_buf");
     histfs_descriptor = (int (*)(struct fuse_session *))histfs_real(caller, "fuse_session_fd");
     return histfs_reply_buf && histfs_process && histfs_descriptor && dladdr((void *)histfs_reply_buf, &info)
@@ -332,6 +259,7 @@ struct fuse_session *histfs_session_new(struct fuse_args *args, histfs_ops_t con
 
     histfs_is_by_inode = 0;
     histfs_drop_all();
+    histfs_drop_listings();
     histfs_pool_begin();
     histfs_receive = (histfs_receive_t *)histfs_real(caller, "fuse_session_receive_buf");
     if (!session_new || !histfs_receive)
@@ -351,8 +279,17 @@ struct fuse_session *histfs_session_new(struct fuse_args *args, histfs_ops_t con
 }
 """
 
-SERVING = Path(__file__).parent / "csrc" / "serving.c"
+
+C_SOURCES = Path(__file__).parent / "csrc"
+
+
+def read_source(name: str) -> str:
+    """A file of csrc/, so that the compiler's messages name its lines."""
+    return f'#line 1 "histfs/csrc/{name}"\n{(C_SOURCES / name).read_text()}'
+
 
 ffibuilder = FFI()
 ffibuilder.cdef(DECLARATIONS)
-ffibuilder.set_source("histfs._fuse", f'{SOURCE}\n#line 1 "histfs/csrc/serving.c"\n{SERVING.read_text()}\n{RECEIVING}')
+ffibuilder.set_source(
+    "histfs._fuse", "\n".join([SOURCE, read_source("kept.c"), HANDLERS, read_source("serving.c"), RECEIVING])
+)

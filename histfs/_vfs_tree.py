@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 from histfs.errors import DamagedError, HistfsError, NotADirectoryEntryError, NotFoundError
 from histfs.store.accounts import BY_NAME, resolved
-from histfs.store.catalog import LIVE, Catalog, Version
+from histfs.store.catalog import LIVE, Catalog, Listed, Version
 from histfs.store.catalog.schema import ROOT
 from histfs.store.entry import Acl, Entry, Extras, Xattrs
 from histfs.store.extras import SessionExtras
@@ -172,6 +172,13 @@ class _Directories:
             self._keep(tag, *place)
         return place
 
+    def keep(self, tag: int, directory: int, parent: int) -> int:
+        """The tag in the mount of what has `tag` in the catalog, and is in `parent`."""
+        tag = self._swapped(tag)
+        if tag not in self._places:
+            self._keep(tag, directory, parent)
+        return tag
+
     def _swapped(self, tag: int) -> int:
         """Between the tags of the catalog and those of the mount, where the top has one that is known beforehand."""
         if tag == TOP_TAG:
@@ -227,10 +234,24 @@ class Tree:
             above = ROOT_INODE if is_top else directory_inode(session_time, self._directories.tag(parent))
             children.append(Child(b"..", _dot(above), AFTER_DOTS))
         after = None if offset < AFTER_0 else self._version(offset - AFTER_0).name
-        for version in self.catalog.children(directory, session_time, after, limit):
-            children.append(Child(version.name, self._shown(version, session_time), version.number + AFTER_0))
-            self._remember(version)
+        for listed in self.catalog.names(directory, session_time, after, limit):
+            shown = self._listed_attributes(listed, directory, session_time)
+            if shown is not None:
+                children.append(Child(listed.name, shown, listed.number + AFTER_0))
         return children
+
+    def _listed_attributes(self, listed: Listed, parent: int, session_time: int) -> Attributes | None:
+        """What a name in a listing shows; None if it is not there."""
+        number, name, mode, uid, gid, size, mtime_s, directory, tag, is_plain = listed
+        if not is_plain or (directory and tag is None) or uid > _MAX_ID or gid > _MAX_ID or size < 0:
+            version = self.catalog.child(parent, name, session_time)
+            return None if version is None else self._shown(version, session_time)
+        if tag is None:
+            return Attributes(_VERSION | number, mode, 1, uid, gid, 0, size, mtime_s)
+        tag = self._directories.keep(tag, directory, parent)
+        # A snapshot's top carries its session's time, for `ls -lt` in the root.
+        shown_mtime_s = session_time if tag == TOP_TAG else mtime_s
+        return Attributes(directory_inode(session_time, tag), mode, 1, uid, gid, 0, size, shown_mtime_s)
 
     def _remember(self, version: Version) -> None:
         """Of versions with the same number the newest counts: one that is not live need not be it."""

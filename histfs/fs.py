@@ -1,8 +1,8 @@
 """FUSE requests, answered from the history: `vfs` says what the tree is, this module translates it for pyfuse3.
 
 Its private parts: `_fs_answers` (errors, as error numbers and in the log), `_fs_flights` (one job for all who wait for
-the same), `_fs_open_files` (which versions are kept open, and how long), `_fs_read_ahead` (small files are read before
-they are asked for; `_fs_ahead` says which).
+the same), `_fs_open_files` (which versions are kept open, and how long), `_fs_listing` (directories as the kernel takes
+them), `_fs_read_ahead` (small files are read before they are asked for; `_fs_ahead` says which).
 
 Strategy: one task a request, all in one trio loop. A question to the catalog takes some ten microseconds, to open a
 small file of the mirror a hundred, less than the way to a thread and back: this is done in the loop, until something
@@ -35,10 +35,11 @@ import trio
 
 from histfs._fs_answers import Reports, reply
 from histfs._fs_flights import Flights
+from histfs._fs_listing import BLOCK_SIZE, NAME_MAX, pack
 from histfs._fs_open_files import OpenFiles
 from histfs._fs_read_ahead import ReadAhead, small_files
 from histfs.errors import DamagedError, HistfsError, StorageError
-from histfs.fuse import end_serving, is_by_inode, keep_end, next_failure, pyfuse3
+from histfs.fuse import end_serving, is_by_inode, keep_listing, next_failure, pyfuse3, reply_listing
 from histfs.vfs import (
     FOREVER_S,
     NO_XATTRS,
@@ -58,11 +59,10 @@ __all__ = ["Operations"]
 
 T = TypeVar("T")
 
-_NAME_MAX = 255
-_BLOCK_SIZE = 4096
 _TRUSTED = b"trusted."
 _WRITING = os.O_ACCMODE | os.O_TRUNC
 _NAMES_AT_ONCE = 256
+_NAMES_KEPT = 2048  # of a directory that is told without asking us
 _PAGES_KEPT = 64  # what directories were asked for and had no place in the reply
 _ATTEMPTS = 5
 _SLOW_S = 0.01  # a question that took so long has met a slow disk
@@ -145,7 +145,7 @@ class Operations(pyfuse3.Operations):
 
     @reply
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        if len(name) > _NAME_MAX:  # the kernel lets longer ones pass
+        if len(name) > NAME_MAX:  # the kernel lets longer ones pass
             raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
         if parent_inode == ROOT_INODE:
             return await self._lookup_in_root(name)
@@ -216,7 +216,7 @@ class Operations(pyfuse3.Operations):
         shown = pyfuse3.StatvfsData()
         shown.f_bsize, shown.f_frsize = below.f_bsize, below.f_frsize
         shown.f_blocks, shown.f_files = below.f_blocks, below.f_files
-        shown.f_namemax = _NAME_MAX
+        shown.f_namemax = NAME_MAX
         return shown  # nothing is free: it cannot be written
 
     @reply
@@ -233,6 +233,9 @@ class Operations(pyfuse3.Operations):
 
     @reply
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        if fh != ROOT_INODE and not start_id and await self._list_whole(fh):
+            reply_listing(fh, 0)
+            return
         offset, entry = start_id, pyfuse3.EntryAttributes()
         page = self._pages.pop((fh, offset), None)
         files = [] if page is None else page.files
@@ -250,16 +253,34 @@ class Operations(pyfuse3.Operations):
                 if start_id != offset:  # the kernel asks once more, to hear that this was all
                     self._keep_page(fh, offset, _Page([], True, files))
                     if fh != ROOT_INODE:
-                        keep_end(fh, offset)
                         self._ahead.listed(fh, files)
                 return
             page = None
+
+    async def _list_whole(self, inode: int) -> bool:
+        """Have a directory listed without asking us, if it is not too large; the first names are asked for now."""
+        children: list[Child] = []
+        while len(children) < _NAMES_KEPT:
+            offset = children[-1].offset if children else 0
+            more = await self._ask(self._history.children, inode, offset, _NAMES_AT_ONCE)
+            children += more
+            if len(more) < _NAMES_AT_ONCE:
+                return self._keep_listing(inode, children)
+        return False
+
+    def _keep_listing(self, inode: int, children: list[Child]) -> bool:
+        if any(len(child.name) > NAME_MAX for child in children):
+            return False
+        if not keep_listing(inode, pack(children, FOREVER_S)):
+            return False
+        self._ahead.listed(inode, small_files(children))
+        return True
 
     def _tell(
         self, token: pyfuse3.ReaddirToken, child: Child, entry: pyfuse3.EntryAttributes, entry_valid_s: float
     ) -> bool:
         """Put a name into a reply; False if it is full."""
-        if len(child.name) > _NAME_MAX:
+        if len(child.name) > NAME_MAX:
             error = DamagedError("is not shown: its name is longer than 255 bytes", path=child.name)
             self.reports.report(error, errno.EIO, "readdir")
             return True
@@ -416,7 +437,7 @@ def _fill(entry: pyfuse3.EntryAttributes, shown: Attributes, entry_valid_s: floa
     (entry.st_ino, mode, entry.st_nlink, entry.st_uid, entry.st_gid, entry.st_rdev, size, mtime_s, valid_s) = shown
     entry.st_mode = mode
     entry.st_size = size
-    entry.st_blksize = _BLOCK_SIZE
+    entry.st_blksize = BLOCK_SIZE
     entry.st_blocks = (size + 511) // 512 if stat.S_ISREG(mode) else 0
     entry.st_atime_ns = entry.st_ctime_ns = entry.st_mtime_ns = mtime_s * 1_000_000_000
     entry.entry_timeout = entry_valid_s

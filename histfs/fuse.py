@@ -13,10 +13,11 @@ __all__ = [
     "end_serving",
     "is_by_inode",
     "keep_content",
-    "keep_end",
+    "keep_listing",
     "next_failure",
     "pyfuse3",
     "reads_served",
+    "reply_listing",
     "serve",
     "withdraw",
 ]
@@ -57,17 +58,29 @@ def keep_content(inode: int, data: memoryview) -> bool:
     return bool(_compiled.lib.histfs_fuse_keep_content(inode, _compiled.ffi.from_buffer(data), len(data)))
 
 
-def keep_end(inode: int, offset: int) -> None:
-    """Have the kernel be told, without asking us, that the listing of a directory ends at `offset`."""
-    if _compiled is not None:
-        _compiled.lib.histfs_fuse_keep_end(inode, offset)
+def keep_listing(inode: int, records: bytes | bytearray) -> bool:
+    """Have all names of a directory told without asking us; False where that cannot be.
+
+    `records` are as in linux/fuse.h, see `_fs_listing`. To be called in the session's thread, as all of the following.
+    """
+    if _compiled is None:
+        return False
+    return bool(_compiled.lib.histfs_fuse_keep_listing(inode, _compiled.ffi.from_buffer(records), len(records)))
+
+
+def reply_listing(inode: int, offset: int) -> bool:
+    """Have the reply of the `readdir` that now returns, without a name of its own, taken from what is kept.
+
+    False, and the reply stays empty, if there is nothing.
+    """
+    return _compiled is not None and bool(_compiled.lib.histfs_fuse_reply_listing(inode, offset))
 
 
 def serve(inode: int, size_bytes: int, reader: tuple[int, int]) -> bool:
     """Have the reads of a file answered without asking us; False where that cannot be.
 
     `reader`: the addresses of a C function and of what it takes (`rsync.MapReader.address`), both good until `withdraw`
-    has said yes. To be called in the session's thread, as all of the following.
+    has said yes.
     """
     return _compiled is not None and bool(_compiled.lib.histfs_fuse_serve(inode, size_bytes, *reader))
 

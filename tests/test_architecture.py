@@ -22,7 +22,7 @@ LAYERS = [
     {"cli"},
     {"mount", "remote"},
     {"fs"},
-    {"_fs_answers", "_fs_flights", "_fs_open_files", "_fs_read_ahead"},
+    {"_fs_answers", "_fs_flights", "_fs_listing", "_fs_open_files", "_fs_read_ahead"},
     {"_fs_ahead"},
     {"fuse"},
     {"vfs"},

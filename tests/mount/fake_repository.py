@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from histfs.errors import DamagedError, NotFoundError
 from histfs.store.entry import Entry, Kind, LinkGroup, sort_key
+from tests.store.catalogs import listed
 from tests.trees import Device, Dir, Fifo, File, Link, Socket, Symlink, walk
 
 LIVE = 2**62
@@ -218,6 +219,11 @@ class FakeCatalog:
         start = 0 if after is None else bisect_right(names, after)
         found = (self.child(directory, name, time) for name in names[start:])
         return list(islice((version for version in found if version is not None), limit))
+
+    def names(self, directory, time, after=None, limit=1000):
+        for version in self.children(directory, time, after, limit):
+            tag = self.tag(version.directory) if version.directory else None
+            yield listed(version, tag, min(self.sessions, default=0))
 
     def version(self, number):
         return self._versions.get(number)

@@ -5,6 +5,7 @@ import inspect
 import logging
 import os
 import stat
+import struct
 import threading
 from contextlib import suppress
 from datetime import UTC
@@ -88,6 +89,24 @@ class Mounted:
 @pytest.fixture
 def mounted():
     return Mounted({FIRST: TREE, SECOND: Dir({"a": File(b"new")})})
+
+
+@pytest.fixture(autouse=True)
+def listings(monkeypatch):
+    """What is kept of directories to be answered without Python, by inode; nothing unless `is_possible` is set."""
+
+    class Listings(dict):
+        is_possible = False
+
+        def keep(self, inode, records):
+            if self.is_possible:
+                self[inode] = records
+            return self.is_possible
+
+    kept = Listings()
+    monkeypatch.setattr(fs, "keep_listing", kept.keep)
+    monkeypatch.setattr(fs, "reply_listing", lambda inode, offset: inode in kept and not offset)
+    return kept
 
 
 @pytest.fixture
@@ -424,11 +443,60 @@ async def listing(mounted, inode, replies, start=0):
     return [name for name, _, _ in replies]
 
 
+def unpack(records):
+    """Names, attributes as pyfuse3 has them, and offsets, of what the kernel is given."""
+    found, at = [], 0
+    while at < len(records):
+        numbers = struct.unpack_from("=QQQQIIQQQqqqIIIIIIIIIIQQII", records, at)
+        node, generation, name_s, valid_s, name_ns, valid_ns, inode, size, blocks, atime, mtime, ctime = numbers[:12]
+        _, _, _, mode, nlink, uid, gid, rdev, block_size, _, entry_inode, offset, length, kind = numbers[12:]
+        assert (node, generation, node, kind) == (inode, 0, entry_inode, mode >> 12)
+        assert numbers[12:15] == (0, 0, 0)
+        at += 152
+        name = records[at : at + length]
+        at += length
+        attributes = {
+            "st_ino": inode, "st_mode": mode, "st_nlink": nlink, "st_uid": uid, "st_gid": gid, "st_rdev": rdev,
+            "st_size": size, "st_blocks": blocks, "st_blksize": block_size, "st_atime_ns": atime * 10**9,
+            "st_mtime_ns": mtime * 10**9, "st_ctime_ns": ctime * 10**9,
+            "entry_timeout": name_s + name_ns / 1e9, "attr_timeout": valid_s + valid_ns / 1e9,
+        }  # fmt: skip
+        found.append((name, attributes, offset))
+        assert records[at : at + -at % 8] == bytes(-at % 8)
+        at += -at % 8
+    return found
+
+
 async def test_readdir(mounted, replies):
     expected = [b".", b"..", b"a", b"again", b"d", b"dev", b"fifo", b"link"]
     assert await listing(mounted, await mounted.inode(FIRST_NAME), replies) == expected
     for name, attributes, _ in replies[2:]:
         assert attributes == (await mounted.lookup(FIRST_NAME, name)).__getstate__()
+
+
+@pytest.mark.parametrize("at_once", [3, 256])
+async def test_a_directory_is_kept_as_a_whole(mounted, replies, listings, monkeypatch, at_once):
+    listings.is_possible = True
+    monkeypatch.setattr(fs, "_NAMES_AT_ONCE", at_once)
+    inode = await mounted.inode(FIRST_NAME)
+    assert await listing(mounted, inode, replies) == []  # what is kept is the reply
+    records = unpack(listings[inode])
+    assert [name for name, _, _ in records] == [b".", b"..", b"a", b"again", b"d", b"dev", b"fifo", b"link"]
+    for name, attributes, _ in records[2:]:
+        expected = (await mounted.lookup(FIRST_NAME, name)).__getstate__()
+        assert {key: expected[key] for key in attributes} == attributes
+    listings.is_possible = False
+    assert [name for name, _, _ in records] == await listing(mounted, inode, replies)
+    assert [offset for _, _, offset in records] == [offset for _, _, offset in replies]
+
+
+async def test_the_root_and_what_is_large_is_not_kept(mounted, replies, listings, monkeypatch):
+    listings.is_possible = True
+    monkeypatch.setattr(fs, "_NAMES_AT_ONCE", 3)
+    monkeypatch.setattr(fs, "_NAMES_KEPT", 6)
+    assert len(await listing(mounted, ROOT_INODE, replies)) == 4
+    assert len(await listing(mounted, await mounted.inode(FIRST_NAME), replies)) == 8
+    assert listings == {}
 
 
 @pytest.mark.parametrize("at_once", [3, 256])

@@ -1,5 +1,6 @@
 """What tests of the catalog share: the tree that it shows, the one that a snapshot lists, and its rows to compare."""
 
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from histfs.errors import DamagedError
-from histfs.store.catalog import Catalog, Version, open_catalog
+from histfs.store.catalog import LIVE, Catalog, Listed, Version, open_catalog
 from histfs.store.entry import Entry
 from histfs.store.repository import Repository
 
@@ -22,9 +23,26 @@ def versions_at(catalog: Catalog, time: int) -> Iterator[Version]:
             after = None
             below = []
             while page := catalog.children(version.directory, time, after, 3):
+                oldest = catalog._oldest
+                tags = [catalog.tag(child.directory) if child.directory else None for child in page]
+                expected = [listed(child, tag, oldest) for child, tag in zip(page, tags, strict=True)]
+                assert list(catalog.names(version.directory, time, after, 3)) == expected
                 below += page
                 after = page[-1].name
             pending += reversed(below)
+
+
+def listed(version: Version, tag: int | None, oldest: int) -> Listed:
+    """What a listing shows of a version."""
+    kind, mtime_s, size_bytes = stat.S_IFMT(version.mode), version.mtime_s, version.size_bytes
+    is_plain = version.link is None and kind not in (stat.S_IFCHR, stat.S_IFBLK)
+    if kind == stat.S_IFLNK:
+        mtime_s, size_bytes = max(version.first, oldest), len(version.target or b"")
+        is_plain = is_plain and version.last == LIVE
+    ids = version.uid, version.gid
+    return Listed(
+        version.number, version.name, version.mode, *ids, size_bytes, mtime_s, version.directory, tag, is_plain
+    )
 
 
 def entries_at(catalog: Catalog, time: int) -> list[Entry]:

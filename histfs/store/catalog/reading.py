@@ -21,6 +21,9 @@ from histfs.store.format.columns import IS_DIRECTORY, TYPE_BITS, TYPE_MASK, numb
 from histfs.store.layout import State
 from histfs.store.repository import Repository
 
+_SYMLINK = TYPE_BITS[Kind.SYMLINK]
+_CHARACTER_DEVICE = TYPE_BITS[Kind.CHARACTER_DEVICE]
+_BLOCK_DEVICE = TYPE_BITS[Kind.BLOCK_DEVICE]
 _KINDS = {bits: kind for kind, bits in TYPE_BITS.items()}
 _MOST_KEPT = 4096
 _HALF = (1 << 32) - 1
@@ -78,7 +81,33 @@ _VERSION = """
     v.link_inode & -1, v.link_device & -1, v.link_count & -1
 """
 _FIELDS = 18
+# The fields of Listed in their order.
+_LISTED = f"""
+    ifnull(v.number & -1, 0), ifnull(cast(v.name as blob), x''), ifnull(v.mode & 65535, 0),
+    ifnull(v.uid & 4294967295, 0), ifnull(v.gid & 4294967295, 0),
+    ifnull(case v.mode & {TYPE_MASK} when {_SYMLINK} then length(cast(v.target as blob)) else v.size_bytes & -1 end, 0),
+    ifnull(case v.mode & {TYPE_MASK} when {_SYMLINK} then max(v.first & -1, :oldest) else v.mtime_s & -1 end, 0),
+    ifnull(v.directory & -1, 0),
+    case when v.directory then (select tag & -1 from directory d where d.id = v.directory) end,
+    ifnull(v.link_inode is null and (v.mode & {TYPE_MASK} not in ({_SYMLINK}, {_CHARACTER_DEVICE}, {_BLOCK_DEVICE})
+        or v.mode & {TYPE_MASK} = {_SYMLINK} and v.last = {LIVE}), 0)
+"""
 _AT = "v.first <= :time and v.last >= :time"
+
+
+class Listed(NamedTuple):
+    """What a listing shows of a version."""
+
+    number: int
+    name: bytes
+    mode: int
+    uid: int
+    gid: int
+    size_bytes: int  # of a symbolic link: of its target
+    mtime_s: int  # of a symbolic link: when the first session was that had it
+    directory: int
+    tag: int | None  # of a directory that has one
+    is_plain: bool  # that this is all there is to it: it is no device, has no other links, and is no link of old
 
 
 class _Kept(OrderedDict[_K, _V]):
@@ -186,6 +215,14 @@ class Catalog:
         """Up to `limit` of what was in a directory at `time`, by name, those that come after the name `after`."""
         where = f"v.parent = :directory and v.name > :after and {_AT} order by v.name limit :limit"
         return self._versions(where, {"directory": directory, "after": after or b"", "time": time, "limit": limit})
+
+    def names(self, directory: int, time: int, after: bytes | None = None, limit: int = 1000) -> Iterator[Listed]:
+        """As `children`, but only what a listing shows, and quicker."""
+        query = f"select {_LISTED} from version v where v.parent = :directory and v.name > :after and {_AT}"
+        values = {"directory": directory, "after": after or b"", "time": time, "limit": limit, "oldest": self._oldest}
+        with self._reading():
+            rows = self._database.execute(f"{query} order by v.name limit :limit", values).fetchall()
+        return map(Listed._make, rows)
 
     def version(self, number: int) -> Version | None:
         """The newest version with this number."""

@@ -1,0 +1,53 @@
+"""Listings of directories as the kernel takes them: struct fuse_direntplus of linux/fuse.h, one after the other.
+
+pyfuse3 takes names one by one, which costs three times what it takes to find them. Here they are packed at once, and
+given to the kernel as they are (see `fuse.keep_listing`). The numbers are in the machine's own byte order.
+"""
+
+import stat
+import struct
+from collections.abc import Iterable
+
+from histfs.vfs import Child
+
+BLOCK_SIZE = 4096
+NAME_MAX = 255
+
+# fuse_entry_out: node, generation, seconds and (below) nanoseconds of validity of the name and of the attributes;
+# fuse_attr: inode, size, blocks, atime, mtime, ctime; nanoseconds, mode, links, uid, gid, device, block size, flags;
+# fuse_dirent: inode, offset, length of the name, type.
+_RECORD = struct.Struct("=QQQQIIQQQqqqIIIIIIIIIIQQII")
+_PADDING = (b"", *(bytes(8 - length % 8) if length % 8 else b"" for length in range(1, NAME_MAX + 1)))
+_FILE = stat.S_IFREG
+_TYPE = 0o170000
+_MOST = 2**32 - 1
+_TYPE_SHIFT = 12  # from a mode to what readdir(3) calls d_type
+
+
+def pack(children: Iterable[Child], entry_valid_s: float) -> bytes:
+    """The records of `children`, whose names are at most NAME_MAX bytes long."""
+    pack_record, parts = _RECORD.pack, []
+    name_s, name_ns = _split(entry_valid_s)
+    known_valid_s, valid_s, valid_ns = entry_valid_s, name_s, name_ns
+    for name, (inode, mode, nlink, uid, gid, rdev, size, mtime_s, shown_valid_s), offset in children:
+        if shown_valid_s != known_valid_s:
+            known_valid_s = shown_valid_s
+            valid_s, valid_ns = _split(shown_valid_s)
+        length = len(name)
+        blocks = (size + 511) // 512 if mode & _TYPE == _FILE else 0
+        parts.append(
+            pack_record(
+                inode, 0, name_s, valid_s, name_ns, valid_ns,
+                inode, size, blocks, mtime_s, mtime_s, mtime_s,
+                0, 0, 0, mode, min(nlink, _MOST), uid, gid, rdev & _MOST, BLOCK_SIZE, 0,
+                inode, offset, length, (mode & _TYPE) >> _TYPE_SHIFT,
+            )
+        )  # fmt: skip
+        parts.append(name)
+        parts.append(_PADDING[length])
+    return b"".join(parts)
+
+
+def _split(seconds: float) -> tuple[int, int]:
+    """Whole seconds, and nanoseconds."""
+    return int(seconds), int(seconds % 1 * 1_000_000_000)
