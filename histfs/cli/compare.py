@@ -1,6 +1,7 @@
 """`histfs compare [--at TIME] SRC REPO[/sub]`: how a directory differs from a backup of it."""
 
 import argparse
+from contextlib import ExitStack
 
 from histfs.cli import options, selection
 from histfs.cli.output import Output, counted, is_terminal, iso_time
@@ -52,19 +53,20 @@ def add_to(verbs: "options.Verbs") -> None:
 def run(arguments: argparse.Namespace, output: Output) -> int:
     from histfs.store.compare import Difference, Method, compare
 
-    is_document = options.wants_document(arguments)
-    found: list[dict[str, object]] = []
     differences = 0
 
     def tell(difference: Difference) -> None:
         nonlocal differences
         differences += 1
-        if is_document:
-            found.append({"path": difference.path or b".", "reason": difference.reason})
+        if document is not None:
+            document.add({"path": difference.path or b".", "reason": difference.reason})
         else:
             output.marked([(difference.reason, difference.path)])
 
-    with options.open_past(arguments) as past, reading(output, past, "comparing", arguments.progress):
+    with ExitStack() as stack:
+        document = stack.enter_context(output.long_document()) if options.wants_document(arguments) else None
+        past = stack.enter_context(options.open_past(arguments))
+        stack.enter_context(reading(output, past, "comparing", arguments.progress))
         outcome = compare(
             arguments.source,
             past.repository,
@@ -76,9 +78,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             selection=selection.read(arguments, arguments.source, output),
             extras=options.extras(arguments),
         )
-    if is_document:
-        output.document(found)
-    elif is_terminal():
+    if document is None and is_terminal():
         output.tell(
             f"{counted(outcome.compared)} compared as of {iso_time(past.session_time, None)}: {differences} differ"
         )

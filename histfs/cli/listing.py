@@ -133,7 +133,9 @@ def run_files(arguments: argparse.Namespace, output: Output) -> int:
         return _run_changes(arguments, output)
     with options.open_past(arguments) as past:
         if options.wants_document(arguments):
-            output.document(list(_described(past, output)))
+            with output.long_document() as document:
+                for described in _described(past, output):
+                    document.add(described)
             return 0
         output.names(_paths(past, output), null=arguments.null)
     return 0
@@ -146,7 +148,9 @@ def _run_changes(arguments: argparse.Namespace, output: Output) -> int:
     with options.open_past(arguments) as past:
         changes = _named_changes(changes_since(past.repository, past.path, past.session_time, output.report))
         if options.wants_document(arguments):
-            output.document([{"path": path or b".", "change": word} for word, path in changes])
+            with output.long_document() as document:
+                for word, path in changes:
+                    document.add({"path": path or b".", "change": word})
         else:
             output.names((b"%-7b %b" % (word.encode(), path or b".") for word, path in changes), null=arguments.null)
     return 0

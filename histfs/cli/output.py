@@ -12,9 +12,10 @@ import functools
 import operator
 import os
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, tzinfo
 from typing import TYPE_CHECKING, TextIO
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # How much is said, as rdiff-backup counts it; each level says what those below it say, and results are always printed.
 ERRORS, QUIET, NORMAL, LINES, FILES, TRACEBACKS = 1, 2, 3, 4, 5, 8
+
+_WRITTEN_AT_ONCE = 1 << 16  # characters
 
 
 class ReaderGoneError(HistfsError):
@@ -122,6 +125,25 @@ class Output:
 
         self.text(json.dumps(_readable(value), indent=2))
 
+    @contextmanager
+    def long_document(
+        self, before: Mapping[str, object] | None = None, name: str = "", *, may_stop: bool = True
+    ) -> "Iterator[LongDocument]":
+        """The same for a list of any length, which is written as it grows: by itself, or as `name` behind `before`.
+
+        Whatever happens in the block, what was written is a whole document in the end; nothing is, if it did not get
+        as far as to the first item. With `may_stop` False trouble with writing does not stop what is done in the
+        block, and is raised at its end.
+        """
+        document = LongDocument(before, name, self._make_room, may_stop=may_stop)
+        try:
+            yield document
+        except BaseException:
+            with suppress(HistfsError):
+                document.break_off()
+            raise
+        document.end()
+
     # For a person. These never fail.
 
     def tell(self, text: str) -> None:
@@ -206,6 +228,89 @@ class Output:
         assert self.above is not None
         with suppress(OSError, ValueError):
             self.above(line.encode("utf-8", "backslashreplace").decode())
+
+
+class LongDocument:
+    """A JSON document with a list that grows. Made by `Output.long_document`."""
+
+    def __init__(
+        self, before: Mapping[str, object] | None, name: str, make_room: Callable[[], None], *, may_stop: bool
+    ) -> None:
+        self._before = before
+        self._name = name
+        self._make_room = make_room
+        self._may_stop = may_stop
+        self._trouble: HistfsError | None = None
+        self._text: list[str] = []  # that is not written yet
+        self._length = 0
+        self._count = 0
+        self.after: Mapping[str, object] = {}  # what stands behind the list
+
+    @property
+    def _indent(self) -> str:
+        return "  " if self._before is None else "    "
+
+    def add(self, item: object) -> None:
+        """The next item, of what `Output.document` takes. Raises ReaderGoneError, StorageError."""
+        import json
+
+        self._put(self._opening() if not self._count else ",\n")
+        self._put(textwrap.indent(json.dumps(_readable(item), indent=2), self._indent))
+        self._count += 1
+        if self._length > _WRITTEN_AT_ONCE:
+            self._write()
+
+    def end(self) -> None:
+        """Raises ReaderGoneError, StorageError."""
+        self._close()
+        if self._trouble is not None:
+            raise self._trouble
+
+    def break_off(self) -> None:
+        if self._count:
+            self.after = {}
+            self._close()
+
+    def _opening(self) -> str:
+        if self._before is None:
+            return "[\n"
+        return (
+            "{\n"
+            + "".join(f"{_member(name, value)},\n" for name, value in self._before.items())
+            + (f'  "{self._name}": [\n')
+        )
+
+    def _close(self) -> None:
+        if not self._count:
+            self._put(self._opening().removesuffix("\n") + "]")
+        else:
+            self._put("\n]" if self._before is None else "\n  ]")
+        if self._before is not None:
+            self._put("".join(f",\n{_member(name, value)}" for name, value in self.after.items()) + "\n}")
+        self._put("\n")
+        self._write()
+
+    def _put(self, text: str) -> None:
+        self._text.append(text)
+        self._length += len(text)
+
+    def _write(self) -> None:
+        text, self._text, self._length = "".join(self._text), [], 0
+        if self._trouble is not None:
+            return
+        self._make_room()
+        try:
+            _write_results([text.encode("utf-8", "backslashreplace")])
+        except HistfsError as error:
+            if self._may_stop:
+                raise
+            self._trouble = error
+
+
+def _member(name: str, value: object) -> str:
+    import json
+
+    return f'  "{name}": {json.dumps(_readable(value))}'
 
 
 def _readable(value: object) -> object:

@@ -2,6 +2,7 @@
 
 import argparse
 from collections import Counter
+from contextlib import ExitStack
 
 from histfs.cli import options, selection
 from histfs.cli.output import Output, counted, iso_time, moment
@@ -103,17 +104,22 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     )
     options.compression(arguments)  # a restore writes nothing that it could concern
     counts: Counter[str] = Counter()
-    steps: list[dict[str, object]] = []
 
     def tell(step: Step, path: bytes) -> None:
         counts[step.value] += 1
-        if options.wants_document(arguments):
-            steps.append({"step": step.value, "path": path or b"."})
+        if document is not None:
+            document.add({"step": step.value, "path": path or b"."})
         elif arguments.dry_run:
             output.marked([(step.value, path)])
 
     work = "comparing" if arguments.dry_run else "restoring"
-    with options.open_past(arguments) as past, reading(output, past, work, arguments.progress):
+    with ExitStack() as stack:
+        past = stack.enter_context(options.open_past(arguments))
+        document = None
+        if options.wants_document(arguments):
+            before = {**moment(past.session_time), "target": str(arguments.target), "dry_run": arguments.dry_run}
+            document = stack.enter_context(output.long_document(before, "steps", may_stop=arguments.dry_run))
+        stack.enter_context(reading(output, past, work, arguments.progress))
         outcome = restore(
             past.repository,
             past.path,
@@ -127,9 +133,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             extras=options.extras(arguments),
             never_drop_acls=arguments.never_drop_acls,
         )
-    if options.wants_document(arguments):
-        document = {**moment(past.session_time), "target": str(arguments.target), "dry_run": arguments.dry_run}
-        output.document({**document, "files": outcome.files, "errors": outcome.errors, "steps": steps})
+        if document is not None:
+            document.after = {"files": outcome.files, "errors": outcome.errors}
     summary = f"{counted(outcome.files)} as of {iso_time(past.session_time, None)}"
     where = printable(arguments.target)
     if arguments.dry_run or manner.is_merging:
