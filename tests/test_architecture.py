@@ -65,6 +65,7 @@ STORE_LAYERS = [
         "layout",
         "lock",
         "logs",
+        "mounts",
         "source",
         "special",
         "tree",

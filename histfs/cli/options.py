@@ -188,13 +188,17 @@ def add_compression(parser: argparse.ArgumentParser, *, has_effect: bool) -> Non
     group = parser.add_argument_group(
         "compression" if has_effect else "compression (accepted from scripts for rdiff-backup, to no effect)"
     )
-    add_switch(group, "compression", "keep the history, but for its lists, as gzip (the default)")
+    how = "keep the history, but for its lists, as gzip (the default)"
+    which = (
+        "but not of files whose paths, beginning with REPO, match this (default: the usual suffixes of pictures,"
+        " films, music, archives)"
+    )
+    add_switch(group, "compression", how if has_effect else "accepted: nothing is written that it could concern")
     group.add_argument(
         "--not-compressed-regexp",
         "--no-compression-regexp",
         metavar="REGEXP",
-        help="but not of files whose paths, beginning with REPO, match this (default: the usual suffixes of"
-        " pictures, films, music, archives)",
+        help=which if has_effect else "accepted, and looked at for mistakes",
     )
 
 
@@ -289,7 +293,7 @@ def open_past(arguments: argparse.Namespace) -> Iterator[Past]:
 
 def _past(arguments: argparse.Namespace, repository: "Repository", below: bytes) -> Past:
     needed: bool | None = getattr(arguments, "increment", None)
-    increment = None if needed is None else repository.layout.increment_at(below)
+    increment = None if needed is None else _increment(repository, below)
     if increment is None:
         if needed:
             raise UsageError("is not an increment file", path=arguments.repository)
@@ -299,6 +303,18 @@ def _past(arguments: argparse.Namespace, repository: "Repository", below: bytes)
         raise UsageError("an increment file has a time of its own; --at makes no sense", path=arguments.repository)
     path, session_time = increment
     return Past(repository, path, _session_at(repository, session_time))
+
+
+def _increment(repository: "Repository", below: bytes) -> tuple[bytes, int] | None:
+    """The path that the increment file `below` leads back, and the time; None if it is none."""
+    numbered = repository.layout.numbered_increment_at(below)
+    if numbered is None:
+        return repository.layout.increment_at(below)
+    number, session_time = numbered
+    for entry in repository.snapshot(_session_at(repository, session_time)).entries():
+        if number in (entry.alternate_mirror, entry.alternate_increment):
+            return entry.path, session_time
+    raise NotFoundError("keeps nothing that was there at this time", path=below, at=session_time)
 
 
 def _refuse_history(typed: Path, below: bytes) -> None:

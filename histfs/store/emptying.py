@@ -5,16 +5,15 @@ refused whatever is said. Nothing is removed here.
 """
 
 import os
-import re
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from histfs.errors import NotARepositoryError
 from histfs.store.entry import is_below, join
 from histfs.store.files import WritableTree
 from histfs.store.layout import DATA
+from histfs.store.mounts import mounts
 from histfs.store.tree import Tree
 
 _ADVICE = "nothing was removed; choose another directory, or empty this one yourself"
@@ -55,9 +54,9 @@ def _below(tree: Tree, path: Path) -> Iterator[tuple[bytes, os.stat_result]]:
     What is mounted from elsewhere on the same file system shows in the list of mounts only.
     """
     place = os.path.realpath(os.fsencode(path))
-    for mount in _mounts():
-        if is_below(mount, place) and mount != place:
-            raise NotARepositoryError("is mounted, and is not emptied", path=os.fsdecode(mount), advice=_ADVICE)
+    for mount in mounts():
+        if is_below(mount.place, place) and mount.place != place:
+            raise NotARepositoryError("is mounted, and is not emptied", path=os.fsdecode(mount.place), advice=_ADVICE)
     device = tree.stat(b"").st_dev
     pending = [b""]
     while pending:
@@ -72,13 +71,6 @@ def _below(tree: Tree, path: Path) -> Iterator[tuple[bytes, os.stat_result]]:
             yield below, status
             if stat.S_ISDIR(status.st_mode):
                 pending.append(below)
-
-
-def _mounts() -> Iterator[bytes]:
-    """Where something is mounted (proc(5), mountinfo); nothing if the kernel does not tell."""
-    with suppress(FileNotFoundError), open("/proc/self/mountinfo", "rb") as file:
-        for line in file:
-            yield re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), line.split(b" ")[4])
 
 
 def _directories_above(tree: Tree) -> Iterator[os.stat_result]:

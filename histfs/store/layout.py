@@ -82,7 +82,7 @@ class Layout(NamedTuple):
     def increment_at(self, path: bytes) -> tuple[bytes, int] | None:
         """Which path an increment, the file `path` in the repository, leads back, and to which session's time.
 
-        None if its name is not that of one, or does not tell its path (docs/format.md 3.4).
+        None if its name is not that of one, or has a number in the place of the path: `numbered_increment_at`.
         """
         directory, _, name = self.quoting.unquote(path).rpartition(b"/")
         parsed = parse_increment_name(name)
@@ -94,6 +94,14 @@ class Layout(NamedTuple):
             return parsed.base, parsed.time
         above = directory.removeprefix(INCREMENTS + b"/")
         return None if above == directory else (join(above, parsed.base), parsed.time)
+
+    def numbered_increment_at(self, path: bytes) -> tuple[int, int] | None:
+        """The same for an increment that has a number in the place of a long name (docs/format.md 3.4): that number."""
+        directory, _, name = self.quoting.unquote(path).rpartition(b"/")
+        parsed = parse_increment_name(name)
+        if directory != LONG_NAMES or parsed is None or parsed.type == b"data" or not parsed.base.isdigit():
+            return None
+        return int(parsed.base), parsed.time
 
     def temporary_names(self, first: int) -> Iterator[bytes]:
         """Names for what will be renamed, with the numbers from `first` on. Quoted, so that others can remove them."""

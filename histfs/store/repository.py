@@ -4,6 +4,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -169,17 +170,30 @@ def _sha1(data: memoryview) -> bytes:
     return hashlib.sha1(data, usedforsecurity=False).hexdigest().encode()
 
 
+def _check_may_be_entered(directory: Path) -> None:
+    """Raises PermissionError if nobody may tell whether `directory` is a repository."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        try:
+            os.stat(directory / os.fsdecode(DATA))
+        except PermissionError as exc:
+            exc.filename = directory
+            raise
+
+
 def find_repository(path: Path) -> tuple[Path, bytes]:
     """The repository that `path` is or lies in, and the path inside of it (b"" for all of it).
 
     The nearest directory upwards that has an rdiff-backup-data is taken (docs/format.md 8.1). What lies inside need
-    not exist in the mirror any more. Raises NotARepositoryError.
+    not exist in the mirror any more. Raises NotARepositoryError, StorageError.
     """
     absolute = Path(os.path.abspath(path))
     for candidate in (absolute, *absolute.parents):
         if os.path.isdir(candidate / os.fsdecode(DATA)):  # False also where we may not look: go on upwards
             inside = absolute.relative_to(candidate)
             return candidate, b"" if inside == Path() else os.fsencode(inside)
+    with storage_errors():
+        for candidate in (absolute, *absolute.parents):
+            _check_may_be_entered(candidate)
     if not os.path.exists(absolute):
         raise NotARepositoryError("there is no such directory, and no repository above it", path=path)
     raise NotARepositoryError("is not a repository, and lies in none", path=path)

@@ -223,7 +223,8 @@ class _Restore:
                 raise UsageError(
                     "is not empty",
                     path=target,
-                    advice="choose a new or an empty directory; or --merge to replace what differs and keep the rest",
+                    advice="choose a new or an empty directory; or --merge to replace what differs and keep the rest,"
+                    " which also completes a restore that was cut off",
                 )
             if self._manner.force:
                 self._report(UsageError("is not empty: what the backup does not have is deleted", path=target))
@@ -231,7 +232,10 @@ class _Restore:
             if is_directory and self._target.tree.names(self._top):
                 self._report(UsageError("is a directory with something in it, which is replaced", path=target))
         elif is_directory or entry.kind is Kind.DIRECTORY or not self._manner.is_merging:
-            raise UsageError("exists already", path=target, advice="choose a target that does not exist")
+            advice = "choose a target that does not exist"
+            if not is_directory and entry.kind is not Kind.DIRECTORY:
+                advice += "; or --merge to replace it, also if a restore was cut off"
+            raise UsageError("exists already", path=target, advice=advice)
 
     def _restore_below(self, entries: Iterator[Entry]) -> None:
         lost: bytes | None = None  # a directory that is not there, so that nothing can be restored in it

@@ -29,6 +29,7 @@ from histfs.store.content.opening import sha1_of
 from histfs.store.entry import Entry, Extras, Kind, join, name_of, parent_of
 from histfs.store.files import WritableTree, make_host_directories
 from histfs.store.layout import NAME_MAX
+from histfs.store.mounts import are_on_one_mount, is_same_place_or_below
 from histfs.store.selection import Outcome, Place, Selection, Subject
 from histfs.store.source import Found, Source, entry_of, read_extras
 from histfs.store.tree import Tree
@@ -428,7 +429,7 @@ def resolved(target: Path) -> Path:
 def check_target(repository: Path, target: Path, manner: Manner = Manner()) -> None:  # noqa: B008 - a value
     """Raises UsageError unless `target`, `resolved`, may be written to: by its place, and that of what is kept."""
     place = Path(os.path.realpath(target))
-    if place.is_relative_to(os.path.realpath(repository)):
+    if is_same_place_or_below(place, repository):
         raise UsageError("lies in the repository itself", path=target, advice="choose a target outside of it")
     above = target.parent
     if not os.path.isdir(above) and not (manner.create_full_path and not os.path.lexists(above)):
@@ -441,5 +442,11 @@ def check_target(repository: Path, target: Path, manner: Manner = Manner()) -> N
         aside = Path(os.path.realpath(manner.backup_dir))
         if aside.is_relative_to(place) or place.is_relative_to(aside):
             raise UsageError("must lie outside of the target, and the target of it", path=manner.backup_dir)
-        if aside.is_relative_to(os.path.realpath(repository)):
+        if is_same_place_or_below(aside, repository):
             raise UsageError("lies in the repository itself", path=manner.backup_dir)
+        if not are_on_one_mount(aside, target.parent):
+            raise UsageError(
+                "must be on the file system of the target, as what goes is moved there",
+                path=manner.backup_dir,
+                advice="choose a directory beside the target",
+            )

@@ -192,10 +192,14 @@ class TestInterruptions:
             time.sleep(30)
 
         monkeypatch.setattr(sys.modules["histfs.store.verify"], "verify", wait)
-        ran = cli("verify", "repo/sub")
-        assert ran.code == 1
-        assert ran.err == f"histfs: stopped by {number.name}; not every file has been checked\n"
-        assert signal.getsignal(number) is signal.SIG_DFL
+        previous = signal.signal(number, signal.SIG_DFL)  # with nohup it is ignored
+        try:
+            ran = cli("verify", "repo/sub")
+            assert ran.code == 1
+            assert ran.err == f"histfs: stopped by {number.name}; not every file has been checked\n"
+            assert signal.getsignal(number) is signal.SIG_DFL
+        finally:
+            signal.signal(number, previous)
 
     def test_a_signal_that_our_parent_ignores_stays_ignored(self, cli, monkeypatch):
         def hang_up(*_args, **_options):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from histfs.cli import main
+from histfs.store.naming import Naming
 from tests import histories
 from tests.comparison import difference, read
 from tests.compat import agreement
@@ -225,3 +226,28 @@ def test_verify(scratch: Path, rdiff_backup: Oracle) -> None:
     [increment] = (repository / "rdiff-backup-data/increments").glob("a.*")
     increment.write_bytes(b"?")
     check(0, 4)
+
+
+@pytest.mark.parametrize(("quoted", "name"), [(None, "a" * 230), (b"A-Z", "A" * 100)])
+def test_increment_files_under_a_number(
+    scratch: Path, capfd: pytest.CaptureFixture[str], quoted: bytes | None, name: str
+) -> None:
+    """What has a long name: its increments do not tell it (docs/format.md 3.4)."""
+    source, repository = scratch / "source", scratch / "repository"
+    versions: list[dict[str | bytes, Node]] = [{name: File(b"first")}, {name: File(b"the second")}, {}, {name: File()}]
+    for number, version in enumerate(versions):
+        build(source, Dir({"d": Dir({**version})}))
+        agreement.histfs_backup(source, repository, at=FIRST + number, naming=Naming(quoted))
+        shutil.rmtree(source)
+    increments = sorted((repository / "rdiff-backup-data/long_filename_data").glob("[0-9]*.*.*"))
+    found = []
+    for number, path in enumerate(increments):
+        target = scratch / f"target{number}"
+        if main(["restore", "--increment", str(path), str(target)]) == 0:
+            found.append(target.read_bytes())
+        else:
+            assert ".missing" in path.name
+    assert found == [b"first", b"the second"]
+    capfd.readouterr()
+    assert main(["restore", str(increments[0].with_name(f"99{increments[0].name[1:]}")), str(scratch / "x")]) == 1
+    assert "keeps nothing that was there at this time" in capfd.readouterr().err

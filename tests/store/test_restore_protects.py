@@ -259,3 +259,47 @@ def test_nothing_is_deleted_in_other_file_systems(
     assert (elsewhere / "precious").read_bytes() == b"keep"
     assert (target / "z").read_bytes() == b"z"
     assert not (target / "newer").exists()
+
+
+@pytest.mark.usefixtures("other_file_systems")
+@pytest.mark.parametrize("of", ["", "d", "d/e", "rdiff-backup-data"])
+def test_the_repository_is_known_where_it_is_mounted_again(sessions: Sessions, tmp_path: Path, of: str) -> None:
+    """And a part of it, which lies in no repository as far as one can see."""
+    build(sessions.source, Dir({"d": Dir({"e": Dir({"f": File(b"f")})})}))
+    sessions.backup()
+    before = read(sessions.repository)
+    (tmp_path / "again").mkdir()
+    command = [sys.executable, "-m", "histfs", "--force", "restore", sessions.repository / "d"]
+    restores = [
+        shlex.join(map(str, [*command, *options, target]))
+        for options, target in (
+            ([], tmp_path / "again"),
+            ([], tmp_path / "again/new"),
+            ([f"--backup-dir={tmp_path}/again/kept"], tmp_path / "new"),
+        )
+    ]
+    script = f"mount --bind {sessions.repository / of} {tmp_path}/again; " + "; ".join(
+        f"{one}; echo $?" for one in restores
+    )
+    ran = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True)
+    assert ran.stdout.split() == ["1", "1", "1"], ran
+    assert ran.stderr.count("lies in the repository itself") == 3
+    assert read(sessions.repository) == before
+
+
+@pytest.mark.usefixtures("other_file_systems")
+@pytest.mark.parametrize("mount", ["mount -t tmpfs none {0}", "mount --bind {0} {0}"])
+def test_what_is_kept_must_be_on_the_file_system_of_the_target(sessions: Sessions, tmp_path: Path, mount: str) -> None:
+    """And it is said before anything is changed."""
+    build(sessions.source, Dir({"f": File(b"f")}))
+    sessions.backup()
+    build(tmp_path / "target", Dir({"f": File(b"mine")}))
+    kept = tmp_path / "mounted"
+    kept.mkdir()
+    command = [sys.executable, "-m", "histfs", "restore", f"--backup-dir={kept}/a", sessions.repository]
+    restore = shlex.join(map(str, [*command, tmp_path / "target"]))
+    script = f"{mount.format(kept)} && {restore}; code=$?; ls {kept}; exit $code"
+    ran = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (1, ""), ran
+    assert "must be on the file system of the target" in ran.stderr
+    assert (tmp_path / "target/f").read_bytes() == b"mine"
