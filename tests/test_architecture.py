@@ -54,7 +54,19 @@ OPERATIONS = {
 }
 STORE_LAYERS = [
     OPERATIONS,
-    {"clearing", "dress", "emptying", "increments", "long_names", "mirror", "naming", "records", "recovery", "target"},
+    {
+        "clearing",
+        "dress",
+        "emptying",
+        "increments",
+        "long_names",
+        "mirror",
+        "naming",
+        "records",
+        "recovery",
+        "target",
+        "target_place",
+    },
     {"recorded", "repository", "snapshot", "extras", "listing", "content", "catalog"},
     {
         "accounts",

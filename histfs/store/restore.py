@@ -28,7 +28,6 @@ from histfs.errors import (
     HistfsError,
     NotFoundError,
     StorageError,
-    UsageError,
     storage_errors,
 )
 from histfs.store import plan
@@ -44,15 +43,8 @@ from histfs.store.repository import Repository
 from histfs.store.selection import Place, Selection, selected
 from histfs.store.snapshot import Snapshot
 from histfs.store.source import Found
-from histfs.store.target import (
-    Manner,
-    MustStayError,
-    Step,
-    Target,
-    check_target,
-    is_fatal,
-    resolved,
-)
+from histfs.store.target import Manner, MustStayError, Step, Target, is_fatal
+from histfs.store.target_place import check_target, check_what_is_there, resolved
 
 
 class RestoreOutcome(NamedTuple):
@@ -179,7 +171,7 @@ class _Restore:
             self._clearing = Clearing(
                 self._target, self._selection, self._step, self._stays, dry_run=self._manner.dry_run
             )
-            self._check_top(entry, target)
+            check_what_is_there(self._target, entry.kind, target, self._manner, self._report)
             if entry.kind is Kind.DIRECTORY:
                 self._restore_entry(entry, self._top)  # what stops this stops all
                 self._restore_below(self._selected(entry, entries))
@@ -209,33 +201,6 @@ class _Restore:
             below = self._listed.noted(below)
         found = selected(itertools.chain([top], below), self._selection, surroundings, root=self._path)
         return itertools.islice(found, 1, None)
-
-    def _check_top(self, entry: Entry, target: Path) -> None:
-        """Raises UsageError if what is in the place of the target must stay. A late look, as others may write there."""
-        found = self._target.find(self._top)
-        if found is None:
-            return
-        is_directory = found.entry.kind is Kind.DIRECTORY
-        if is_directory and entry.kind is Kind.DIRECTORY:
-            if not self._target.tree.names(self._top):
-                return
-            if not self._manner.is_merging:
-                raise UsageError(
-                    "is not empty",
-                    path=target,
-                    advice="choose a new or an empty directory; or --merge to replace what differs and keep the rest,"
-                    " which also completes a restore that was cut off",
-                )
-            if self._manner.force:
-                self._report(UsageError("is not empty: what the backup does not have is deleted", path=target))
-        elif self._manner.force:
-            if is_directory and self._target.tree.names(self._top):
-                self._report(UsageError("is a directory with something in it, which is replaced", path=target))
-        elif is_directory or entry.kind is Kind.DIRECTORY or not self._manner.is_merging:
-            advice = "choose a target that does not exist"
-            if not is_directory and entry.kind is not Kind.DIRECTORY:
-                advice += "; or --merge to replace it, also if a restore was cut off"
-            raise UsageError("exists already", path=target, advice=advice)
 
     def _restore_below(self, entries: Iterator[Entry]) -> None:
         lost: bytes | None = None  # a directory that is not there, so that nothing can be restored in it

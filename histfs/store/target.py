@@ -29,7 +29,6 @@ from histfs.store.content.opening import sha1_of
 from histfs.store.entry import Entry, Extras, Kind, join, name_of, parent_of
 from histfs.store.files import WritableTree, make_host_directories
 from histfs.store.layout import NAME_MAX
-from histfs.store.mounts import are_on_one_mount, is_same_place_or_below
 from histfs.store.selection import Outcome, Place, Selection, Subject
 from histfs.store.source import Found, Source, entry_of, read_extras
 from histfs.store.tree import Tree
@@ -414,39 +413,3 @@ def other_file_system(path: bytes) -> MustStayError:
 def is_fatal(exc: OSError, *, elsewhere: bool = False) -> bool:
     """Whether it will not get better with the next file. `elsewhere`: in a file system mounted in the target."""
     return exc.errno in _FATAL and not (elsewhere and exc.errno == errno.EROFS)
-
-
-def resolved(target: Path) -> Path:
-    """The one place that `target` means, as the kernel finds it: `..` behind a link leads to where the link leads.
-
-    The last name is kept, as a link in the place of the target is not followed.
-    """
-    if target.name in ("", ".."):
-        return Path(os.path.realpath(target))
-    return Path(os.path.realpath(target.parent), target.name)
-
-
-def check_target(repository: Path, target: Path, manner: Manner = Manner()) -> None:  # noqa: B008 - a value
-    """Raises UsageError unless `target`, `resolved`, may be written to: by its place, and that of what is kept."""
-    place = Path(os.path.realpath(target))
-    if is_same_place_or_below(place, repository):
-        raise UsageError("lies in the repository itself", path=target, advice="choose a target outside of it")
-    above = target.parent
-    if not os.path.isdir(above) and not (manner.create_full_path and not os.path.lexists(above)):
-        raise UsageError(
-            "cannot be made, as the directory it would lie in does not exist",
-            path=target,
-            advice="--create-full-path makes it",
-        )
-    if manner.backup_dir is not None:
-        aside = Path(os.path.realpath(manner.backup_dir))
-        if aside.is_relative_to(place) or place.is_relative_to(aside):
-            raise UsageError("must lie outside of the target, and the target of it", path=manner.backup_dir)
-        if is_same_place_or_below(aside, repository):
-            raise UsageError("lies in the repository itself", path=manner.backup_dir)
-        if not are_on_one_mount(aside, target.parent):
-            raise UsageError(
-                "must be on the file system of the target, as what goes is moved there",
-                path=manner.backup_dir,
-                advice="choose a directory beside the target",
-            )

@@ -1,0 +1,79 @@
+"""Whether a restore may write to its target, by its place and by what is there."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from histfs.errors import HistfsError, UsageError
+from histfs.store.entry import Kind
+from histfs.store.mounts import are_on_one_mount, is_same_place_or_below
+from histfs.store.target import Manner, Target
+
+
+def resolved(target: Path) -> Path:
+    """The one place that `target` means, as the kernel finds it: `..` behind a link leads to where the link leads.
+
+    The last name is kept, as a link in the place of the target is not followed.
+    """
+    if target.name in ("", ".."):
+        return Path(os.path.realpath(target))
+    return Path(os.path.realpath(target.parent), target.name)
+
+
+def check_target(repository: Path, target: Path, manner: Manner = Manner()) -> None:  # noqa: B008 - a value
+    """Raises UsageError unless `target`, `resolved`, may be written to: by its place, and that of what is kept."""
+    place = Path(os.path.realpath(target))
+    if is_same_place_or_below(place, repository):
+        raise UsageError("lies in the repository itself", path=target, advice="choose a target outside of it")
+    above = target.parent
+    if not os.path.isdir(above) and not (manner.create_full_path and not os.path.lexists(above)):
+        raise UsageError(
+            "cannot be made, as the directory it would lie in does not exist",
+            path=target,
+            advice="--create-full-path makes it",
+        )
+    if manner.backup_dir is not None:
+        aside = Path(os.path.realpath(manner.backup_dir))
+        if aside.is_relative_to(place) or place.is_relative_to(aside):
+            raise UsageError("must lie outside of the target, and the target of it", path=manner.backup_dir)
+        if is_same_place_or_below(aside, repository):
+            raise UsageError("lies in the repository itself", path=manner.backup_dir)
+        if not are_on_one_mount(aside, target.parent):
+            raise UsageError(
+                "must be on the file system of the target, as what goes is moved there",
+                path=manner.backup_dir,
+                advice="choose a directory beside the target",
+            )
+
+
+def check_what_is_there(
+    target: Target, kind: Kind, place: Path, manner: Manner, report: Callable[[HistfsError], None]
+) -> None:
+    """Raises UsageError if what is in the place of the target must stay. A late look, as others may write there.
+
+    `kind`: what shall be there. What `force` is for is told to `report`.
+    """
+    found = target.find(target.top)
+    if found is None:
+        return
+    is_directory = found.entry.kind is Kind.DIRECTORY
+    if is_directory and kind is Kind.DIRECTORY:
+        if not target.tree.names(target.top):
+            return
+        if not manner.is_merging:
+            raise UsageError(
+                "is not empty",
+                path=place,
+                advice="choose a new or an empty directory; or --merge to replace what differs and keep the rest,"
+                " which also completes a restore that was cut off",
+            )
+        if manner.force:
+            report(UsageError("is not empty: what the backup does not have is deleted", path=place))
+    elif manner.force:
+        if is_directory and target.tree.names(target.top):
+            report(UsageError("is a directory with something in it, which is replaced", path=place))
+    elif is_directory or kind is Kind.DIRECTORY or not manner.is_merging:
+        advice = "choose a target that does not exist"
+        if not is_directory and kind is not Kind.DIRECTORY:
+            advice += "; or --merge to replace it, also if a restore was cut off"
+        raise UsageError("exists already", path=place, advice=advice)
