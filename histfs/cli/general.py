@@ -5,6 +5,7 @@ is accepted, and said to do nothing.
 """
 
 import argparse
+import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from histfs import __version__
 from histfs.cli import options
 from histfs.cli.output import NORMAL, QUIET, Output, iso_time, one_line
-from histfs.errors import StorageError, UsageError, printable
+from histfs.errors import DamagedError, HistfsError, NotFoundError, StorageError, UsageError, printable
 
 _LEVELS = tuple("0123456789")
 _API_VERSIONS = ("200", "201")
@@ -123,6 +124,7 @@ def _arguments_in(name: str) -> list[str]:
 def settled(arguments: argparse.Namespace, output: Output) -> Iterator[None]:
     """A run in which the options before the verb hold. Raises UsageError where they make no sense."""
     output.verbosity = _terminal_verbosity(arguments)
+    output.place_of = _Place(arguments).of
     output.results_only = arguments.parsable_output or getattr(arguments, "json", False)
     if arguments.new is False:
         raise UsageError(
@@ -134,6 +136,36 @@ def settled(arguments: argparse.Namespace, output: Output) -> Iterator[None]:
             output.warn(f"--{name.replace('_', '-')} does nothing, as no other computer takes part")
     with _temporary_files_in(arguments.tempdir):
         yield
+
+
+class _Place:
+    """The repository that a command line names."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._typed: Path | None = getattr(arguments, "repository", None)
+        # Beside a source or a target, it is about these that most paths are.
+        self._is_alone = not hasattr(arguments, "source") and not hasattr(arguments, "target")
+
+    def of(self, problem: HistfsError) -> Path | None:
+        """The repository, if the path that `problem` has is one in it."""
+        from histfs.store.layout import DATA
+
+        if self._typed is None or not isinstance(problem.path, bytes):
+            return None
+        is_history = problem.path.split(b"/")[0] == DATA
+        if is_history or self._is_alone or isinstance(problem, DamagedError | NotFoundError):
+            return self._root()
+        return None
+
+    @functools.cache  # noqa: B019 - as long as the process
+    def _root(self) -> Path | None:
+        from histfs.store.repository import find_repository
+
+        assert self._typed is not None
+        try:
+            return find_repository(self._typed)[0]
+        except HistfsError:
+            return None
 
 
 def _terminal_verbosity(arguments: argparse.Namespace) -> int:

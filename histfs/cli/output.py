@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, tzinfo
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from histfs.errors import EXIT_ERROR, EXIT_WARNING, HistfsError, StorageError, printable, printable_time
@@ -47,6 +48,7 @@ class Output:
         self.results_only = False
         self.above: Callable[[str], object] | None = None
         self.make_room: Callable[[], object] | None = None
+        self.place_of: Callable[[HistfsError], Path | None] = lambda _problem: None  # the repository that it is about
         self._reported: set[int] = set()  # exit codes
         self._log: Log | None = None
         self._log_verbosity = NORMAL
@@ -186,15 +188,24 @@ class Output:
 
     def error(self, problem: HistfsError | str) -> None:
         """Says what stopped the command, in one line on standard error."""
+        self._locate(problem)
         self._record(ERRORS, f"ERROR: {problem}")
         if self.verbosity >= ERRORS:
             self._say(str(problem))
 
     def warn(self, problem: HistfsError | str) -> None:
         """Says what is wrong and did not stop the command."""
+        self._locate(problem)
         self._record(QUIET, f"WARNING: {problem}")
         if self.verbosity >= QUIET:
             self._say(str(problem))
+
+    def _locate(self, problem: HistfsError | str) -> None:
+        """A path in a repository is of use to who reads it only together with that of the repository."""
+        if isinstance(problem, HistfsError) and isinstance(problem.path, bytes):
+            repository = self.place_of(problem)
+            if repository is not None:
+                problem.path = repository / os.fsdecode(problem.path)
 
     def report(self, problem: HistfsError) -> None:
         """Says a problem that an operation goes on from: a warning at least, and no error. From any thread."""

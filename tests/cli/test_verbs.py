@@ -193,7 +193,7 @@ class TestRestore:
         cli.outcomes["restore"] = SimpleNamespace(files=2, errors=1)
         ran = cli("-q", "restore", "repo/sub", "target")
         assert (ran.code, ran.out) == (4, "")
-        assert ran.err.startswith("histfs: sub/a at 2024-")
+        assert ran.err.startswith("histfs: repo/sub/a at 2024-")
 
     def test_what_is_there_already(self, cli):
         cli.outcomes["restore"] = SimpleNamespace(files=2, errors=0)
@@ -351,7 +351,7 @@ class TestListFiles:
         cli.repository.paths = [b"sub"]
         ran = cli("list", "files", "repo/sub")
         assert (ran.code, ran.out) == (4, "sub\n")
-        assert ran.err.startswith("histfs: sub/x at 2024-05-0")
+        assert ran.err.startswith("histfs: repo/sub/x at 2024-05-0")
 
     def test_damage_that_ends_the_list(self, cli, monkeypatch):
         def entries(_below, _on_damage):
@@ -375,7 +375,7 @@ class TestVerify:
         cli.reports += [DamagedError("wrong digest", path=name) for name in (b"a", b"b\n")]
         cli.outcomes["verify"] = VerifyOutcome(files=9, mismatched=2, without_digest=0)
         ran = cli("-q", "verify", "repo/sub")
-        assert ran.err == "histfs: a: wrong digest\nhistfs: b\\n: wrong digest\n"
+        assert ran.err == "histfs: repo/a: wrong digest\nhistfs: repo/b\\n: wrong digest\n"
 
     def test_a_summary_for_a_person(self, cli, monkeypatch):
         monkeypatch.setattr("histfs.cli.verify.is_terminal", lambda: True)
