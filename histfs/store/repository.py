@@ -1,6 +1,5 @@
 """A repository, open for reading. Nothing here writes, and no lock is taken: see `content` for why that is safe."""
 
-import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from histfs.errors import NotARepositoryError, NotFoundError, printable_time, storage_errors
+from histfs.store.content.opening import digest_of
 from histfs.store.content.shared import DEFAULT_SIZES, Shared, Sizes
 from histfs.store.entry import Entry
 from histfs.store.format.stats import SessionStatistics
@@ -136,7 +136,7 @@ class Repository:
         except OSError:
             return [None] * len(files)
         return [
-            data if data is not None and _sha1(data) == sha1 else None
+            data if data is not None and digest_of(data) == sha1 else None
             for data, (_, _, sha1) in zip(read, files, strict=True)
         ]
 
@@ -164,10 +164,6 @@ class Repository:
         if self._reference is not None:
             self._reference.close()
             self._reference = None
-
-
-def _sha1(data: memoryview) -> bytes:
-    return hashlib.sha1(data, usedforsecurity=False).hexdigest().encode()
 
 
 def _check_may_be_entered(directory: Path) -> None:

@@ -12,7 +12,8 @@ from histfs.store.files import WritableTree
 
 pytest.register_assert_rewrite("tests.store.sessions")
 
-from tests.store.killing import Killer  # noqa: E402 - after the line above
+from tests.store import rich  # noqa: E402 - after the line above
+from tests.store.killing import Killer  # noqa: E402
 from tests.store.sessions import Sessions  # noqa: E402
 
 
@@ -33,6 +34,13 @@ def real_sync() -> None:
 @pytest.fixture
 def sessions(tmp_path: Path) -> Sessions:
     return Sessions(tmp_path)
+
+
+@pytest.fixture
+def rich_sessions(sessions: Sessions) -> Sessions:
+    """Four, in which every kind of file came, went and changed."""
+    rich.back_up(sessions)
+    return sessions
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 
 from tests.histories import has_xattrs
+from tests.store.sessions import Sessions
 from tests.trees import MTIME, Device, Dir, Fifo, File, Link, Socket, Symlink, build
 
 _TEXT = b"".join(b"line %d\n" % number for number in range(400))
@@ -105,6 +106,13 @@ def fourth(source: Path) -> None:
         (source / "device").unlink()
         build_device(source / "device")
         os.chown(source / "owned", 0, 0)
+
+
+def back_up(sessions: Sessions) -> None:
+    """All four, each a session."""
+    for step in (first, second, third, fourth):
+        step(sessions.source)
+        sessions.backup()
 
 
 def build_device(path: Path) -> None:

@@ -22,7 +22,6 @@ from histfs.store.content.shared import Listings
 from histfs.store.regress import regress
 from histfs.store.repository import Repository
 from histfs.store.tree import Tree
-from tests.store import rich
 from tests.store.killing import Killed
 from tests.store.places import open_descriptors
 from tests.store.sessions import DAY, FIRST, Sessions, stamp
@@ -59,10 +58,8 @@ def edited(sessions: Sessions) -> Sessions:
 # --- chains ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_kind_of_chain(sessions: Sessions) -> None:
-    for step in (rich.first, rich.second, rich.third, rich.fourth):
-        step(sessions.source)
-        sessions.backup()
+def test_every_kind_of_chain(rich_sessions: Sessions) -> None:
+    sessions = rich_sessions
     sessions.backup()  # nothing changed
     sessions.assert_all_readable()
     kinds = {name.removesuffix(".gz").rpartition(".")[2] for name in sessions.increments()}

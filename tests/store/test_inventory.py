@@ -68,11 +68,9 @@ def test_what_changes_alone(sessions: Sessions) -> None:
     assert whats == [("new",), ("time",), ("mode",), ("links",), ("content",)]
 
 
-def test_sizes_by_statistics_are_those_of_the_files(sessions: Sessions) -> None:
+def test_sizes_by_statistics_are_those_of_the_files(rich_sessions: Sessions) -> None:
     """Also of long names, and of parts."""
-    for step in (rich.first, rich.second, rich.third, rich.fourth):
-        step(sessions.source)
-        sessions.backup()
+    sessions = rich_sessions
     with sessions.open() as repository, open_catalog(repository) as catalog:
         quick = inventory.increment_sizes(repository)
         for path in sessions.data.glob("session_statistics.*"):

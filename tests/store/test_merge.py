@@ -20,7 +20,6 @@ from histfs.store.restore import RestoreOutcome, restore
 from histfs.store.target import LEFTOVER, Manner, Step, Target
 from tests import histories
 from tests.comparison import Manifest, difference, read
-from tests.store import rich
 from tests.store.killing import Killer
 from tests.store.places import is_root, open_descriptors
 from tests.store.sessions import DAY, FIRST, Sessions
@@ -79,14 +78,6 @@ def target(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def history(sessions: Sessions) -> Sessions:
-    for step in (rich.first, rich.second, rich.third, rich.fourth):
-        step(sessions.source)
-        sessions.backup()
-    return sessions
-
-
-@pytest.fixture
 def simple(sessions: Sessions) -> Sessions:
     build(sessions.source, Dir({"a": File(b"a"), "d": Dir({"x": File(b"x"), "y": Link("a")}), "l": Symlink("a")}))
     sessions.backup()
@@ -98,19 +89,19 @@ def simple(sessions: Sessions) -> Sessions:
 
 @pytest.mark.skipif(not is_root(), reason="only root can make all of it")
 @pytest.mark.parametrize(("number", "following"), [(0, 1), (1, 0), (2, 3), (3, 0), (0, 0)])
-def test_a_target_becomes_another_session(history: Sessions, target: Path, number: int, following: int) -> None:
-    run(history, target, Manner(), time=FIRST + number * DAY)
-    expected = history.states[FIRST + following * DAY]
-    rehearsal = run(history, target, DELETE._replace(dry_run=True), time=FIRST + following * DAY)
+def test_a_target_becomes_another_session(rich_sessions: Sessions, target: Path, number: int, following: int) -> None:
+    run(rich_sessions, target, Manner(), time=FIRST + number * DAY)
+    expected = rich_sessions.states[FIRST + following * DAY]
+    rehearsal = run(rich_sessions, target, DELETE._replace(dry_run=True), time=FIRST + following * DAY)
     before = look(target)
-    restored = run(history, target, DELETE, time=FIRST + following * DAY)
+    restored = run(rich_sessions, target, DELETE, time=FIRST + following * DAY)
     assert (restored.outcome, restored.reported) == ((len(expected), 0), [])
     assert difference(expected, read(target)) == []
     assert rehearsal.steps == restored.steps
     told = {path for _, path in restored.steps}
     neighbours = {path.rpartition(b"/")[0] for path in told}  # directories get their time again
     assert touched(before, target) <= told | neighbours
-    assert (run(history, target, DELETE, time=FIRST + following * DAY).steps) == []
+    assert (run(rich_sessions, target, DELETE, time=FIRST + following * DAY).steps) == []
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -398,24 +389,24 @@ def expected_of(sessions: Sessions, time: int) -> Manifest:
 
 
 @pytest.mark.parametrize("populated", [False, True])
-def test_a_killed_restore_is_repeated(history: Sessions, target: Path, killer: Killer, populated: bool) -> None:
+def test_a_killed_restore_is_repeated(rich_sessions: Sessions, target: Path, killer: Killer, populated: bool) -> None:
     """At many points, each in what the one before has left; what is not of the backup is never lost half."""
     last = FIRST + 3 * DAY
 
     def populate() -> None:
         if populated:
-            run(history, target, DELETE, time=FIRST)
+            run(rich_sessions, target, DELETE, time=FIRST)
 
     populate()
-    killer.run(None, lambda: run(history, target, MERGE, time=last))
+    killer.run(None, lambda: run(rich_sessions, target, MERGE, time=last))
     points = killer.changes
     for at in range(1, points, max(1, points // 12)):
         subprocess.run(["rm", "-rf", target], check=True)
         populate()
-        assert killer.run(at, lambda: run_unchecked(history, target, MERGE, last))
-        killer.run(max(1, at // 2), lambda: run_unchecked(history, target, DELETE, last))
-        run(history, target, DELETE, time=last)
-        assert difference(expected_of(history, last), read(target)) == [], at
+        assert killer.run(at, lambda: run_unchecked(rich_sessions, target, MERGE, last))
+        killer.run(max(1, at // 2), lambda: run_unchecked(rich_sessions, target, DELETE, last))
+        run(rich_sessions, target, DELETE, time=last)
+        assert difference(expected_of(rich_sessions, last), read(target)) == [], at
 
 
 def run_unchecked(sessions: Sessions, target: Path, manner: Manner, time: int) -> None:

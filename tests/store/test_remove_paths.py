@@ -20,20 +20,11 @@ from tests.store.killing import Killer
 from tests.store.sessions import DAY, FIRST, Sessions, manifest_of, quote_names, stamp
 from tests.trees import Dir, File, Link, build
 
-STEPS = (rich.first, rich.second, rich.third, rich.fourth)
 CHOSEN = [
     *(b"changed", b"deleted", b"empty", b"kept", b"gone", b"new", b"directory-to-file", b"file-to-directory"),
     *(b"symlink", b"fifo", b"odd\nname\\", b"\xff\xfe", rich.LONG.encode(), rich.LONGEST.encode(), b"g1-a", b"g3-b"),
     *(b"gone/b", b"gone/b/d", b"directory-to-file/below"),
 ]
-
-
-@pytest.fixture
-def rich_sessions(sessions: Sessions) -> Sessions:
-    for step in STEPS:
-        step(sessions.source)
-        sessions.backup()
-    return sessions
 
 
 def copied(sessions: Sessions, name: str = "copy") -> Sessions:
@@ -93,9 +84,7 @@ def test_one_path(rich_sessions: Sessions, path: bytes) -> None:
 @pytest.mark.parametrize("chars", [b"", b"A-Z;"])
 def test_all_at_once(sessions: Sessions, monkeypatch: pytest.MonkeyPatch, chars: bytes) -> None:
     quote_names(monkeypatch, chars)
-    for step in STEPS:
-        step(sessions.source)
-        sessions.backup()
+    rich.back_up(sessions)
     assert (sessions.repository / os.fsdecode(CHARS_TO_QUOTE)).read_bytes() == chars
     assert remove(sessions, *CHOSEN, b"N" * 210, b"never").missing == (b"never",)
     sessions.assert_all_readable()

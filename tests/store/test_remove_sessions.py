@@ -20,16 +20,6 @@ from tests.store.killing import Killer
 from tests.store.sessions import DAY, FIRST, Sessions, quote_names, stamp
 from tests.trees import Dir, File, build
 
-STEPS = (rich.first, rich.second, rich.third, rich.fourth)
-
-
-@pytest.fixture
-def rich_sessions(sessions: Sessions) -> Sessions:
-    for step in STEPS:
-        step(sessions.source)
-        sessions.backup()
-    return sessions
-
 
 def copied(sessions: Sessions, name: str) -> Sessions:
     copy = Sessions(sessions.repository.parent / name)
@@ -67,9 +57,7 @@ def test_what_stays_is_untouched_and_the_rest_is_gone(
     """The way to the old increments is found without the sweep, also where names are long or quoted."""
     monkeypatch.setattr(module, "_MOST_SWEPT", 0)
     quote_names(monkeypatch, chars)
-    for step in STEPS:
-        step(sessions.source)
-        sessions.backup()
+    rich.back_up(sessions)
     mirror = {path: found for path, found in read(sessions.repository).items() if b"rdiff-backup-data" not in path}
     removed = remove(sessions, FIRST + (4 - kept) * DAY)
     assert removed.sessions == tuple(FIRST + day * DAY for day in range(4 - kept))

@@ -44,22 +44,14 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "target"
 
 
-@pytest.fixture
-def history(sessions: Sessions) -> Sessions:
-    for step in (rich.first, rich.second, rich.third, rich.fourth):
-        step(sessions.source)
-        sessions.backup()
-    return sessions
-
-
 # --- what comes back ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_every_session_comes_back(history: Sessions, target: Path, number: int) -> None:
+def test_every_session_comes_back(rich_sessions: Sessions, target: Path, number: int) -> None:
     time = FIRST + number * DAY
-    restored = run(history, target, time=time)
-    expected = history.states[time]
+    restored = run(rich_sessions, target, time=time)
+    expected = rich_sessions.states[time]
     if is_root():
         assert restored == ((len(expected), 0), [])
     else:
@@ -69,22 +61,22 @@ def test_every_session_comes_back(history: Sessions, target: Path, number: int) 
 
 
 @pytest.mark.parametrize("path", [b"kept", b"gone", b"directory-to-file", rich.LONGEST.encode()])
-def test_a_directory_comes_back(history: Sessions, target: Path, path: bytes) -> None:
-    assert run(history, target, path, FIRST).reported == []
-    assert difference(below(history.states[FIRST], path), read(target)) == []
+def test_a_directory_comes_back(rich_sessions: Sessions, target: Path, path: bytes) -> None:
+    assert run(rich_sessions, target, path, FIRST).reported == []
+    assert difference(below(rich_sessions.states[FIRST], path), read(target)) == []
 
 
 @pytest.mark.parametrize("path", [b"changed", b"gone/b/d", b"gone/b/c", b"fifo", b"g1-b", b"odd\nname\\", b"\xff\xfe"])
-def test_a_single_name_comes_back(history: Sessions, target: Path, path: bytes) -> None:
-    assert run(history, target, path, FIRST) == ((1, 0), [])
-    expected = history.states[FIRST][path]._replace(links=None, nlink=None)
+def test_a_single_name_comes_back(rich_sessions: Sessions, target: Path, path: bytes) -> None:
+    assert run(rich_sessions, target, path, FIRST) == ((1, 0), [])
+    expected = rich_sessions.states[FIRST][path]._replace(links=None, nlink=None)
     found = read(target.parent)[b"target"]._replace(links=None, nlink=None)
     assert difference({b"x": expected}, {b"x": found}) == []
     assert found.sha1 is None or target.stat().st_nlink == 1
 
 
-def test_a_link_whose_first_is_elsewhere_has_a_digest_all_the_same(history: Sessions, target: Path) -> None:
-    assert run(history, target, b"g2-b", FIRST).reported == []
+def test_a_link_whose_first_is_elsewhere_has_a_digest_all_the_same(rich_sessions: Sessions, target: Path) -> None:
+    assert run(rich_sessions, target, b"g2-b", FIRST).reported == []
     assert target.read_bytes() == b"group two"
 
 
@@ -453,15 +445,15 @@ def check(sessions: Sessions, path: bytes = b"", time: int = FIRST) -> tuple[Ver
     return outcome, [os.fsencode(error.path or b"") for error in reported]
 
 
-def test_verify_counts_files(history: Sessions) -> None:
-    for time, state in history.states.items():
+def test_verify_counts_files(rich_sessions: Sessions) -> None:
+    for time, state in rich_sessions.states.items():
         files = sum(found.type == "file" for found in state.values())
-        assert check(history, time=time) == ((files, 0, 0), [])
-    assert check(history, b"gone") == ((2, 0, 0), [])
-    assert check(history, b"gone/a") == ((1, 0, 0), [])
-    assert check(history, b"fifo") == ((0, 0, 0), [])
+        assert check(rich_sessions, time=time) == ((files, 0, 0), [])
+    assert check(rich_sessions, b"gone") == ((2, 0, 0), [])
+    assert check(rich_sessions, b"gone/a") == ((1, 0, 0), [])
+    assert check(rich_sessions, b"fifo") == ((0, 0, 0), [])
     with pytest.raises(NotFoundError):
-        check(history, b"no")
+        check(rich_sessions, b"no")
 
 
 def test_verify_finds_damage_and_goes_on(simple: Sessions) -> None:

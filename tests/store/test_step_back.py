@@ -7,21 +7,12 @@ import pytest
 
 from histfs.errors import DamagedError, HistfsError
 from histfs.store.regress import RegressOutcome, regress
-from tests.store import rich
 from tests.store.killing import Killer
 from tests.store.sessions import DAY, FIRST, Sessions, stamp
 
 
 def fail(error: HistfsError) -> None:
     raise AssertionError from error
-
-
-@pytest.fixture
-def rich_sessions(sessions: Sessions) -> Sessions:
-    for step in (rich.first, rich.second, rich.third, rich.fourth):
-        step(sessions.source)
-        sessions.backup()
-    return sessions
 
 
 def copied(sessions: Sessions) -> Sessions:

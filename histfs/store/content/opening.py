@@ -90,7 +90,7 @@ class Opening:
         if (status.st_size, status.st_mtime_ns // 10**9) != (self._entry.size_bytes, self._entry.mtime_s):
             return None
         data = os.pread(fd, self._entry.size_bytes, 0)
-        if _digest(data) != self._sha1:
+        if digest_of(data) != self._sha1:
             return None
         source = Memory(data) if len(data) <= IN_MEMORY else File(os.dup(fd))
         return Version(source, status.st_mtime_ns)
@@ -191,7 +191,7 @@ class Opening:
             stack.callback(version.source.close)
             if self._entry.size_bytes <= CHECKED_AT_ONCE:
                 data = bytes(version.source.pread(self._entry.size_bytes, 0))
-                if self._sha1 is not None and _digest(data) != self._sha1:
+                if self._sha1 is not None and digest_of(data) != self._sha1:
                     raise DamagedError(OTHER_CONTENT)
                 if len(data) <= IN_MEMORY:
                     return self._in_memory(data, version.mtime_ns)
@@ -222,7 +222,8 @@ class Opening:
         return Version(Memory(data), mtime_ns)
 
 
-def _digest(data: bytes) -> bytes:
+def digest_of(data: bytes | memoryview) -> bytes:
+    """The SHA1 (hex) of what is in memory."""
     return hashlib.sha1(data, usedforsecurity=False).hexdigest().encode()
 
 
