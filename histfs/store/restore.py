@@ -168,6 +168,7 @@ class _Restore:
         repository = os.fstat(self._snapshot.repository.tree.root_fd)
         with Target.open(target, self._manner, self._dress.extras, repository, may_remove=may_remove) as self._target:
             self._top = self._target.top
+            self._target.on_block = self._snapshot.repository.on_block
             self._clearing = Clearing(
                 self._target, self._selection, self._step, self._stays, dry_run=self._manner.dry_run
             )

@@ -115,6 +115,7 @@ class Target:
         self._dry_run = dry_run
         self._surroundings: Source | None = None
         self._is_on_disk = True
+        self.on_block: Callable[[int], object] | None = None  # called with the size of each block that is compared
 
     @classmethod
     @contextmanager
@@ -268,7 +269,7 @@ class Target:
                 raise StorageError("cannot be read, and so not compared", path=found.path) from None
             fd = self.tree.open_unreadable(found.path, found.status)
         try:
-            return sha1_of(fd)
+            return sha1_of(fd, self.on_block)
         finally:
             os.close(fd)
 

@@ -58,9 +58,14 @@ def check_what_is_there(
         return
     is_directory = found.entry.kind is Kind.DIRECTORY
     if is_directory and kind is Kind.DIRECTORY:
-        if not target.tree.names(target.top):
+        names = target.names(found, open_up=False)
+        if not names:
             return
         if not manner.is_merging:
+            if len(names) < len(target.tree.names(target.top)):
+                raise UsageError(
+                    "is not empty: a restore to it was cut off", path=place, advice="the same with --merge completes it"
+                )
             raise UsageError(
                 "is not empty",
                 path=place,

@@ -175,19 +175,20 @@ def test_a_line_while_something_is_removed(place, command):
     assert (place / "code").read_text() == "0 True"
 
 
-@pytest.mark.parametrize("verb", ["backup", "restore", "verify", "compare"])
+@pytest.mark.parametrize("verb", ["backup", "restore", "restore again", "verify", "compare"])
 def test_blocks_of_a_large_file_are_told(place, verb, capfd, monkeypatch):
     (place / "source" / "large").write_bytes(os.urandom(2 << 20))
     on_terminal(place, "-q", "--current-time=1000000000", "backup", "source", "repo")
     argv = {
         "backup": [place / "source", place / "other"],
         "restore": [place / "repo", place / "target"],
+        "restore again": ["--merge", "--checksum", place / "repo", place / "source"],
         "verify": [place / "repo"],
         "compare": ["--method=full", place / "source", place / "repo"],
     }[verb]
     monkeypatch.setattr(module, "_FIRST_SAID_AFTER_S", 0.0)
     monkeypatch.setattr(module, "_SAID_EVERY_S", 0.0)
-    assert main(["--progress", verb, *map(str, argv)]) == 0
+    assert main(["--progress", verb.split()[0], *map(str, argv)]) == 0
     lines = [line for line in capfd.readouterr().err.splitlines() if "21 files" in line or "20 files" in line]
     assert len({line.split(",")[1] for line in lines}) >= 8  # blocks of 256 KiB
 

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import random
+import shutil
 import signal
 import stat
 import subprocess
@@ -565,3 +566,20 @@ def _noting(done: list[str], name: str, real: Callable[..., None]) -> Callable[.
         real(*arguments, **options)
 
     return noting
+
+
+def test_a_restore_that_was_cut_off_is_told_how_to_go_on(simple: Sessions, target: Path) -> None:
+    name = os.fsdecode(LEFTOVER) + "0123456789abcdef"
+    target.mkdir()
+    (target / name).write_bytes(b"half of ")
+    (target / "a").write_bytes(b"mine")
+    with pytest.raises(UsageError, match="a restore to it was cut off; the same with --merge completes it"):
+        run(simple, target, Manner())
+    assert sorted(os.listdir(target)) == [name, "a"]
+    run(simple, target, MERGE)
+    assert read(target).keys() == read(simple.source).keys()
+    for path in target.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    (target / name).write_bytes(b"half of ")
+    run(simple, target, Manner())  # nothing else is in it
+    assert read(target).keys() == read(simple.source).keys()

@@ -14,7 +14,7 @@ No lock is taken, and nothing is believed that a running session or a regress ma
 import hashlib
 import os
 import stat
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -227,10 +227,13 @@ def digest_of(data: bytes | memoryview) -> bytes:
     return hashlib.sha1(data, usedforsecurity=False).hexdigest().encode()
 
 
-def sha1_of(fd: int) -> bytes:
+def sha1_of(fd: int, tell: Callable[[int], object] | None = None) -> bytes:
+    """The SHA1 (hex) of what is in a file; `tell` is called with the size of each block that was read."""
     digest = hashlib.sha1(usedforsecurity=False)
     offset = 0
     while block := os.pread(fd, BLOCK_SIZE, offset):
         digest.update(block)
         offset += len(block)
+        if tell is not None:
+            tell(len(block))
     return digest.hexdigest().encode()
