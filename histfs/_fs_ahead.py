@@ -1,4 +1,5 @@
-"""Which files to read before anybody asks: read-ahead over files, as the kernel does it within one.
+"""Which files to read, and which directories to list, before anybody asks: read-ahead over files, as the kernel does it
+within one.
 
 Whoever goes through a tree (tar, grep -r, cp -r, rsync) reads one small file after another, in the order of the
 listings. What was read ahead is answered without Python (see `fuse`), so that nobody says here whether it was asked
@@ -9,6 +10,10 @@ for. Hence the strategy:
 - Files that were asked for in the order of their listings build up trust. As long as it lasts, what a directory has is
   read as soon as it is listed. Each such directory costs trust, and when little is left, its first file is left out: if
   it is asked for, trust grows again; where names are listed and nothing is read, it is soon used up.
+
+- Who lists one directory after the other (find, du, ls -R) goes down before it goes on. Of what comes next in that
+  order a window is listed, which doubles each time that the reader has come to its end. While files are read nothing is
+  listed ahead: they take longer.
 
 Pure policy: it is told what is listed and asked for, and says what to read. To be used in one loop.
 """
@@ -23,6 +28,42 @@ _WINDOW_BYTES = 2 << 20
 _TRUST_GAINED = 3
 _SURE = 8
 _MOST_TRUST = 24
+
+
+_FIRST_CRAWL = 2
+_LARGEST_CRAWL = 32  # directories; who asks waits for them
+_CRAWLS_WAITING = 16
+_MOST_TO_COME = 100_000  # directories of a crawl that are known and not listed
+
+
+class Crawl:
+    """A walk down a tree, ahead of somebody: take a `next_directory`, list it, and `add` what is in it."""
+
+    def __init__(self) -> None:
+        self._to_come: list[int] = []  # the next one last
+        self._window = 0
+        self._left = 0  # of the window
+
+    def go_on(self, directories: Sequence[int]) -> None:
+        """The reader has come to the end of the window, to a directory in which there are these."""
+        self.add(directories)
+        self._left = self._window = min(max(_FIRST_CRAWL, self._window * 2), _LARGEST_CRAWL)
+
+    def add(self, directories: Sequence[int]) -> None:
+        """What is in the last directory; it comes before all that is to come."""
+        if len(self._to_come) + len(directories) <= _MOST_TO_COME:
+            self._to_come.extend(reversed(directories))
+
+    def next_directory(self) -> int | None:
+        """None at the end of the window."""
+        if not self._left or not self._to_come:
+            return None
+        self._left -= 1
+        return self._to_come.pop()
+
+    def take_marker(self) -> int | None:
+        """The first directory behind the window, which is left out to hear of the reader; None if there is none."""
+        return self._to_come.pop() if self._to_come else None
 
 
 class _Directory:
@@ -52,10 +93,33 @@ class Ahead:
 
     def __init__(self) -> None:
         self._directories: OrderedDict[int, _Directory] = OrderedDict()
+        self._crawls: OrderedDict[int, Crawl] = OrderedDict()  # by marker
         self._new: list[int] = []  # directories whose files have no places yet: most are listed by who reads nothing
         self._places: dict[int, tuple[int, int]] = {}  # directory and position, by inode
         self._remembered = 0  # files of all directories
         self._trust = 0
+
+    def crawled(self, inode: int, directories: Sequence[int]) -> Crawl | None:
+        """A directory was asked for that was not listed ahead; `directories` are in it. The walk that now goes on."""
+        crawl = self._crawls.pop(inode, None)
+        if self._trust or not (crawl or directories):
+            return None
+        crawl = crawl or Crawl()
+        crawl.go_on(directories)
+        return crawl
+
+    def paused(self, crawl: Crawl) -> None:
+        """A window is listed."""
+        marker = crawl.take_marker()
+        if marker is not None:
+            self._crawls[marker] = crawl
+            if len(self._crawls) > _CRAWLS_WAITING:
+                self._crawls.popitem(last=False)
+
+    def listed_ahead(self, inode: int, files: Sequence[tuple[int, int]]) -> None:
+        """A directory was listed that nobody has asked for yet."""
+        if files:
+            self._remember(inode, _Directory(files[:_FILES_REMEMBERED]))
 
     def listed(self, inode: int, files: Sequence[tuple[int, int]]) -> list[int]:
         """A directory was listed to its end; `files` are the inodes and sizes of what is worth it, in order."""

@@ -6,12 +6,17 @@ given to the kernel as they are (see `fuse.keep_listing`). The numbers are in th
 
 import stat
 import struct
+from collections import OrderedDict
 from collections.abc import Iterable
+from typing import NamedTuple
 
-from histfs.vfs import Child
+from histfs.fuse import keep_content, keep_listing
+from histfs.vfs import FOREVER_S, ROOT_INODE, Child
 
 BLOCK_SIZE = 4096
 NAME_MAX = 255
+_TARGET_MAX = 4096  # of a symbolic link, with a zero byte behind it
+_PAGES_KEPT = 64
 
 # fuse_entry_out: node, generation, seconds and (below) nanoseconds of validity of the name and of the attributes;
 # fuse_attr: inode, size, blocks, atime, mtime, ctime; nanoseconds, mode, links, uid, gid, device, block size, flags;
@@ -24,12 +29,53 @@ _MOST = 2**32 - 1
 _TYPE_SHIFT = 12  # from a mode to what readdir(3) calls d_type
 
 
+class Page(NamedTuple):
+    """Names of a directory, which the kernel asks for, or will ask for next."""
+
+    children: list[Child]
+    is_last: bool
+    files: list[tuple[int, int]]  # inodes and sizes of what is worth reading ahead, from the first name on
+    is_told: bool = False  # what is asked for comes behind them
+
+
+class Pages:
+    """What was asked for and had no place in a reply, the last of it, by inode and offset."""
+
+    def __init__(self) -> None:
+        self._pages: OrderedDict[tuple[int, int], Page] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._pages)
+
+    def take(self, inode: int, offset: int) -> Page | None:
+        return self._pages.pop((inode, offset), None)
+
+    def put(self, inode: int, offset: int, page: Page) -> None:
+        if inode == ROOT_INODE:  # it changes
+            return
+        self._pages[inode, offset] = page
+        if len(self._pages) > _PAGES_KEPT:
+            self._pages.popitem(last=False)
+
+
+def keep(inode: int, offset: int, page: Page) -> bool:
+    """Have these names told as those that come behind `offset`; False if that cannot be."""
+    if any(len(child.name) > NAME_MAX for child in page.children):
+        return False
+    if not keep_listing(inode, offset, pack(page.children, FOREVER_S), is_last=page.is_last):
+        return False
+    for child in page.children:
+        if child.target and len(child.target) < _TARGET_MAX and stat.S_ISLNK(child.attributes.mode):
+            keep_content(child.attributes.inode, child.target)
+    return True
+
+
 def pack(children: Iterable[Child], entry_valid_s: float) -> bytes:
     """The records of `children`, whose names are at most NAME_MAX bytes long."""
     pack_record, parts = _RECORD.pack, []
     name_s, name_ns = _split(entry_valid_s)
     known_valid_s, valid_s, valid_ns = entry_valid_s, name_s, name_ns
-    for name, (inode, mode, nlink, uid, gid, rdev, size, mtime_s, shown_valid_s), offset in children:
+    for name, (inode, mode, nlink, uid, gid, rdev, size, mtime_s, shown_valid_s), offset, _ in children:
         if shown_valid_s != known_valid_s:
             known_valid_s = shown_valid_s
             valid_s, valid_ns = _split(shown_valid_s)

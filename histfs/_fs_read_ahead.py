@@ -5,6 +5,8 @@ loop; the rest in a thread, in which waiting harms nobody.
 """
 
 import functools
+import stat
+from collections.abc import Callable
 from contextlib import suppress
 from math import inf
 from time import monotonic
@@ -34,6 +36,24 @@ class ReadAhead:
     def listed(self, inode: int, files: list[tuple[int, int]]) -> None:
         """A directory was listed to its end; `files` are inodes and sizes of its small files."""
         self.want(self._ahead.listed(inode, files))
+
+    def crawl(self, inode: int, children: list[Child], list_directory: Callable[[int], list[Child] | None]) -> None:
+        """A directory was asked for, in which `children` are: list what will be asked for next.
+
+        `list_directory` keeps a listing and returns it, or None if it takes too long. Now, and not beside what is asked
+        for: the reader would overtake us, and all be done twice.
+        """
+        crawl = self._ahead.crawled(inode, subdirectories(children))
+        if crawl is None:
+            return
+        while (following := crawl.next_directory()) is not None:
+            with suppress(HistfsError):  # who asks for it will hear what is wrong
+                below = list_directory(following)
+                if below is None:
+                    break
+                self._ahead.listed_ahead(following, small_files(below))
+                crawl.add(subdirectories(below))
+        self._ahead.paused(crawl)
 
     def asked(self, inode: int) -> None:
         """The first bytes of a file were asked for."""
@@ -72,3 +92,12 @@ class ReadAhead:
 def small_files(children: list[Child]) -> list[tuple[int, int]]:
     """Inodes and sizes of what is worth reading ahead."""
     return [(child.attributes.inode, child.attributes.size_bytes) for child in children if child.is_small_file]
+
+
+def subdirectories(children: list[Child]) -> list[int]:
+    """Inodes of the directories in one."""
+    return [
+        child.attributes.inode
+        for child in children
+        if stat.S_ISDIR(child.attributes.mode) and child.name not in (b".", b"..")
+    ]

@@ -28,7 +28,7 @@ from cffi import FFI
 DECLARATIONS = """
 int histfs_fuse_is_by_inode(void);
 int histfs_fuse_keep_content(uint64_t inode, const char *data, size_t size);
-int histfs_fuse_keep_listing(uint64_t inode, const char *data, size_t size);
+int histfs_fuse_keep_listing(uint64_t inode, uint64_t offset, const char *data, size_t size, int is_last);
 int histfs_fuse_reply_listing(uint64_t inode, uint64_t offset);
 int histfs_fuse_serve(uint64_t inode, uint64_t size, uintptr_t reader, uintptr_t version);
 int histfs_fuse_withdraw(uint64_t inode);
@@ -68,6 +68,7 @@ typedef void histfs_process_t(struct fuse_session *, const struct fuse_buf *);
 static void (*histfs_their_init)(void *, struct fuse_conn_info *);
 static void (*histfs_their_read)(fuse_req_t, fuse_ino_t, size_t, off_t, struct fuse_file_info *);
 static void (*histfs_their_readdirplus)(fuse_req_t, fuse_ino_t, size_t, off_t, struct fuse_file_info *);
+static void (*histfs_their_readlink)(fuse_req_t, fuse_ino_t);
 static histfs_reply_t *histfs_reply_buf;
 static histfs_receive_t *histfs_receive;
 static histfs_process_t *histfs_process;
@@ -92,12 +93,18 @@ static void histfs_readdirplus(fuse_req_t req, fuse_ino_t inode, size_t size, of
 {
     if (size < histfs_listing_room)
         histfs_listing_room = size;
-    if (histfs_has_listing(inode, (uint64_t)offset)) {
-        histfs_reply_from_listing(req, inode, size);
+    if (histfs_reply_from_listing(req, inode, (uint64_t)offset, size))
         return;
-    }
     file->fh = inode;
     histfs_their_readdirplus(req, inode, size, offset, file);
+}
+
+static void histfs_readlink(fuse_req_t req, fuse_ino_t inode)
+{
+    if (histfs_claim(inode))
+        histfs_reply_buf(req, histfs_claimed.data, histfs_claimed.size);
+    else
+        histfs_their_readlink(req, inode);
 }
 
 static void histfs_init(void *userdata, struct fuse_conn_info *connection)
@@ -125,6 +132,7 @@ struct histfs_request {
     uint64_t handle, offset;  /* of those that read */
     uint32_t size;
 };
+#define HISTFS_READLINK 5
 #define HISTFS_READ 15
 #define HISTFS_INTERRUPT 36
 #define HISTFS_READDIRPLUS 44
@@ -141,6 +149,8 @@ static enum histfs_who histfs_who_answers(const struct fuse_buf *buffer, int siz
         return HISTFS_PYTHON;
     if (request->opcode == HISTFS_INTERRUPT)
         return HISTFS_NOBODY;  /* pyfuse3 has no use for it, and libfuse may keep it for ever */
+    if (request->opcode == HISTFS_READLINK)
+        return histfs_claim(request->inode) ? HISTFS_KEPT_ANSWERS : HISTFS_PYTHON;
     if (size < (int)sizeof *request)
         return HISTFS_PYTHON;
     if (request->opcode == HISTFS_READDIRPLUS)
@@ -220,16 +230,16 @@ int histfs_listing_reply(fuse_req_t, const char *, size_t)
 
 int histfs_listing_reply(fuse_req_t req, const char *data, size_t size)
 {
-    uint64_t inode = histfs_promised.inode;
+    int is_replied = 0;
 
     if (!histfs_reply_buf)
         histfs_reply_buf = (histfs_reply_t *)histfs_real(__builtin_return_address(0), "fuse_reply_buf");
     if (!histfs_reply_buf)
         return -ENOSYS;
+    if (histfs_promised.inode && !size)
+        is_replied = histfs_reply_from_listing(req, histfs_promised.inode, histfs_promised.offset, histfs_listing_room);
     histfs_promised.inode = 0;
-    if (inode && !size && histfs_has_listing(inode, histfs_promised.offset))
-        return histfs_reply_from_listing(req, inode, histfs_listing_room);
-    return histfs_reply_buf(req, data, size);
+    return is_replied ? 0 : histfs_reply_buf(req, data, size);
 }
 
 /* Look up what we call; whether all is as expected. */
@@ -243,7 +253,7 @@ static int histfs_is_known(void *caller, histfs_ops_t const *ops, size_t size)
     histfs_descriptor = (int (*)(struct fuse_session *))histfs_real(caller, "fuse_session_fd");
     return histfs_reply_buf && histfs_process && histfs_descriptor && dladdr((void *)histfs_reply_buf, &info)
         && strstr(info.dli_fname, "libfuse3") && strstr(info.dli_fname, ".so.3")
-        && size >= needed && ops->init && ops->read && ops->readdirplus;
+        && size >= needed && ops->init && ops->read && ops->readlink && ops->readdirplus;
 }
 
 /* The label gives the name, as newer headers have a macro of it. */
@@ -269,9 +279,11 @@ struct fuse_session *histfs_session_new(struct fuse_args *args, histfs_ops_t con
     memcpy(copy, ops, size);  /* it may be longer than ours: members are only ever added */
     histfs_their_init = ops->init;
     histfs_their_read = ops->read;
+    histfs_their_readlink = ops->readlink;
     histfs_their_readdirplus = ops->readdirplus;
     copy->init = histfs_init;
     copy->read = histfs_read;
+    copy->readlink = histfs_readlink;
     copy->readdirplus = histfs_readdirplus;
     session = session_new(args, copy, size, userdata);  /* which makes a copy of its own */
     free(copy);

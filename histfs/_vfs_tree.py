@@ -94,6 +94,7 @@ class Child(NamedTuple):
     name: bytes
     attributes: Attributes
     offset: int
+    target: bytes | None = None  # of a symbolic link
 
     @property
     def is_small_file(self) -> bool:
@@ -237,12 +238,12 @@ class Tree:
         for listed in self.catalog.names(directory, session_time, after, limit):
             shown = self._listed_attributes(listed, directory, session_time)
             if shown is not None:
-                children.append(Child(listed.name, shown, listed.number + AFTER_0))
+                children.append(Child(listed.name, shown, listed.number + AFTER_0, listed.target))
         return children
 
     def _listed_attributes(self, listed: Listed, parent: int, session_time: int) -> Attributes | None:
         """What a name in a listing shows; None if it is not there."""
-        number, name, mode, uid, gid, size, mtime_s, directory, tag, is_plain = listed
+        number, name, mode, uid, gid, size, mtime_s, _, directory, tag, is_plain = listed
         if not is_plain or (directory and tag is None) or uid > _MAX_ID or gid > _MAX_ID or size < 0:
             version = self.catalog.child(parent, name, session_time)
             return None if version is None else self._shown(version, session_time)

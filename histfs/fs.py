@@ -23,23 +23,22 @@ import errno
 import functools
 import os
 import stat
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from math import inf
 from pathlib import Path
 from time import monotonic
-from typing import NamedTuple, NoReturn, TypeVar, cast
+from typing import NoReturn, TypeVar, cast
 
 import trio
 
 from histfs._fs_answers import Reports, reply
 from histfs._fs_flights import Flights
-from histfs._fs_listing import BLOCK_SIZE, NAME_MAX, pack
+from histfs._fs_listing import BLOCK_SIZE, NAME_MAX, Page, Pages, keep
 from histfs._fs_open_files import OpenFiles
 from histfs._fs_read_ahead import ReadAhead, small_files
 from histfs.errors import DamagedError, HistfsError, StorageError
-from histfs.fuse import end_serving, is_by_inode, keep_listing, next_failure, pyfuse3, reply_listing
+from histfs.fuse import end_serving, is_by_inode, next_failure, pyfuse3, reply_listing
 from histfs.vfs import (
     FOREVER_S,
     NO_XATTRS,
@@ -61,21 +60,11 @@ T = TypeVar("T")
 
 _TRUSTED = b"trusted."
 _WRITING = os.O_ACCMODE | os.O_TRUNC
-_NAMES_AT_ONCE = 256
-_NAMES_KEPT = 2048  # of a directory that is told without asking us
-_PAGES_KEPT = 64  # what directories were asked for and had no place in the reply
+_NAMES_AT_ONCE = 512
 _ATTEMPTS = 5
 _SLOW_S = 0.01  # a question that took so long has met a slow disk
 _SLOW_FOR_S = 0.1
 _FORGOTTEN_WITHIN_S = 2.0
-
-
-class _Page(NamedTuple):
-    """Names of a directory that the kernel will ask for next."""
-
-    children: list[Child]
-    is_last: bool
-    files: list[tuple[int, int]]  # inodes and sizes of what is worth reading ahead, from the first name on
 
 
 class Operations(pyfuse3.Operations):
@@ -101,7 +90,7 @@ class Operations(pyfuse3.Operations):
         self._updaters = trio.CapacityLimiter(1)
         self._flights = Flights()  # by inode; of the root: taking a new catalog
         self._open_files = OpenFiles(small_bytes=small_bytes)
-        self._pages: OrderedDict[tuple[int, int], _Page] = OrderedDict()  # by inode and offset
+        self._pages = Pages()  # by inode and offset
         self._shown = history.names()  # what the kernel may know of the root
         self._slow_until = 0.0
         self._ahead = ReadAhead(history, self._readers)
@@ -233,48 +222,49 @@ class Operations(pyfuse3.Operations):
 
     @reply
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        if fh != ROOT_INODE and not start_id and await self._list_whole(fh):
-            reply_listing(fh, 0)
-            return
         offset, entry = start_id, pyfuse3.EntryAttributes()
-        page = self._pages.pop((fh, offset), None)
+        page = self._pages.take(fh, offset)
         files = [] if page is None else page.files
         while True:
-            if page is None:
+            if page is None or page.is_told:
                 children = await self._ask(self._history.children, fh, offset, _NAMES_AT_ONCE)
                 files += small_files(children)
-                page = _Page(children, len(children) < _NAMES_AT_ONCE, files)
+                page = Page(children, len(children) < _NAMES_AT_ONCE, files)
+                if fh != ROOT_INODE and offset == start_id and self._keep_reply(fh, offset, page):
+                    return
             for position, child in enumerate(page.children):
                 if not self._tell(token, child, entry, NOTIFIED_S if fh == ROOT_INODE else FOREVER_S):
-                    self._keep_page(fh, offset, page._replace(children=page.children[position:]))
+                    self._pages.put(fh, offset, page._replace(children=page.children[position:]))
                     return
                 offset = child.offset
             if page.is_last:
                 if start_id != offset:  # the kernel asks once more, to hear that this was all
-                    self._keep_page(fh, offset, _Page([], True, files))
+                    self._pages.put(fh, offset, Page([], True, files))
                     if fh != ROOT_INODE:
                         self._ahead.listed(fh, files)
                 return
             page = None
 
-    async def _list_whole(self, inode: int) -> bool:
-        """Have a directory listed without asking us, if it is not too large; the first names are asked for now."""
-        children: list[Child] = []
-        while len(children) < _NAMES_KEPT:
-            offset = children[-1].offset if children else 0
-            more = await self._ask(self._history.children, inode, offset, _NAMES_AT_ONCE)
-            children += more
-            if len(more) < _NAMES_AT_ONCE:
-                return self._keep_listing(inode, children)
-        return False
+    def _keep_reply(self, inode: int, offset: int, page: Page) -> bool:
+        """Have this page, now and as long as it is asked for, told without asking us; False if that cannot be."""
+        if not keep(inode, offset, page):
+            return False
+        if not page.is_last:
+            self._pages.put(inode, page.children[-1].offset, page._replace(is_told=True))
+        else:
+            self._ahead.listed(inode, page.files)
+        self._ahead.crawl(inode, page.children, self._list_unasked)
+        return reply_listing(inode, offset)
 
-    def _keep_listing(self, inode: int, children: list[Child]) -> bool:
-        if any(len(child.name) > NAME_MAX for child in children):
-            return False
-        if not keep_listing(inode, pack(children, FOREVER_S)):
-            return False
-        self._ahead.listed(inode, small_files(children))
-        return True
+    def _list_unasked(self, inode: int) -> list[Child] | None:
+        """Have a directory told without asking us, unless it is large; what is in it. None if a disk is slow.
+
+        HistfsError.
+        """
+        if self._is_slow():
+            return None
+        children = self._ask_here(self._history.children, inode, 0, _NAMES_AT_ONCE)
+        return children if len(children) < _NAMES_AT_ONCE and keep(inode, 0, Page(children, True, [])) else []
 
     def _tell(
         self, token: pyfuse3.ReaddirToken, child: Child, entry: pyfuse3.EntryAttributes, entry_valid_s: float
@@ -286,13 +276,6 @@ class Operations(pyfuse3.Operations):
             return True
         _fill(entry, child.attributes, entry_valid_s)
         return bool(pyfuse3.readdir_reply(token, child.name, entry, child.offset))
-
-    def _keep_page(self, inode: int, offset: int, page: _Page) -> None:
-        if inode == ROOT_INODE:  # it changes
-            return
-        self._pages[inode, offset] = page
-        if len(self._pages) > _PAGES_KEPT:
-            self._pages.popitem(last=False)
 
     @reply
     async def releasedir(self, fh: int) -> None:

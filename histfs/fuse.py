@@ -48,8 +48,10 @@ def is_by_inode() -> bool:
     return _compiled is not None and bool(_compiled.lib.histfs_fuse_is_by_inode())
 
 
-def keep_content(inode: int, data: memoryview) -> bool:
-    """Have the first reader of a file get all its `data` without asking us; False where that cannot be.
+def keep_content(inode: int, data: bytes | memoryview) -> bool:
+    """Have the first reader of a file, or of a symbolic link, get all its `data` without asking us.
+
+    False where that cannot be.
 
     It may be forgotten before that. From any thread.
     """
@@ -58,20 +60,22 @@ def keep_content(inode: int, data: memoryview) -> bool:
     return bool(_compiled.lib.histfs_fuse_keep_content(inode, _compiled.ffi.from_buffer(data), len(data)))
 
 
-def keep_listing(inode: int, records: bytes | bytearray) -> bool:
-    """Have all names of a directory told without asking us; False where that cannot be.
+def keep_listing(inode: int, offset: int, records: bytes, *, is_last: bool) -> bool:
+    """Have the names that come behind `offset` in a directory told without asking us; False where that cannot be.
 
-    `records` are as in linux/fuse.h, see `_fs_listing`. To be called in the session's thread, as all of the following.
+    `records` are as in linux/fuse.h, see `_fs_listing`. They may be forgotten before that, and are if there are others
+    of the same directory. From any thread.
     """
     if _compiled is None:
         return False
-    return bool(_compiled.lib.histfs_fuse_keep_listing(inode, _compiled.ffi.from_buffer(records), len(records)))
+    data = _compiled.ffi.from_buffer(records)
+    return bool(_compiled.lib.histfs_fuse_keep_listing(inode, offset, data, len(records), is_last))
 
 
 def reply_listing(inode: int, offset: int) -> bool:
     """Have the reply of the `readdir` that now returns, without a name of its own, taken from what is kept.
 
-    False, and the reply stays empty, if there is nothing.
+    False, and the reply stays empty, if there is nothing. In the session's thread, as all of the following.
     """
     return _compiled is not None and bool(_compiled.lib.histfs_fuse_reply_listing(inode, offset))
 

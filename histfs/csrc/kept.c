@@ -1,5 +1,7 @@
-/* Answers that were made before they were asked for. Whatever is in a place makes room for what is to go there. */
+/* Answers that were made before they were asked for. Each may be in one of a few places; where none of them is free, what
+   is in the first makes room. */
 #define HISTFS_PLACES 4096
+#define HISTFS_WAYS 4
 #define HISTFS_KEPT_BYTES (8u << 20)
 
 static pthread_mutex_t histfs_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -7,23 +9,42 @@ static struct histfs_content { uint64_t inode; char *data; size_t size; } histfs
 static struct histfs_content histfs_claimed;  /* by the session's thread */
 static size_t histfs_kept_bytes, histfs_hand;
 
-static size_t histfs_place(uint64_t inode)
+static size_t histfs_place(uint64_t inode, size_t way)
 {
-    return (inode * UINT64_C(0x9E3779B97F4A7C15)) >> 52;  /* the upper 12 bits: 4096 places */
+    return (((inode * UINT64_C(0x9E3779B97F4A7C15)) >> 52) + way) % HISTFS_PLACES;  /* 12 bits: 4096 places */
 }
 
-static void histfs_drop_content(size_t place)
+static struct histfs_content *histfs_find_content(uint64_t inode)
 {
-    histfs_kept_bytes -= histfs_contents[place].size;
-    free(histfs_contents[place].data);
-    memset(&histfs_contents[place], 0, sizeof histfs_contents[place]);
+    for (size_t way = 0; inode && way < HISTFS_WAYS; way++)
+        if (histfs_contents[histfs_place(inode, way)].inode == inode)
+            return &histfs_contents[histfs_place(inode, way)];
+    return NULL;
+}
+
+/* Where a content is, or goes. */
+static struct histfs_content *histfs_content_place(uint64_t inode)
+{
+    struct histfs_content *content = histfs_find_content(inode);
+
+    for (size_t way = 0; !content && way < HISTFS_WAYS; way++)
+        if (!histfs_contents[histfs_place(inode, way)].inode)
+            content = &histfs_contents[histfs_place(inode, way)];
+    return content ? content : &histfs_contents[histfs_place(inode, 0)];
+}
+
+static void histfs_drop_content(struct histfs_content *content)
+{
+    histfs_kept_bytes -= content->size;
+    free(content->data);
+    memset(content, 0, sizeof *content);
 }
 
 static void histfs_drop_all(void)
 {
     pthread_mutex_lock(&histfs_lock);
     for (size_t place = 0; place < HISTFS_PLACES; place++)
-        histfs_drop_content(place);
+        histfs_drop_content(&histfs_contents[place]);
     free(histfs_claimed.data);
     memset(&histfs_claimed, 0, sizeof histfs_claimed);
     pthread_mutex_unlock(&histfs_lock);
@@ -32,19 +53,20 @@ static void histfs_drop_all(void)
 /* Whether it is kept. From any thread. */
 static int histfs_fuse_keep_content(uint64_t inode, const char *data, size_t size)
 {
-    size_t place = histfs_place(inode);
+    struct histfs_content *content;
     char *copy;
 
     if (!histfs_is_by_inode || size > HISTFS_KEPT_BYTES || !(copy = malloc(size ? size : 1)))
         return 0;
     memcpy(copy, data, size);
     pthread_mutex_lock(&histfs_lock);
-    histfs_drop_content(place);
+    content = histfs_content_place(inode);
+    histfs_drop_content(content);
     while (histfs_kept_bytes + size > HISTFS_KEPT_BYTES)
-        histfs_drop_content(histfs_hand++ % HISTFS_PLACES);
-    histfs_contents[place].inode = inode;
-    histfs_contents[place].data = copy;
-    histfs_contents[place].size = size;
+        histfs_drop_content(&histfs_contents[histfs_hand++ % HISTFS_PLACES]);
+    content->inode = inode;
+    content->data = copy;
+    content->size = size;
     histfs_kept_bytes += size;
     pthread_mutex_unlock(&histfs_lock);
     return 1;
@@ -53,21 +75,20 @@ static int histfs_fuse_keep_content(uint64_t inode, const char *data, size_t siz
 /* Take a content out of its place, to be read by the session's thread alone; whether there is one. */
 static int histfs_claim(uint64_t inode)
 {
-    size_t place = histfs_place(inode);
+    struct histfs_content *content;
 
     if (histfs_claimed.data && histfs_claimed.inode == inode)
         return 1;
     pthread_mutex_lock(&histfs_lock);
-    if (!histfs_contents[place].data || histfs_contents[place].inode != inode) {
-        pthread_mutex_unlock(&histfs_lock);
-        return 0;
+    content = histfs_find_content(inode);
+    if (content) {
+        free(histfs_claimed.data);
+        histfs_claimed = *content;
+        content->data = NULL;
+        histfs_drop_content(content);
     }
-    free(histfs_claimed.data);
-    histfs_claimed = histfs_contents[place];
-    histfs_contents[place].data = NULL;
-    histfs_drop_content(place);
     pthread_mutex_unlock(&histfs_lock);
-    return 1;
+    return content != NULL;
 }
 
 static void histfs_read_claimed(fuse_req_t req, size_t size, off_t offset)
@@ -77,9 +98,9 @@ static void histfs_read_claimed(fuse_req_t req, size_t size, off_t offset)
     histfs_reply_buf(req, left ? histfs_claimed.data + offset : NULL, left < size ? left : size);
 }
 
-/* Whole listings of directories, as the kernel takes them: struct fuse_direntplus of linux/fuse.h, one after the other.
-   All of it is for the session's thread alone. */
-#define HISTFS_LISTINGS 1024
+/* Listings of directories, or parts of them, as the kernel takes them: struct fuse_direntplus of linux/fuse.h, one after
+   the other.
+   They are kept from any thread; all else is for the session's. */
 #define HISTFS_LISTINGS_BYTES (4u << 20)
 #define HISTFS_ENTRY_BYTES 128  /* struct fuse_entry_out; what follows is */
 struct histfs_name {            /* struct fuse_dirent, its name, and zeros up to a multiple of 8 bytes */
@@ -88,19 +109,24 @@ struct histfs_name {            /* struct fuse_dirent, its name, and zeros up to
 };
 
 static struct histfs_listing {
-    uint64_t inode;
+    uint64_t inode, offset;     /* the offset in the directory where it begins */
     char *data;
     size_t size;
+    int is_last;                /* nothing comes behind it */
     uint64_t next_offset;       /* where the last reply ended: an offset of the directory, */
     size_t next;                /* and its place in `data` */
-} histfs_listings[HISTFS_LISTINGS];
+} histfs_listings[HISTFS_PLACES];
 static size_t histfs_listings_bytes, histfs_listings_hand;
 static size_t histfs_listing_room = SIZE_MAX;  /* of a reply: the least that was ever asked for */
 static struct { uint64_t inode, offset; } histfs_promised;  /* to be the next reply */
 
-static struct histfs_listing *histfs_listing_place(uint64_t inode)
+/* The listing of a directory; NULL if there is none. */
+static struct histfs_listing *histfs_find_listing(uint64_t inode)
 {
-    return &histfs_listings[histfs_place(inode) % HISTFS_LISTINGS];
+    for (size_t way = 0; inode && way < HISTFS_WAYS; way++)
+        if (histfs_listings[histfs_place(inode, way)].inode == inode)
+            return &histfs_listings[histfs_place(inode, way)];
+    return NULL;
 }
 
 static void histfs_drop_listing(struct histfs_listing *listing)
@@ -110,28 +136,68 @@ static void histfs_drop_listing(struct histfs_listing *listing)
     memset(listing, 0, sizeof *listing);
 }
 
-static void histfs_drop_listings(void)
+/* Whether a listing must stay, as it is to be the next reply. */
+static int histfs_is_promised(struct histfs_listing const *listing)
 {
-    for (size_t place = 0; place < HISTFS_LISTINGS; place++)
-        histfs_drop_listing(&histfs_listings[place]);
-    histfs_promised.inode = 0;
+    return histfs_promised.inode && listing->inode == histfs_promised.inode;
 }
 
-static int histfs_fuse_keep_listing(uint64_t inode, const char *data, size_t size)
+static size_t histfs_promised_bytes(void)
 {
-    struct histfs_listing *listing = histfs_listing_place(inode);
+    struct histfs_listing const *listing = histfs_find_listing(histfs_promised.inode);
+
+    return listing ? listing->size : 0;
+}
+
+/* Where a listing is, or goes. */
+static struct histfs_listing *histfs_listing_place(uint64_t inode)
+{
+    struct histfs_listing *listing = histfs_find_listing(inode);
+
+    for (size_t way = 0; !listing && way < HISTFS_WAYS; way++)
+        if (!histfs_listings[histfs_place(inode, way)].inode)
+            listing = &histfs_listings[histfs_place(inode, way)];
+    return listing ? listing : &histfs_listings[histfs_place(inode, 0)];
+}
+
+static void histfs_drop_listings(void)
+{
+    pthread_mutex_lock(&histfs_lock);
+    for (size_t place = 0; place < HISTFS_PLACES; place++)
+        histfs_drop_listing(&histfs_listings[place]);
+    histfs_promised.inode = 0;
+    pthread_mutex_unlock(&histfs_lock);
+}
+
+static int histfs_fuse_keep_listing(uint64_t inode, uint64_t offset, const char *data, size_t size, int is_last)
+{
+    struct histfs_listing *listing;
     char *copy;
 
     if (!histfs_is_by_inode || size > HISTFS_LISTINGS_BYTES || !(copy = malloc(size ? size : 1)))
         return 0;
     memcpy(copy, data, size);
+    pthread_mutex_lock(&histfs_lock);
+    listing = histfs_listing_place(inode);
+    if (histfs_is_promised(listing)) {
+        pthread_mutex_unlock(&histfs_lock);
+        free(copy);
+        return 0;
+    }
     histfs_drop_listing(listing);
-    while (histfs_listings_bytes + size > HISTFS_LISTINGS_BYTES)
-        histfs_drop_listing(&histfs_listings[histfs_listings_hand++ % HISTFS_LISTINGS]);
+    while (histfs_listings_bytes + size > HISTFS_LISTINGS_BYTES + histfs_promised_bytes()) {
+        struct histfs_listing *other = &histfs_listings[histfs_listings_hand++ % HISTFS_PLACES];
+
+        if (!histfs_is_promised(other))
+            histfs_drop_listing(other);
+    }
     listing->inode = inode;
+    listing->offset = listing->next_offset = offset;
     listing->data = copy;
     listing->size = size;
+    listing->is_last = is_last;
     histfs_listings_bytes += size;
+    pthread_mutex_unlock(&histfs_lock);
     return 1;
 }
 
@@ -149,12 +215,12 @@ static size_t histfs_record_bytes(struct histfs_listing const *listing, size_t p
     return size <= listing->size - place ? size : 0;
 }
 
-/* Find where the names behind `offset` begin; whether that is known. */
+/* Find where the names behind `offset` begin; whether there is an answer. */
 static int histfs_seek_listing(struct histfs_listing *listing, uint64_t offset)
 {
-    if (offset && offset != listing->next_offset) {
+    if (offset != listing->next_offset) {
+        uint64_t found = listing->offset;
         size_t place = 0, size;
-        uint64_t found = 0;
 
         while (found != offset && (size = histfs_record_bytes(listing, place, &found)))
             place += size;
@@ -162,40 +228,57 @@ static int histfs_seek_listing(struct histfs_listing *listing, uint64_t offset)
             return 0;
         listing->next = place;
         listing->next_offset = offset;
-    } else if (!offset) {
-        listing->next = 0;
-        listing->next_offset = 0;
     }
-    return 1;
+    return listing->next < listing->size || listing->is_last;
 }
 
 static int histfs_has_listing(uint64_t inode, uint64_t offset)
 {
-    struct histfs_listing *listing = histfs_listing_place(inode);
+    struct histfs_listing *listing;
+    int is_there;
 
-    return inode && listing->inode == inode && histfs_seek_listing(listing, offset);
+    pthread_mutex_lock(&histfs_lock);
+    listing = histfs_find_listing(inode);
+    is_there = listing && histfs_seek_listing(listing, offset);
+    pthread_mutex_unlock(&histfs_lock);
+    return is_there;
 }
 
-/* Reply with what comes next in a listing, as much as there is room for. */
-static int histfs_reply_from_listing(fuse_req_t req, uint64_t inode, size_t room)
+/* Reply with what comes in a listing behind `offset`, as much as there is room for; 0 if there is no answer now. When its
+   end was told, the kernel has all of it. */
+static int histfs_reply_from_listing(fuse_req_t req, uint64_t inode, uint64_t offset, size_t room)
 {
-    struct histfs_listing *listing = histfs_listing_place(inode);
-    size_t start = listing->next, size;
-    uint64_t offset;
+    struct histfs_listing *listing;
+    int is_there;
 
-    while ((size = histfs_record_bytes(listing, listing->next, &offset)) && size <= room - (listing->next - start)) {
-        listing->next += size;
-        listing->next_offset = offset;
+    pthread_mutex_lock(&histfs_lock);
+    listing = histfs_find_listing(inode);
+    is_there = listing && histfs_seek_listing(listing, offset);
+    if (is_there) {
+        size_t start = listing->next, size;
+        uint64_t next_offset;
+
+        while ((size = histfs_record_bytes(listing, listing->next, &next_offset))
+               && size <= room - (listing->next - start)) {
+            listing->next += size;
+            listing->next_offset = next_offset;
+        }
+        histfs_reply_buf(req, listing->data + start, listing->next - start);
+        if (listing->next == start)
+            histfs_drop_listing(listing);
     }
-    return histfs_reply_buf(req, listing->data + start, listing->next - start);
+    pthread_mutex_unlock(&histfs_lock);
+    return is_there;
 }
 
 /* Promise that the next reply, which is to be an empty one, is to be what is kept of a directory; whether it is. */
 static int histfs_fuse_reply_listing(uint64_t inode, uint64_t offset)
 {
-    if (!histfs_has_listing(inode, offset))
-        return 0;
-    histfs_promised.inode = inode;
-    histfs_promised.offset = offset;
-    return 1;
+    int is_there = histfs_has_listing(inode, offset);
+
+    if (is_there) {
+        histfs_promised.inode = inode;
+        histfs_promised.offset = offset;
+    }
+    return is_there;
 }

@@ -107,3 +107,63 @@ def test_who_reads_many_small_files_is_answered_without_python(mountpoint):
         pytest.skip("needs libfuse3.so.3 and a kernel that can do without opening")
     assert int(first[1]) < 1400  # of 1,598 files that have bytes; far fewer where nothing else runs
     assert second == ["True", "0", first[2]]
+
+
+LISTER = """
+import os, sys
+from pathlib import Path
+import trio
+from histfs.fuse import is_by_inode
+from tests.mount.fake_repository import FakeRepository
+from tests.mount.test_mount import FIRST, FIRST_NAME, SECOND, Dir, File, Symlink, mounted
+
+def below(number):
+    return Dir({"f": File(b"f" * number), "link": Symlink(f"f{number}"), "d": Dir({"x" * 255: File()})})
+
+async def main():
+    mountpoint = Path(sys.argv[1])
+    flat = Dir({f"{number:05} {'n' * (number % 100)}": File(b"x" * (number % 50)) for number in range(5000)})
+    deep = Dir({f"{number:03}": below(number) for number in range(200)})
+    tree = Dir({"deep": deep, "empty": Dir(), "flat": flat})
+    expected = {"", "deep", "empty", "flat", *(f"flat/{name}" for name in flat.entries)}
+    for number in range(200):
+        expected |= {f"deep/{number:03}" + name for name in ("", "/f", "/link", "/d", f"/d/{'x' * 255}")}
+    async with mounted(FakeRepository({FIRST: tree, SECOND: tree}), mountpoint) as operations:
+        async with trio.open_nursery() as nursery:
+            for _ in range(int(sys.argv[2])):
+                nursery.start_soon(look, mountpoint, expected)
+        print(is_by_inode(), operations.asked["readdir"], operations.asked["readlink"])
+        operations.asked.clear()
+        await look(mountpoint, expected)
+        print(is_by_inode(), operations.asked["readdir"], operations.asked["readlink"])
+        # from the middle, where the kernel does not know any more
+        names = await trio.to_thread.run_sync(os.listdir, mountpoint / os.fsdecode(FIRST_NAME) / "flat")
+        assert sorted(names) == sorted(flat.entries)
+
+async def look(mountpoint, expected):
+    command = ["find", mountpoint, "-mindepth", "1", "-printf", "%P\\\\0%y\\\\0%l\\\\0%s\\\\n"]
+    done = await trio.run_process(command, capture_stdout=True)
+    lines = [line.split("\\0") for line in done.stdout.decode().splitlines()]
+    assert len(lines) == 2 * len(expected), len(lines)
+    found = {path.partition("/")[2]: (kind, target, int(size)) for path, kind, target, size in lines}
+    assert set(found) == expected
+    for number in range(200):
+        assert found[f"deep/{number:03}/f"] == ("f", "", number)
+        assert found[f"deep/{number:03}/link"][:2] == ("l", f"f{number}")
+
+trio.run(main)
+"""
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_who_lists_a_tree_is_answered_without_python(mountpoint, at_once):
+    command = [sys.executable, "-c", LISTER, os.fspath(mountpoint), str(at_once)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second = (line.split() for line in done.stdout.splitlines())
+    if first[0] == "False":
+        pytest.skip("needs libfuse3.so.3 and a kernel that can do without opening")
+    if at_once == 1:  # several take the listings of each other
+        assert int(first[1]) < 1206 / 4  # the directories of both trees, and those of 5,000 names in parts
+    assert int(first[2]) < 100
+    assert second == ["True", "0", "0"]

@@ -98,14 +98,25 @@ def listings(monkeypatch):
     class Listings(dict):
         is_possible = False
 
-        def keep(self, inode, records):
+        def keep(self, inode, offset, records, *, is_last):
             if self.is_possible:
-                self[inode] = records
+                self[inode] = self[inode] if offset else b""
+                self[inode] += records
+                self.ends[inode] = is_last
             return self.is_possible
 
     kept = Listings()
-    monkeypatch.setattr(fs, "keep_listing", kept.keep)
-    monkeypatch.setattr(fs, "reply_listing", lambda inode, offset: inode in kept and not offset)
+    kept.ends = {}
+    monkeypatch.setattr("histfs._fs_listing.keep_listing", kept.keep)
+    monkeypatch.setattr(fs, "reply_listing", lambda inode, _offset: inode in kept)
+    return kept
+
+
+@pytest.fixture(autouse=True)
+def targets(monkeypatch):
+    """What is kept of symbolic links."""
+    kept = {}
+    monkeypatch.setattr("histfs._fs_listing.keep_content", kept.__setitem__)
     return kept
 
 
@@ -478,8 +489,12 @@ async def test_readdir(mounted, replies):
 async def test_a_directory_is_kept_as_a_whole(mounted, replies, listings, monkeypatch, at_once):
     listings.is_possible = True
     monkeypatch.setattr(fs, "_NAMES_AT_ONCE", at_once)
-    inode = await mounted.inode(FIRST_NAME)
-    assert await listing(mounted, inode, replies) == []  # what is kept is the reply
+    inode, offset = await mounted.inode(FIRST_NAME), 0
+    for _ in range(10):
+        assert await listing(mounted, inode, replies, start=offset) == []  # what is kept is the reply
+        offset = unpack(listings[inode])[-1][2]
+        if listings.ends[inode]:
+            break
     records = unpack(listings[inode])
     assert [name for name, _, _ in records] == [b".", b"..", b"a", b"again", b"d", b"dev", b"fifo", b"link"]
     for name, attributes, _ in records[2:]:
@@ -490,13 +505,43 @@ async def test_a_directory_is_kept_as_a_whole(mounted, replies, listings, monkey
     assert [offset for _, _, offset in records] == [offset for _, _, offset in replies]
 
 
-async def test_the_root_and_what_is_large_is_not_kept(mounted, replies, listings, monkeypatch):
+async def test_the_root_is_never_kept(mounted, replies, listings):
     listings.is_possible = True
-    monkeypatch.setattr(fs, "_NAMES_AT_ONCE", 3)
-    monkeypatch.setattr(fs, "_NAMES_KEPT", 6)
     assert len(await listing(mounted, ROOT_INODE, replies)) == 4
-    assert len(await listing(mounted, await mounted.inode(FIRST_NAME), replies)) == 8
     assert listings == {}
+
+
+async def test_targets_are_kept_with_the_names(mounted, replies, listings, targets):
+    listings.is_possible = True
+    await listing(mounted, await mounted.inode(FIRST_NAME), replies)
+    assert targets == {await mounted.inode(FIRST_NAME, b"link"): b"d/inner"}
+
+
+async def test_what_comes_next_is_listed_ahead(listings, replies):
+    """In the order in which find goes: down before on; more each time that it was right."""
+    tree = Dir({f"{number:02}": Dir({"a": Dir({"f": File()}), "b": Dir()}) for number in range(30)})
+    mounted = Mounted({FIRST: tree})
+    await mounted.update()
+    listings.is_possible = True
+    asked, todo = 0, [await mounted.inode(FIRST_NAME)]
+    while todo:
+        inode = todo.pop()
+        if inode not in listings:
+            asked += 1
+            await listing(mounted, inode, replies)
+        names = unpack(listings[inode])[2:]
+        todo += [shown["st_ino"] for _, shown, _ in reversed(names) if stat.S_ISDIR(shown["st_mode"])]
+    assert len(listings) == 91
+    assert asked < 10
+
+
+async def test_who_looks_at_one_directory_has_few_listed(mounted, replies, listings):
+    tree = Dir({f"{number:03}": Dir({"f": File()}) for number in range(100)})
+    mounted = Mounted({FIRST: tree})
+    await mounted.update()
+    listings.is_possible = True
+    await listing(mounted, await mounted.inode(FIRST_NAME), replies)
+    assert len(listings) == 3
 
 
 @pytest.mark.parametrize("at_once", [3, 256])

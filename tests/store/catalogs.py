@@ -41,7 +41,16 @@ def listed(version: Version, tag: int | None, oldest: int) -> Listed:
         is_plain = is_plain and version.last == LIVE
     ids = version.uid, version.gid
     return Listed(
-        version.number, version.name, version.mode, *ids, size_bytes, mtime_s, version.directory, tag, is_plain
+        version.number,
+        version.name,
+        version.mode,
+        *ids,
+        size_bytes,
+        mtime_s,
+        version.target,
+        version.directory,
+        tag,
+        is_plain,
     )
 
 
