@@ -34,6 +34,11 @@ def test_the_keys(cli, rdiff_backup: Oracle):
     told["exec"]["parsed"] = expected["exec"]["parsed"] = None
     assert keys(told) == keys(expected)
     assert told["system"] == expected["system"]
+    assert told["python"] | {"executable": None} == expected["python"] | {"executable": None}
+    ours, theirs = told["exec"]["api_version"], expected["exec"]["api_version"]
+    assert ours | {"default": 201} == theirs | {"default": 201}  # docs/rdiff-backup.md
+    assert [*told["exec"]["argv"][1:]] == ["info"]
+    assert expected["exec"]["argv"][1:] == ["--api-version", "201", "info"]
 
 
 def test_json_alone(cli):
