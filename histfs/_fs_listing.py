@@ -75,7 +75,7 @@ def pack(children: Iterable[Child], entry_valid_s: float) -> bytes:
     pack_record, parts = _RECORD.pack, []
     name_s, name_ns = _split(entry_valid_s)
     known_valid_s, valid_s, valid_ns = entry_valid_s, name_s, name_ns
-    for name, (inode, mode, nlink, uid, gid, rdev, size, mtime_s, shown_valid_s), offset, _ in children:
+    for name, (inode, mode, nlink, uid, gid, rdev, size, mtime_s, shown_valid_s), offset, *_ in children:
         if shown_valid_s != known_valid_s:
             known_valid_s = shown_valid_s
             valid_s, valid_ns = _split(shown_valid_s)

@@ -91,7 +91,7 @@ class ReadAhead:
 
 def small_files(children: list[Child]) -> list[tuple[int, int]]:
     """Inodes and sizes of what is worth reading ahead."""
-    return [(child.attributes.inode, child.attributes.size_bytes) for child in children if child.is_small_file]
+    return [(child.attributes.inode, child.attributes.size_bytes) for child in children if child.is_quick]
 
 
 def subdirectories(children: list[Child]) -> list[int]:

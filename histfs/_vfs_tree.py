@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import groupby
-from operator import attrgetter
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
@@ -40,8 +39,7 @@ _MAX_SIGNED = (1 << 63) - 1
 _MAX_ID = (1 << 32) - 2  # the last one means "do not change" to chown(2)
 _OVERFLOW_ID = 65_534  # "nobody": what Linux shows for an id that it cannot show
 _DIRECTORIES_KEPT = 10_000
-_LISTED_KEPT = 4096
-_LISTED_AT_ONCE = 128
+_QUICK_KEPT = 16_384
 _TOPS_KEPT = 256
 _XATTRS_KEPT = 1024
 
@@ -95,11 +93,7 @@ class Child(NamedTuple):
     attributes: Attributes
     offset: int
     target: bytes | None = None  # of a symbolic link
-
-    @property
-    def is_small_file(self) -> bool:
-        """Whether it has bytes, and so few that they are read as a whole."""
-        return 0 < self.attributes.size_bytes <= SMALL_BYTES and self.attributes.mode & _TYPE == stat.S_IFREG
+    is_quick: bool = False  # a file that has bytes, and so few that they are read as a whole, in the mirror
 
 
 class File(NamedTuple):
@@ -194,6 +188,31 @@ class _Directories:
         self._places[tag] = directory, parent
 
 
+class _Live(NamedTuple):
+    """A file in the mirror."""
+
+    parent: int
+    name: bytes
+    size_bytes: int
+    sha1: bytes  # not as hex digits
+
+
+class _Recent:
+    """Files by number, at least the last half of as many as are kept. Any threads may use it."""
+
+    def __init__(self) -> None:
+        self._new: dict[int, _Live] = {}
+        self._old: dict[int, _Live] = {}
+
+    def put(self, number: int, live: _Live) -> None:
+        if len(self._new) >= _QUICK_KEPT // 2:
+            self._old, self._new = self._new, {}
+        self._new[number] = live
+
+    def get(self, number: int) -> _Live | None:
+        return self._new.get(number) or self._old.get(number)
+
+
 class Tree:
     """A catalog in use. `users` is the history's, guarded by its lock; the methods are explained there."""
 
@@ -205,7 +224,8 @@ class Tree:
         self._top = lru_cache(_TOPS_KEPT)(catalog.root)
         self._xattrs = lru_cache(_XATTRS_KEPT)(self._read_xattrs)
         self._directories = _Directories(catalog)
-        self._listed: dict[int, Version] = {}  # by number; what was listed is likely to be opened
+        self._quick = _Recent()  # what was listed is likely to be read
+        self._last_asked: tuple[int, Version | None] = (0, None)
 
     def attributes(self, inode: int) -> Attributes:
         if (number := number_of(inode)) is not None:
@@ -238,12 +258,15 @@ class Tree:
         for listed in self.catalog.names(directory, session_time, after, limit):
             shown = self._listed_attributes(listed, directory, session_time)
             if shown is not None:
-                children.append(Child(listed.name, shown, listed.number + AFTER_0, listed.target))
+                is_quick = _is_quick(listed)
+                if is_quick:
+                    self._quick.put(listed.number, _Live(directory, listed.name, listed.size_bytes, listed.sha1 or b""))
+                children.append(Child(listed.name, shown, listed.number + AFTER_0, listed.target, is_quick))
         return children
 
     def _listed_attributes(self, listed: Listed, parent: int, session_time: int) -> Attributes | None:
         """What a name in a listing shows; None if it is not there."""
-        number, name, mode, uid, gid, size, mtime_s, _, directory, tag, is_plain = listed
+        number, name, mode, uid, gid, size, mtime_s, _, _, _, directory, tag, is_plain = listed
         if not is_plain or (directory and tag is None) or uid > _MAX_ID or gid > _MAX_ID or size < 0:
             version = self.catalog.child(parent, name, session_time)
             return None if version is None else self._shown(version, session_time)
@@ -253,13 +276,6 @@ class Tree:
         # A snapshot's top carries its session's time, for `ls -lt` in the root.
         shown_mtime_s = session_time if tag == TOP_TAG else mtime_s
         return Attributes(directory_inode(session_time, tag), mode, 1, uid, gid, 0, size, shown_mtime_s)
-
-    def _remember(self, version: Version) -> None:
-        """Of versions with the same number the newest counts: one that is not live need not be it."""
-        if version.last == LIVE and not version.directory:
-            if len(self._listed) >= _LISTED_KEPT:
-                self._listed.clear()
-            self._listed[version.number] = version
 
     def target(self, inode: int) -> bytes | None:
         number = number_of(inode)
@@ -290,28 +306,33 @@ class Tree:
         return File(content, entry.size_bytes, entry.path, at, content.hold())
 
     def contents(self, inodes: Iterable[int], repository: Repository) -> Iterator[tuple[int, memoryview]]:
-        versions = (self._listed_version(number) for inode in inodes if (number := number_of(inode)) is not None)
-        for parent, together in groupby(versions, key=attrgetter("parent")):
-            live = [version for version in together if _is_plain(version)]
-            if not live:
-                continue
-            files = [(version.name, version.size_bytes, version.sha1 or b"") for version in live]
-            for version, data in zip(live, repository.read_live(self.catalog.path(parent), files), strict=True):
+        numbers = [number for inode in inodes if (number := number_of(inode)) is not None]
+        found = ((number, live) for number in numbers if (live := self._live(number)) is not None)
+        for parent, together in groupby(found, key=lambda pair: pair[1].parent):
+            in_directory = list(together)
+            files = [(live.name, live.size_bytes, live.sha1.hex().encode()) for _, live in in_directory]
+            read = repository.read_live(self.catalog.path(parent), files)
+            for (number, _), data in zip(in_directory, read, strict=True):
                 if data is not None:
-                    yield version_inode(version.number), data
+                    yield version_inode(number), data
 
-    def _listed_version(self, number: int) -> Version:
-        """The version with this number; those that are listed behind it will be asked for next."""
-        version = self._listed.get(number)
-        if version is None:
+    def _live(self, number: int) -> "_Live | None":
+        """Where a small file lies in the mirror; None for any other."""
+        live = self._quick.get(number)
+        if live is None:
             version = self._version(number)
-            self._remember(version)
-            for following in self.catalog.children(version.parent, LIVE, version.name, _LISTED_AT_ONCE):
-                self._remember(following)
-        return version
+            if not _is_plain(version):
+                return None
+            live = _Live(
+                version.parent, version.name, version.size_bytes, bytes.fromhex((version.sha1 or b"").decode())
+            )
+        return live
 
     def _version(self, number: int) -> Version:
-        version = self._listed.get(number) or self.catalog.version(number)
+        last, version = self._last_asked
+        if last != number:
+            version = self.catalog.version(number)
+            self._last_asked = number, version
         if version is None:
             raise NotFoundError(f"no version has the number {number}")
         return version
@@ -361,6 +382,11 @@ class Tree:
         if kind in (stat.S_IFCHR, stat.S_IFBLK):
             shown = shown._replace(rdev=_shown_device(*self.catalog.entry(version).device_number))
         return shown
+
+
+def _is_quick(listed: Listed) -> bool:
+    is_small = 0 < listed.size_bytes <= SMALL_BYTES and listed.mode & _TYPE == stat.S_IFREG
+    return is_small and bool(listed.is_live and listed.is_plain)
 
 
 def _is_plain(version: Version) -> bool:

@@ -48,6 +48,8 @@ def listed(version: Version, tag: int | None, oldest: int) -> Listed:
         size_bytes,
         mtime_s,
         version.target,
+        None if version.sha1 is None else bytes.fromhex(version.sha1.decode()),
+        version.last == LIVE and version.alternate_mirror is None,
         version.directory,
         tag,
         is_plain,

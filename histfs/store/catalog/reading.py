@@ -87,7 +87,8 @@ _LISTED = f"""
     ifnull(v.uid & 4294967295, 0), ifnull(v.gid & 4294967295, 0),
     ifnull(case v.mode & {TYPE_MASK} when {_SYMLINK} then length(cast(v.target as blob)) else v.size_bytes & -1 end, 0),
     ifnull(case v.mode & {TYPE_MASK} when {_SYMLINK} then max(v.first & -1, :oldest) else v.mtime_s & -1 end, 0),
-    cast(v.target as blob), ifnull(v.directory & -1, 0),
+    cast(v.target as blob), cast(v.sha1 as blob), ifnull(v.last = {LIVE} and v.alternate_mirror is null, 0),
+    ifnull(v.directory & -1, 0),
     case when v.directory then (select tag & -1 from directory d where d.id = v.directory) end,
     ifnull(v.link_inode is null and (v.mode & {TYPE_MASK} not in ({_SYMLINK}, {_CHARACTER_DEVICE}, {_BLOCK_DEVICE})
         or v.mode & {TYPE_MASK} = {_SYMLINK} and v.last = {LIVE}), 0)
@@ -106,6 +107,8 @@ class Listed(NamedTuple):
     size_bytes: int  # of a symbolic link: of its target
     mtime_s: int  # of a symbolic link: when the first session was that had it
     target: bytes | None
+    sha1: bytes | None  # not as hex digits
+    is_live: bool  # that it is in the mirror, where its name says
     directory: int
     tag: int | None  # of a directory that has one
     is_plain: bool  # that this is all there is to it: it is no device, has no other links, and is no link of old
