@@ -1,25 +1,40 @@
-"""Builds histfs._tree, which reads many small files of one directory in one call, for `histfs.store.tree`.
+"""Builds histfs._tree: what is done for each file of a tree, with no Python between one and the next.
 
-From Python each of them costs five system calls and as many fights for the interpreter's lock, which is more than the
-reading itself. Here no Python is needed until all of them are in memory. What is no regular file is not opened, as
-opening a fifo or a device has effects of its own; its descriptor is looked at again, as the name may have got another
-file in between.
+From Python each system call costs a fight for the interpreter's lock, which is more than the call itself. cffi gives
+the lock away for the whole of each function here.
+
+- `histfs_read_files` reads many small files of one directory, for `histfs.store.tree`. What is no regular file is not
+  opened, as opening a fifo or a device has effects of its own; its descriptor is looked at again, as the name may have
+  got another file in between.
+- `histfs_walk_*` goes through a tree in the order of the metadata files, for `histfs.store.walk`, and compares it with
+  what an earlier session saw, record by record, until something is different.
 """
 
+from pathlib import Path
+
 from cffi import FFI
+
+C_SOURCES = Path(__file__).parent / "csrc"
 
 DECLARATIONS = """
 void histfs_read_files(
     int directory, size_t count, const char *names, const size_t *sizes, char *data, unsigned char *is_read);
 """
 
+
 SOURCE = r"""
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static int histfs_is_as_expected(const struct stat *status, size_t size)
@@ -58,6 +73,13 @@ static void histfs_read_files(
 }
 """
 
+
+def read_source(name: str) -> str:
+    """A file of csrc/, so that the compiler's messages name its lines."""
+    return f'#line 1 "histfs/csrc/{name}"\n{(C_SOURCES / name).read_text()}'
+
+
 ffibuilder = FFI()
 ffibuilder.cdef(DECLARATIONS)
-ffibuilder.set_source("histfs._tree", SOURCE)
+ffibuilder.cdef((C_SOURCES / "walk.h").read_text())
+ffibuilder.set_source("histfs._tree", SOURCE + "".join(map(read_source, ["walk.h", "walk.c"])))

@@ -74,12 +74,12 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     general.keep_log(arguments, output, arguments.repository, "backup")
     with progress(output, "backing up", arguments.progress, _expected(arguments.repository)) as step:
 
-        def tell(fate: Fate, path: bytes, size_bytes: int) -> None:
+        def tell(fate: Fate, path: bytes, size_bytes: int, files: int) -> None:
             output.begin_log()
             if fate is not Fate.SAME:
                 output.name(fate.value, path)
             if step is not None:
-                step(size_bytes)
+                step(size_bytes, files)
 
         outcome = backup(
             arguments.source,

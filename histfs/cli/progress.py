@@ -32,9 +32,9 @@ class Expected(NamedTuple):
 
 
 class Step(Protocol):
-    """What is called for each file that is done, and before that, if one likes, for each block of it."""
+    """What is called for each file that is done, or for some of them; before that, if one likes, for each block."""
 
-    def __call__(self, size_bytes: int) -> None: ...
+    def __call__(self, size_bytes: int, files: int = 1) -> None: ...
 
     def block(self, size_bytes: int) -> None: ...
 
@@ -71,8 +71,8 @@ class _Counter:
         self._every_s = every_s
         self._show = show
 
-    def __call__(self, size_bytes: int) -> None:
-        self.files += 1
+    def __call__(self, size_bytes: int, files: int = 1) -> None:
+        self.files += files
         self.size_bytes += size_bytes - self._of_current_bytes
         self._of_current_bytes = 0
         self._look_at_clock()

@@ -9,6 +9,7 @@ source is reported, and their last versions stay.
 """
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -29,13 +30,16 @@ from histfs.errors import (
 from histfs.store.accounts import BY_NAME
 from histfs.store.batch import Batch
 from histfs.store.catalog import update_catalog
+from histfs.store.compression import read_decompressed
 from histfs.store.emptying import check_may_be_emptied
 from histfs.store.entry import ALL_EXTRAS, NO_EXTRAS, Entry, Extras, is_below
+from histfs.store.extras import recorded_extras
 from histfs.store.files import WritableTree
 from histfs.store.format.listing import previous_stays_snapshot
 from histfs.store.format.stats import SessionStatistics
 from histfs.store.increments import IncrementWriter
 from histfs.store.layout import CHARS_TO_QUOTE, DATA, INCREMENTS, SPECIAL_ESCAPES, Layout, State, read_state
+from histfs.store.ledger import Ledger, LedgerWriter
 from histfs.store.lock import locked, marker_text
 from histfs.store.mirror import MirrorUpdate, Update
 from histfs.store.naming import DEFAULT_NAMING, Naming, check_naming, settle_layout
@@ -45,7 +49,10 @@ from histfs.store.records import DEFAULT_STYLE, RecordStyle, SessionRecords, Tel
 from histfs.store.recovery import recover
 from histfs.store.repository import Repository
 from histfs.store.selection import Selection
-from histfs.store.source import Found, Source, Unreadable, paired
+from histfs.store.source import Found, Source, Unreadable
+from histfs.store.sweep import Above, Carried, OldList, Step, Sweep, pairs
+
+log = logging.getLogger(__name__)
 
 _KEEP = INCREMENTS + b"/.keep"  # an empty `increments` would keep other programs from undoing a session (trap 4)
 
@@ -186,31 +193,59 @@ class _Session:
                 path=self._repository.path,
                 advice="check the clock, or wait a second",
             )
-        started = time.monotonic()
-        if previous is not None:
-            self._check_list(previous)
-        self._prepare()
-        if previous is not None:
-            self._write_marker()
+        started, started_ns = time.monotonic(), time.time_ns()
+        extras = self._source.extras
         becomes_diff = previous is not None and not _previous_stays(self._state, previous)
-        diff_of = previous if becomes_diff else None
-        with SessionRecords(
-            self._tree, self._layout, self._now, diff_of, self._source.extras, self._style, self._tell
-        ) as records:
-            self._update_mirror(previous, records)
+        with ExitStack() as stack:
+            ledger = None if previous is None else self._open_ledger(previous, stack)
+            if previous is not None:
+                self._check_list(previous, ledger)
+            self._prepare()
+            if previous is not None:
+                self._write_marker()
+            self._ledger = stack.enter_context(LedgerWriter(self._tree, ledger, started_ns))
+            diff_of = previous if becomes_diff else None
+            records = stack.enter_context(
+                SessionRecords(self._tree, self._layout, self._now, diff_of, extras, self._style, self._tell)
+            )
+            self._update_mirror(previous, ledger, records)
             statistics = records.finish(elapsed_s=time.monotonic() - started)
-        self._commit(previous, becomes_diff)
+            self._commit(previous, becomes_diff)
+            self._finish_ledger(records.list_path)
         update_catalog(self._tree, self._repository)
         return BackupOutcome(statistics, self._errors, self._warnings, False)
 
-    def _check_list(self, previous: int) -> None:
+    def _open_ledger(self, previous: int, stack: ExitStack) -> Ledger | None:
+        """That of the last session's list."""
+        path = self._state.metadata[previous].snapshot if previous in self._state.metadata else None
+        if path is None:
+            return None
+        ledger = Ledger.open(self._tree, previous, path)
+        if ledger is not None:
+            stack.callback(ledger.close)
+        return ledger
+
+    def _finish_ledger(self, list_path: bytes) -> None:
+        """The session has finished, and without a ledger the next one takes longer: that is all."""
+        try:
+            self._ledger.finish(
+                self._now, list_path, extras=self._source.extras, is_whole_tree=self._source.is_whole_tree
+            )
+        except OSError as exc:
+            log.warning("what the session saw cannot be kept, so the next one takes longer: %s", exc)
+
+    def _check_list(self, previous: int, ledger: Ledger | None) -> None:
         """Read the last session's list once before anything changes: its sums come at its end.
 
         A damaged name would look like one that is new in the source, and its file in the mirror like a stranger's.
+        Of a list with a ledger, which a session has written as it is, the sums are enough.
         """
+        snapshot = self._repository.snapshot(previous)
         try:
-            for _ in self._repository.snapshot(previous).entries():
-                pass
+            if ledger is not None:
+                snapshot.check_sums()
+            else:
+                snapshot.check_list()
         except DamagedError as exc:
             exc.advice = (
                 "no session can follow it, and nothing was changed; bring this file back from a copy of the repository,"
@@ -229,7 +264,7 @@ class _Session:
         self._tree.write_file(self._marker, [marker_text()], durable=True)
         self._tree.sync_directory(DATA)
 
-    def _update_mirror(self, previous: int | None, records: SessionRecords) -> None:
+    def _update_mirror(self, previous: int | None, ledger: Ledger | None, records: SessionRecords) -> None:
         batch = Batch(self._tree, nothing_to_lose=previous is None)
         increments = None
         if previous is not None:
@@ -246,37 +281,81 @@ class _Session:
             self._tree, self._layout, self._source, batch, increments, report, self._owners, self._links
         )
         with ExitStack() as stack:
-            old_entries = self._old_entries(previous, report, stack)
-            self._update_paths(mirror, old_entries, records)
+            self._update_paths(mirror, self._steps(previous, ledger, records, report, stack), records)
         mirror.finish()
 
-    def _old_entries(
-        self, previous: int | None, report: Callable[[HistfsError], None], stack: ExitStack
-    ) -> Iterator[Entry]:
-        """What the last session recorded. Its list must be intact; what belongs to the entries beyond it need not."""
-        if previous is None:
-            return iter(())
-        snapshot = self._repository.snapshot(previous)
-        if self._source.extras == NO_EXTRAS:
-            return snapshot.entries()
-        extras = stack.enter_context(snapshot.extras(self._source.extras, report))
-        return map(extras.added_to, snapshot.entries())
+    def _steps(
+        self,
+        previous: int | None,
+        ledger: Ledger | None,
+        records: SessionRecords,
+        report: Callable[[HistfsError], None],
+        stack: ExitStack,
+    ) -> Iterator[Step]:
+        """What there is now beside what the last session recorded.
 
-    def _update_paths(self, mirror: MirrorUpdate, old_entries: Iterator[Entry], records: SessionRecords) -> None:
-        for old, found in paired(old_entries, self._source.walk(self._is_repository)):
+        Its list must be intact; what belongs to the entries beyond it need not.
+        """
+        source = self._source
+        if previous is None:
+            return pairs(iter(()), source.walk(self._is_repository))
+        snapshot = self._repository.snapshot(previous)
+        dressed: Callable[[Entry], Entry] = _as_it_is
+        if source.extras != NO_EXTRAS:
+            dressed = stack.enter_context(snapshot.extras(source.extras, report)).added_to
+        path = self._state.metadata[previous].snapshot if previous in self._state.metadata else None
+        if ledger is None or path is None:
+            return pairs(map(dressed, snapshot.entries()), source.walk(self._is_repository))
+        fd = self._tree.open_file(path)
+        stack.callback(os.close, fd)
+        sweep = Sweep(
+            source,
+            OldList(read_decompressed(fd), ledger, dressed),
+            self._tree.root_fd if self._may_pass_over(previous, ledger) else -1,
+            line_end=records.line_end,
+            written=lambda: self._ledger.count,
+        )
+        root = os.fstat(self._tree.root_fd)
+        return sweep.steps(self._is_repository, (root.st_dev, root.st_ino))
+
+    def _may_pass_over(self, previous: int, ledger: Ledger) -> bool:
+        """Whether what the ledger says of a path is all that this session wants to know."""
+        extras = self._source.extras
+        knows_all = (ledger.header.has_xattrs, ledger.header.has_acls) == extras and ledger.header.is_whole_tree
+        is_recorded = recorded_extras(self._state, previous, extras) == extras
+        return knows_all and is_recorded and self._source.is_whole_tree and not self._layout.quoting.is_active
+
+    def _update_paths(self, mirror: MirrorUpdate, steps: Iterator[Step], records: SessionRecords) -> None:
+        for step in steps:
+            if isinstance(step, Carried):
+                records.carry(step)
+                self._ledger.carry(step.number, step.seen)
+                continue
+            if isinstance(step, Above):
+                mirror.update(step.entry, step.found)
+                self._ledger.touch(self._layout.mirror_path(step.entry), step.number)
+                continue
+            old, found = step
             if isinstance(found, Unreadable):
                 if not found.path:
                     raise found.error
                 self._unreadable = found.path
                 self._count(found.error, records)
                 if old is not None:
-                    records.add(old, mirror.keep(old))
+                    self._record(old, mirror.keep(old), None, records)
                 continue
             update = self._update_path(mirror, old, found, records)
             if update is not None:
-                records.add(old, update)
+                self._record(old, update, found, records)
             if found is not None and not found.path:
                 mirror.mark_root()
+
+    def _record(self, old: Entry | None, update: Update, found: Found | None, records: SessionRecords) -> None:
+        record_bytes = records.add(old, update)
+        if update.record is not None:
+            is_as_found = update.record.kind is found.entry.kind if found is not None else False
+            path = self._layout.mirror_path(update.record)
+            self._ledger.add(update.record, found if is_as_found and not update.is_kept else None, record_bytes, path)
 
     def _update_path(
         self, mirror: MirrorUpdate, old: Entry | None, found: Found | None, records: SessionRecords
@@ -323,6 +402,10 @@ class _Session:
             self._tree.sync_directory(DATA)
         self._tree.unlink(self._state.markers[previous])
         self._tree.sync_directory(DATA)
+
+
+def _as_it_is(entry: Entry) -> Entry:
+    return entry
 
 
 def _previous_stays(state: State, previous: int) -> bool:

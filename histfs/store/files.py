@@ -138,6 +138,15 @@ class WritableTree(Tree):
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             return os.open(name, flags, 0o600, dir_fd=directory)
 
+    def open_to_change(self, path: bytes) -> int:
+        """A descriptor to read and write the regular file `path`."""
+        with self._at(path) as (directory, name):
+            fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise NotRegularError(errno.EINVAL, "is not a regular file", path)
+        return fd
+
     def open_to_append(self, path: bytes) -> int:
         """A descriptor to write at the end of the regular file `path`, made if it is missing."""
         with self._at(path) as (directory, name):

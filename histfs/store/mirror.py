@@ -33,6 +33,7 @@ class Update(NamedTuple):
     record: Entry | None  # None: it does not exist any more
     is_changed: bool
     increment_bytes: int | None = None  # None: no increment was written
+    is_kept: bool = False  # the record stays what it was, whatever the source has
 
 
 class _Group(NamedTuple):
@@ -124,7 +125,7 @@ class MirrorUpdate:
         self._old_digests.remember(old)
         if old.kind is Kind.DIRECTORY:
             self._directories.append(_Directory(old.path, old, old, None, None))
-        return Update(old._replace(link_group=None, sha1=self._old_digests.of(old)), False)
+        return Update(old._replace(link_group=None, sha1=self._old_digests.of(old)), False, None, True)
 
     def mark_root(self) -> None:
         """Write the increment of the root also if nothing changes: tools find sessions by it (docs/format.md 8.3)."""
@@ -252,7 +253,8 @@ class MirrorUpdate:
         stays = status is not None and self._may_stay(status, key, change)
         sha1 = None if old is None else self._old_digests.of(old)
         is_same_file = status is not None and found.has_time_of(status) and not self._is_another_file(old, found)
-        if stays and is_same_file and sha1 is not None and change in (plan.Change.NONE, plan.Change.ATTRIBUTES):
+        seems_same = stays and is_same_file and change in (plan.Change.NONE, plan.Change.ATTRIBUTES)
+        if seems_same and sha1 is not None and (not found.is_suspect or self._digest(found) == sha1):
             return self._unchanged_content(found, sha1, change)
         temporary, new_sha1 = self._copy(old, found)
         record = new._replace(sha1=new_sha1)
@@ -329,6 +331,17 @@ class MirrorUpdate:
         if key is None:
             return change is plan.Change.NONE
         return self._claimed.setdefault(status.st_ino, key) == key
+
+    def _digest(self, found: Found) -> bytes:
+        """The SHA1 (hex) of the source's file."""
+        digest = hashlib.sha1(usedforsecurity=False)
+        fd = self._source.open_file(found)
+        try:
+            for _ in self._source.read(found, fd, digest):
+                pass
+        finally:
+            os.close(fd)
+        return digest.hexdigest().encode()
 
     def _copy(self, old: Entry | None, found: Found) -> tuple[bytes, bytes]:
         """Copy the source's file under a new name in the mirror; the name and the SHA1 (hex)."""

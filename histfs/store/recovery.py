@@ -27,10 +27,10 @@ from histfs.store.increments import mtime_ns
 from histfs.store.layout import DATA, INCREMENTS, LOCK, LONG_NAMES, TEMPORARY, State, read_state
 from histfs.store.listing import Listing, Node
 from histfs.store.lock import living_writer
+from histfs.store.look import KINDS
 from histfs.store.owners import Owners
 from histfs.store.repository import Repository
 from histfs.store.snapshot import Snapshot
-from histfs.store.source import KINDS
 from histfs.store.special import make_special, mirror_mode
 
 

@@ -10,27 +10,16 @@ import stat
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 from histfs.errors import EXIT_FILE_WARNING, FormatError, SourceError, UsageError, storage_errors
-from histfs.store.accounts import group_name, user_name
-from histfs.store.entry import NO_EXTRAS, Acl, Entry, Extras, Kind, LinkGroup, join, sort_key
+from histfs.store.entry import NO_EXTRAS, Entry, Extras, Kind, is_below, join, sort_key
 from histfs.store.format import posix_acl
-from histfs.store.format.attributes import is_recorded
 from histfs.store.layout import DATA
+from histfs.store.look import KINDS, entry_of, read_extras
 from histfs.store.selection import CACHE_SIGNATURE, CACHE_TAG, Outcome, Place, Scanned, Selection, Subject
 from histfs.store.tree import BLOCK_SIZE, NotRegularError, Tree
-
-KINDS = {
-    stat.S_IFREG: Kind.REGULAR,
-    stat.S_IFDIR: Kind.DIRECTORY,
-    stat.S_IFLNK: Kind.SYMLINK,
-    stat.S_IFCHR: Kind.CHARACTER_DEVICE,
-    stat.S_IFBLK: Kind.BLOCK_DEVICE,
-    stat.S_IFIFO: Kind.FIFO,
-    stat.S_IFSOCK: Kind.SOCKET,
-}
-
+from histfs.store.walk import Walk, status_of
 
 # Eight times what open(2) takes. Whoever may make directories in a source must not be able to stop its backups, by a
 # record that does not fit metadata.MAX_RECORD_BYTES, or by so many levels that a list becomes gigabytes of paths.
@@ -41,9 +30,11 @@ _SHOWN = 1000  # bytes of such a path in a message
 _STEPS_NS = (1, 100, 1_000, 1_000_000, 10_000_000, 1_000_000_000)
 
 
+# Of other kinds the walk does not tell everything.
+_LOOKED_AT_BY_WALKS = (Kind.REGULAR, Kind.DIRECTORY, Kind.SYMLINK)
+
 # A file system or a kind of file that has none of them at all.
 _HAS_NO_EXTRAS = (errno.EOPNOTSUPP, errno.ENOSYS)
-_MAX_EXTRAS_BYTES = 8 << 20  # they have to fit attributes.MAX_RECORD_BYTES, in base64
 
 
 class Found(NamedTuple):
@@ -52,6 +43,7 @@ class Found(NamedTuple):
     entry: Entry
     status: os.stat_result
     trouble: SourceError | None = None  # why its extended attributes and access control lists are not known
+    is_suspect: bool = False  # its content may be another one although size and time are those of before
 
     @property
     def path(self) -> bytes:
@@ -87,12 +79,47 @@ class Unreadable(NamedTuple):
     error: SourceError
 
 
-class _Directory(NamedTuple):
-    """A directory that the walk is in."""
+_Told = TypeVar("_Told", covariant=True)
 
-    path: bytes
-    place: Place | None
-    names: Iterator[tuple[bytes, bool]]  # that are still to come
+
+class Forward(Protocol[_Told]):
+    """What passes over a part of a walk, see `Source.walk`. It tells of that in a form of its own."""
+
+    mirror: int  # see `walk.Walk`
+
+    def pass_over(self, walk: Walk) -> Iterator[_Told]:
+        """Go on as far as nothing has changed."""
+
+    def error(self) -> int:
+        """Why the directory that was passed over last cannot be listed; EBADF: it has to be opened; 0: it was."""
+
+    def mirror_ctime_ns(self, path: bytes) -> int:
+        """When the directory in the mirror was last changed; 0: nothing in `path` may be passed over."""
+
+
+class _Places:
+    """Where a walk is, for the rules of a selection: the places of the directories on the way."""
+
+    def __init__(self, selection: Selection | None) -> None:
+        self._selection = selection
+        self._places: list[Place] = [] if selection is None else [selection.root]
+
+    def enter(self, path: bytes, name: bytes) -> Place:
+        """The place of `name`, whose path this is."""
+        assert self._selection is not None
+        above = path[: -len(name)].rstrip(b"/")
+        while not is_below(above, self._places[-1].path):
+            self._places.pop()
+        while self._places[-1].path != above:  # what was passed over
+            last = self._places[-1]
+            rest = above[len(last.path) :].lstrip(b"/")
+            self._places.append(self._selection.enter(last, rest.partition(b"/")[0]))
+        return self._selection.enter(self._places[-1], name)
+
+    def keep(self, place: Place | None) -> None:
+        """What comes next lies in this directory."""
+        if place is not None:
+            self._places.append(place)
 
 
 class Source:
@@ -128,7 +155,7 @@ class Source:
     ) -> Self:
         """Enter the source; UsageError if it is not there or not a directory, StorageError if it cannot be listed."""
         try:
-            tree = Tree.open(path, cached_directories=64)
+            tree = Tree.open(path, cached_directories=32)
         except FileNotFoundError:
             raise UsageError("the source does not exist", path=path) from None
         except NotADirectoryError:
@@ -148,48 +175,76 @@ class Source:
         self._tree.close()
 
     @property
+    def is_whole_tree(self) -> bool:
+        """Whether everything is selected."""
+        return self._selection is None
+
+    @property
     def status(self) -> os.stat_result:
         """That of the root."""
         return self._tree.stat(b"")
 
     def check_root(self) -> None:
         """SourceError if the root cannot be looked at or listed, so that nothing can be made of it."""
-        for found in self.look(b""), self._names(b""):
-            if isinstance(found, Unreadable):
-                found.error.advice = "nothing was changed"
-                raise found.error
+        found = self.look(b"")
+        try:
+            os.close(self._tree.open_directory(b""))
+        except OSError as exc:
+            found = _unlisted(b"", exc)
+        if isinstance(found, Unreadable):
+            found.error.advice = "nothing was changed"
+            raise found.error
 
-    def walk(self, is_skipped: Callable[[bytes, os.stat_result], bool]) -> Iterator[Found | Unreadable]:
+    def walk(
+        self,
+        is_skipped: Callable[[bytes, os.stat_result], bool],
+        forward: Forward[_Told] | None = None,
+        skipped: tuple[int, int] = (0, 0),
+    ) -> "Iterator[Found | Unreadable | _Told]":
         """Everything that is selected, parents first, names of a directory in byte order: metadata order.
 
         A directory that `is_skipped(path, status)` is left out with all that is in it, and so is one that is excluded;
         what is excluded by its name is not looked at at all. A directory that cannot be listed is followed by an
         Unreadable with its own path. `rdiff-backup-data` at the top is never part of a source.
+        What `forward` passes over comes as it tells it; `skipped`: device and inode of what may not be passed over.
         """
         root = self.look(b"")
         yield root
         if isinstance(root, Unreadable):
             return
+        mirror = -1 if forward is None else forward.mirror
+        with Walk(mirror, skipped) as walk:
+            unlisted = self._enter(walk, b"", forward)
+            if unlisted is not None:
+                yield unlisted
+                return
+            yield from self._walk(walk, is_skipped, forward)
+
+    def _walk(
+        self, walk: Walk, is_skipped: Callable[[bytes, os.stat_result], bool], forward: Forward[_Told] | None
+    ) -> "Iterator[Found | Unreadable | _Told]":
         selection = self._selection
-        names = self._names(b"")
-        if isinstance(names, Unreadable):
-            yield names
-            return
-        pending: list[_Directory] = [_Directory(b"", None if selection is None else selection.root, iter(names))]
+        places = _Places(selection)
         scanned: Scanned[Found] = Scanned()
-        while pending:
-            directory = pending[-1]
-            name, is_directory = next(directory.names, (None, False))
-            if name is None:
-                pending.pop()
-                continue
-            path = join(directory.path, name)
-            place = None
-            if selection is not None and directory.place is not None:
-                place = selection.enter(directory.place, name)
-                if selection.excludes_by_name(place, is_directory=is_directory):
+        while True:
+            if forward is not None:
+                yield from forward.pass_over(walk)
+                if error := forward.error():
+                    unlisted = self._enter_again(walk, walk.here(), error)
+                    if unlisted is not None:
+                        yield unlisted
                     continue
-            found = self.look(path)
+            if not walk.next():
+                return
+            path = walk.path
+            if path == DATA:
+                continue
+            place = None
+            if selection is not None:
+                place = places.enter(path, walk.name)
+                if selection.excludes_by_name(place, is_directory=walk.is_directory):
+                    continue
+            found = self._look(walk)
             if isinstance(found, Unreadable):
                 yield from scanned.release(path)
                 yield found
@@ -197,24 +252,44 @@ class Source:
             is_directory = found.entry.kind is Kind.DIRECTORY
             if is_directory and is_skipped(path, found.status):
                 continue
+            outcome = Outcome.INCLUDED
             if selection is not None and place is not None:
                 outcome = selection.verdict(place, self.subject(found)).outcome
-                if outcome is Outcome.EXCLUDED:
-                    continue
-                if outcome is Outcome.SCANNED:
-                    scanned.hold(path, found)
-                else:
-                    yield from scanned.release(path)
-                    yield found
+            if outcome is Outcome.EXCLUDED:
+                continue
+            if outcome is Outcome.SCANNED:
+                scanned.hold(path, found)
             else:
+                yield from scanned.release(path)
                 yield found
             if is_directory:
-                names = self._names(path)
-                if isinstance(names, Unreadable):
+                places.keep(place)
+                unlisted = self._enter(walk, path, forward)
+                if unlisted is not None:
                     yield from scanned.release(path)
-                    yield names
-                else:
-                    pending.append(_Directory(path, place, iter(names)))
+                    yield unlisted
+
+    def _enter(self, walk: Walk, path: bytes, forward: Forward[_Told] | None) -> Unreadable | None:
+        """Go into a directory that was just looked at; Unreadable if it cannot be listed."""
+        mirror_ctime_ns = 0 if forward is None else forward.mirror_ctime_ns(path)
+        try:
+            if not path:
+                walk.push(self._tree.open_directory(path), is_trusted=mirror_ctime_ns != 0)
+            elif not walk.enter(mirror_ctime_ns):
+                walk.push(self._tree.open_directory(path))
+        except OSError as exc:
+            return _unlisted(path, exc)
+        return None
+
+    def _enter_again(self, walk: Walk, path: bytes, error: int) -> Unreadable | None:
+        """Go into a directory that could not be entered for the reason `error`."""
+        try:
+            if error != errno.EBADF:
+                raise OSError(error, os.strerror(error))
+            walk.push(self._tree.open_directory(path))
+        except OSError as exc:
+            return _unlisted(path, exc)
+        return None
 
     def subject(self, found: Found) -> Subject:
         """What the rules of a selection ask about."""
@@ -247,17 +322,6 @@ class Source:
         finally:
             os.close(fd)
 
-    def _names(self, path: bytes) -> list[tuple[bytes, bool]] | Unreadable:
-        """The names in a directory in their order, and where rules may ask for it, whether they are directories."""
-        try:
-            if self._selection is None:
-                names = [(name, False) for name in sorted(self._tree.names(path))]
-            else:
-                names = sorted(self._tree.names_and_types(path))
-        except OSError as exc:
-            return Unreadable(path, source_error(exc, path, "the directory cannot be listed"))
-        return names if path else [item for item in names if item[0] != DATA]
-
     def look(self, path: bytes) -> Found | Unreadable:
         if len(path) > LONGEST_PATH:
             return Unreadable(path, SourceError("its path is too long to be recorded", path=path[:_SHOWN]))
@@ -268,6 +332,24 @@ class Source:
             return Unreadable(path, source_error(exc, path, "cannot be looked at"))
         found = Found(entry_of(path, status, target), status)
         return self._with_extras(found) if self._is_to_be_copied or self.extras != NO_EXTRAS else found
+
+    def _look(self, walk: Walk) -> Found | Unreadable:
+        """The same for the current name of a walk."""
+        path = walk.path
+        if len(path) > LONGEST_PATH:
+            return self.look(path)
+        try:
+            seen = walk.look()
+            kind = None if seen is None else KINDS.get(stat.S_IFMT(seen.mode))
+            if seen is None or kind not in _LOOKED_AT_BY_WALKS:
+                return self.look(path)
+            target = self._tree.readlink(path) if kind is Kind.SYMLINK else b""
+        except OSError as exc:
+            return Unreadable(path, source_error(exc, path, "cannot be looked at"))
+        status = status_of(seen)
+        found = Found(entry_of(path, status, target), status)
+        wants_extras = self._is_to_be_copied or self.extras != NO_EXTRAS
+        return self._with_extras(found) if wants_extras and not walk.has_no_xattrs() else found
 
     def _with_extras(self, found: Found) -> Found:
         try:
@@ -334,35 +416,8 @@ def paired(
             entry, item = next(old, None), next(found, None)
 
 
-def read_extras(tree: Tree, entry: Entry, extras: Extras) -> Entry:
-    """`entry` with the `extras` that the file in the tree has. Raises OSError, FormatError."""
-    if extras == NO_EXTRAS:
-        return entry
-    names = tree.xattr_names(entry.path)
-    if not names:
-        return entry
-    xattrs: list[tuple[bytes, bytes]] = []
-    acl: Acl = ()
-    size = 0
-    for name in sorted(names):
-        is_acl = name in (posix_acl.ACCESS, posix_acl.DEFAULT)
-        if not (extras.acls if is_acl else extras.xattrs and is_recorded(name, entry.kind)):
-            continue
-        try:
-            value = tree.xattr(entry.path, name)
-        except OSError as exc:
-            if exc.errno == errno.ENODATA:  # it went in between
-                continue
-            raise
-        size += len(name) + len(value)
-        if size > _MAX_EXTRAS_BYTES:
-            raise FormatError(f"more than {_MAX_EXTRAS_BYTES} bytes", path=entry.path)
-        if is_acl:
-            acl += posix_acl.parse_posix_acl(value, is_default=name == posix_acl.DEFAULT)
-        else:
-            xattrs.append((name, value))
-    acl = posix_acl.completed(acl, entry.mode)
-    return entry._replace(xattrs=tuple(xattrs), acl=posix_acl.named(acl, user_name, group_name))
+def _unlisted(path: bytes, exc: OSError) -> Unreadable:
+    return Unreadable(path, source_error(exc, path, "the directory cannot be listed"))
 
 
 def source_error(exc: OSError, path: bytes, problem: str) -> SourceError:
@@ -389,25 +444,3 @@ def changed(path: bytes) -> SourceError:
     error = SourceError("changed while it was read", path=path, advice="its last version in the backup is kept")
     error.exit_code = EXIT_FILE_WARNING
     return error
-
-
-def entry_of(path: bytes, status: os.stat_result, target: bytes = b"") -> Entry:
-    """The entry that lstat(2) and readlink(2) tell; without the digest of its content."""
-    kind = KINDS[stat.S_IFMT(status.st_mode)]
-    is_regular = kind is Kind.REGULAR
-    return Entry(
-        path=path,
-        kind=kind,
-        mode=stat.S_IMODE(status.st_mode),
-        uid=status.st_uid,
-        gid=status.st_gid,
-        uname=user_name(status.st_uid),
-        gname=group_name(status.st_gid),
-        mtime_s=status.st_mtime_ns // 10**9 if kind.has_mtime else 0,
-        size_bytes=status.st_size if is_regular else 0,
-        link_group=LinkGroup(status.st_nlink, status.st_ino, status.st_dev)
-        if is_regular and status.st_nlink > 1
-        else None,
-        target=target,
-        device_number=(os.major(status.st_rdev), os.minor(status.st_rdev)) if kind.is_device else (0, 0),
-    )

@@ -29,8 +29,9 @@ from histfs.store.content.opening import sha1_of
 from histfs.store.entry import Entry, Extras, Kind, join, name_of, parent_of
 from histfs.store.files import WritableTree, make_host_directories
 from histfs.store.layout import NAME_MAX
+from histfs.store.look import entry_of, read_extras
 from histfs.store.selection import Outcome, Place, Selection, Subject
-from histfs.store.source import Found, Source, entry_of, read_extras
+from histfs.store.source import Found, Source
 from histfs.store.tree import Tree
 
 LEFTOVER = b".histfs-restore."  # and 16 hex digits: what a restore was about to put in its place

@@ -204,18 +204,6 @@ class Tree:
             pending += [directory + b"/" + name for name in directories]
             yield from ((directory, name) for name in others)
 
-    def names_and_types(self, path: bytes) -> list[tuple[bytes, bool]]:
-        """The names in the directory `path`, in no order, and whether each is a directory itself."""
-        fd = self.open_directory(path)
-        try:
-            with os.scandir(fd) as found:
-                return [(os.fsencode(item.name), _is_directory(item)) for item in found]
-        except OSError as exc:
-            exc.filename = path
-            raise
-        finally:
-            os.close(fd)
-
     def readlink(self, path: bytes) -> bytes:
         with self._at(path) as (directory, name):
             return os.readlink(name, dir_fd=directory)
@@ -379,14 +367,6 @@ class Tree:
                     os.close(fd)
             fd = following
         return fd
-
-
-def _is_directory(item: os.DirEntry[str]) -> bool:
-    """What the directory itself says; of a file system that says nothing there, what can be seen."""
-    try:
-        return item.is_dir(follow_symlinks=False)
-    except OSError:
-        return False
 
 
 def file_blocks(fd: int, limit: int | None = None) -> Iterator[bytes]:

@@ -6,6 +6,7 @@ import random
 import tracemalloc
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -255,15 +256,23 @@ def tree(tmp_path: Path) -> Iterator[WritableTree]:
         yield tree
 
 
-def test_an_empty_file_has_no_gz(tree: WritableTree, tmp_path: Path) -> None:
-    CompressedFile(tree, Layout(), b"error_log", 1_700_000_000, b"data").finish()
+@pytest.fixture
+def worker() -> Iterator[Executor]:
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
+
+
+def test_an_empty_file_has_no_gz(tree: WritableTree, worker: Executor, tmp_path: Path) -> None:
+    CompressedFile(tree, Layout(), b"error_log", 1_700_000_000, b"data", worker).finish()
     (path,) = (tmp_path / "rdiff-backup-data").iterdir()
     assert (path.name, path.stat().st_size) == ("error_log.2023-11-14T22:13:20Z.data", 0)
 
 
-@pytest.mark.parametrize("sizes", [[1], [10, 20], [200_000, 1], [128 * 1024], [300_000, 300_000]], ids=str)
-def test_a_file_with_content(tree: WritableTree, tmp_path: Path, sizes: list[int]) -> None:
-    file = CompressedFile(tree, Layout(), b"mirror_metadata", 1_700_000_000, b"snapshot")
+@pytest.mark.parametrize(
+    "sizes", [[1], [10, 20], [200_000, 1], [128 * 1024], [300_000, 300_000], [100_000] * 60], ids=str
+)
+def test_a_file_with_content(tree: WritableTree, worker: Executor, tmp_path: Path, sizes: list[int]) -> None:
+    file = CompressedFile(tree, Layout(), b"mirror_metadata", 1_700_000_000, b"snapshot", worker)
     for number, size in enumerate(sizes):
         file.write(bytes([number]) * size)
     file.finish()
@@ -273,9 +282,9 @@ def test_a_file_with_content(tree: WritableTree, tmp_path: Path, sizes: list[int
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_file_that_is_given_up_is_closed(tree: WritableTree) -> None:
+def test_a_file_that_is_given_up_is_closed(tree: WritableTree, worker: Executor) -> None:
     before = set(os.listdir("/proc/self/fd"))
-    file = CompressedFile(tree, Layout(), b"mirror_metadata", 1_700_000_000, b"snapshot")
+    file = CompressedFile(tree, Layout(), b"mirror_metadata", 1_700_000_000, b"snapshot", worker)
     assert not tree.exists(b"rdiff-backup-data/x")  # which keeps the directory open
     file.write(bytes(200_000))
     file.close()
@@ -283,9 +292,9 @@ def test_a_file_that_is_given_up_is_closed(tree: WritableTree) -> None:
     assert len(set(os.listdir("/proc/self/fd")) - before) <= 1
 
 
-def test_a_file_that_exists_is_not_overwritten(tree: WritableTree) -> None:
+def test_a_file_that_exists_is_not_overwritten(tree: WritableTree, worker: Executor) -> None:
     for _ in range(2):
-        file = CompressedFile(tree, Layout(), b"error_log", 1_700_000_000, b"data")
+        file = CompressedFile(tree, Layout(), b"error_log", 1_700_000_000, b"data", worker)
         file.write(b"x")
         if _:
             with pytest.raises(FileExistsError):

@@ -14,6 +14,7 @@ from histfs.store import backup as backup_module
 from histfs.store.files import WritableTree
 from histfs.store.regress import regress
 from histfs.store.source import Found, Source
+from histfs.store.walk import Walk
 from tests.comparison import difference, read
 from tests.store.sessions import FIRST, Sessions
 from tests.trees import MTIME, Dir, File, Link, build
@@ -208,15 +209,15 @@ def test_a_file_that_changes_between_two_looks_at_its_links(
         shutil.rmtree(group.source)
         build(group.source, Dir({"b": File(A), "c": Link("b"), "d": Dir({"e": Link("b")})}))
     write(group.source / "b", A + b"1")
-    real = Source.look
+    real = Walk.look
 
-    def look(source: Source, path: bytes) -> object:
-        if path == which:
+    def look(walk: Walk) -> object:
+        if walk.path == which:
             write(group.source / "b", A + b"12")
-        return real(source, path)
+        return real(walk)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Source, "look", look)
+        patch.setattr(Walk, "look", look)
         group.backup()
     assert group.verify(group.now) == (6 if is_known else 3, 0, 0)
     contents = {path: group.content(path, group.now) for path in (b"b", b"c", b"d/e")}
@@ -230,15 +231,15 @@ def test_a_file_that_changes_between_two_looks_at_its_links(
 
 def test_a_file_with_another_mode_at_the_second_look(group: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
     write(group.source / "b", B)
-    real = Source.look
+    real = Walk.look
 
-    def look(source: Source, path: bytes) -> object:
-        if path == b"c":
+    def look(walk: Walk) -> object:
+        if walk.path == b"c":
             (group.source / "c").chmod(0o600)
-        return real(source, path)
+        return real(walk)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Source, "look", look)
+        patch.setattr(Walk, "look", look)
         group.backup()
     assert group.verify(group.now)[1:] == (0, 0)
     assert (group.entry(b"b").mode, group.entry(b"c").mode) == (0o644, 0o600)

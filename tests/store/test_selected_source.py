@@ -1,6 +1,5 @@
 """The walk of a source with rules: what is looked at, what is kept, and what becomes of it in a session."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from histfs.store.backup import backup
 from histfs.store.selection import Option, Selection
 from histfs.store.source import Found, Source, Unreadable
 from histfs.store.tree import Tree
+from histfs.store.walk import Walk
 from tests import comparison
 from tests.comparison import difference
 from tests.store.places import open_descriptors
@@ -44,14 +44,10 @@ def top(tmp_path: Path) -> Path:
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The paths whose attributes or names are read."""
     seen: list[bytes] = []
-    for name in ("stat", "names_and_types"):
-        real = getattr(Tree, name)
-
-        def watched(tree: Tree, path: bytes, real=real):
-            seen.append(path)
-            return real(tree, path)
-
-        monkeypatch.setattr(Tree, name, watched)
+    stat, look, enter = Tree.stat, Walk.look, Walk.enter
+    monkeypatch.setattr(Tree, "stat", lambda tree, path: (seen.append(path), stat(tree, path))[1])
+    monkeypatch.setattr(Walk, "look", lambda walk: (seen.append(walk.path), look(walk))[1])
+    monkeypatch.setattr(Walk, "enter", lambda walk, ns: (seen.append(walk.path), enter(walk, ns))[1])
     return seen
 
 
@@ -92,14 +88,14 @@ def test_caches(top: Path) -> None:
 
 def test_a_scanned_directory_that_cannot_be_listed_is_kept(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(top, Dir({"a": Dir({"b": Dir({"x.c": File()}), "c": Dir({"x": File()})})}))
-    real = Tree.names_and_types
+    real = Walk.enter
 
-    def names_and_types(tree: Tree, path: bytes) -> list[tuple[bytes, bool]]:
-        if path == b"a/b":
-            raise PermissionError(13, "Permission denied", path)
-        return real(tree, path)
+    def enter(walk: Walk, mirror_ctime_ns: int) -> bool:
+        if walk.path == b"a/b":
+            raise PermissionError(13, "Permission denied", walk.path)
+        return real(walk, mirror_ctime_ns)
 
-    monkeypatch.setattr(Tree, "names_and_types", names_and_types)
+    monkeypatch.setattr(Walk, "enter", enter)
     found = walk(top, (b"include", b"*.c"), (b"exclude", b"*"))
     assert [(type(item), item.path) for item in found] == [
         *((Found, b""), (Found, b"a"), (Found, b"a/b"), (Unreadable, b"a/b"))
@@ -108,14 +104,14 @@ def test_a_scanned_directory_that_cannot_be_listed_is_kept(top: Path, monkeypatc
 
 def test_only_what_is_selected_can_be_in_the_way(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(top, Dir({"a": Dir({"dead": Dir(), "x": File()})}))
-    real = Tree.stat
+    real = Walk.look
 
-    def stat(tree: Tree, path: bytes) -> os.stat_result:
-        if path == b"a/dead":
-            raise OSError(107, "Transport endpoint is not connected", path)
-        return real(tree, path)
+    def look(walk: Walk) -> object:
+        if walk.path == b"a/dead":
+            raise OSError(107, "Transport endpoint is not connected", walk.path)
+        return real(walk)
 
-    monkeypatch.setattr(Tree, "stat", stat)
+    monkeypatch.setattr(Walk, "look", look)
     assert paths(top, (b"exclude", b"dead")) == [b"", b"a", b"a/x"]
     [problem] = [item for item in walk(top, (b"exclude", b"alive")) if isinstance(item, Unreadable)]
     assert isinstance(problem.error, SourceError)

@@ -1,5 +1,6 @@
 """What a session may do only when it is asked to: empty a directory, make those above it, do without the disk."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -7,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from histfs.errors import HistfsError, NotARepositoryError, SourceError
+from histfs.errors import HistfsError, NotARepositoryError
 from histfs.store import emptying, files
 from histfs.store.backup import backup
 from histfs.store.files import WritableTree
 from histfs.store.naming import Naming
 from histfs.store.repository import Repository
-from histfs.store.source import Source, Unreadable
+from histfs.store.tree import Tree
 from tests.store.killing import Killer
 from tests.store.sessions import DAY, FIRST, Sessions
 from tests.trees import Dir, File, Symlink, build
@@ -55,8 +56,14 @@ def test_what_is_not_emptied_even_by_force(
         if what == "names":
             options["naming"] = Naming(b"a-z")
         else:
-            error = Unreadable(b"", SourceError("the directory cannot be listed", path=b""))
-            monkeypatch.setattr(Source, "_names", lambda _source, _path: error)
+            real = Tree.open_directory
+
+            def open_directory(tree: Tree, path: bytes) -> int:
+                if type(tree) is Tree:
+                    raise PermissionError(errno.EACCES, "Permission denied", path)
+                return real(tree, path)
+
+            monkeypatch.setattr(Tree, "open_directory", open_directory)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(HistfsError, match=r"nothing was|cannot be quoted"):
         sessions.backup(force=True, **options)

@@ -7,6 +7,7 @@ import pwd
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,8 +16,10 @@ from histfs.store import source as source_module
 from histfs.store.backup import backup
 from histfs.store.entry import Entry, Kind, LinkGroup, sort_key
 from histfs.store.format.metadata import format_record, parse_record
-from histfs.store.source import Found, Source, Unreadable, entry_of
+from histfs.store.look import entry_of
+from histfs.store.source import Found, Source, Unreadable
 from histfs.store.tree import Tree
+from histfs.store.walk import Walk
 from tests.store.places import is_root, make_deep, open_descriptors
 from tests.store.sessions import FIRST, Sessions
 from tests.trees import Device, Dir, Fifo, File, Link, Socket, Symlink, build
@@ -151,14 +154,16 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bytes, OSError], 
     """Makes a method of trees fail for one path."""
 
     def fail(method: str, path: bytes, error: OSError) -> None:
-        real = getattr(Tree, method)
+        of_walk = {"stat": "look", "names": "enter"}.get(method)
+        real = getattr(Walk, of_walk) if of_walk else getattr(Tree, method)
 
-        def wrapped(tree: Tree, wanted: bytes) -> object:
-            if wanted == path and type(tree) is Tree:
+        def wrapped(what: Walk | Tree, *arguments: Any) -> object:
+            wanted = what.path if isinstance(what, Walk) else arguments[0]
+            if wanted == path and type(what) in (Walk, Tree):
                 raise type(error)(*error.args)
-            return real(tree, wanted)
+            return real(what, *arguments)
 
-        monkeypatch.setattr(Tree, method, wrapped)
+        monkeypatch.setattr(Walk if of_walk else Tree, of_walk or method, wrapped)
 
     return fail
 
@@ -238,7 +243,7 @@ def test_a_root_that_cannot_be_listed_removes_nothing(
     sessions.backup()
     for _ in range(2):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Tree, "names", lambda _tree, path: (_ for _ in ()).throw(DENIED) if not path else [])
+            patch.setattr(Walk, "push", lambda *_, **__: (_ for _ in ()).throw(DENIED))
             with pytest.raises((SourceError, StorageError)):
                 sessions.backup()
         sessions.assert_all_readable()
@@ -412,15 +417,15 @@ def test_a_link_that_cannot_be_looked_at(
     build(sessions.source, Dir({"a": File(b"linked"), "b": Link("a"), "c": Link("a")}))
     sessions.backup()
     with pytest.MonkeyPatch.context() as patch:
-        real = Tree.stat
+        real = Walk.look
 
-        def stat(tree: Tree, path: bytes) -> os.stat_result:
-            if path == lost and type(tree) is Tree:
+        def look(walk: Walk) -> object:
+            if walk.path == lost:
                 raise PermissionError(errno.EACCES, "Permission denied")
-            return real(tree, path)
+            return real(walk)
 
         (sessions.source / "a").write_bytes(b"linked and changed")
-        patch.setattr(Tree, "stat", stat)
+        patch.setattr(Walk, "look", look)
         assert run(sessions) == (1, 0, [(lost, EXIT_FILE_ERROR)])
     for path in (b"a", b"b", b"c"):
         assert sessions.content(path, sessions.now) == (b"linked" if path == lost else b"linked and changed")

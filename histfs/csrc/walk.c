@@ -1,0 +1,447 @@
+/* A walk through a tree in the order of the metadata files, and its comparison with what an earlier session saw.
+
+   Rules: names are only ever opened by the descriptor of the directory they lie in, and no link is followed. What comes
+   from the caller (the text of a list, a ledger) is taken for damaged until it was looked at: every length in it is
+   compared with what there is. Nothing is kept of it but copies. */
+
+enum { HISTFS_OPEN_LEVELS = 32 };    /* directories that are kept open; in what lies deeper the caller looks itself */
+enum { HISTFS_MOST_IDS = 256 };      /* users and groups whose names are known to be the same as before */
+enum { HISTFS_LISTXATTRAT = 465 };   /* the number of the system call, since Linux 6.13 */
+enum { HISTFS_VALID = 1 };           /* flags of what was seen, see store/format/ledger.py: exactly this one */
+enum { HISTFS_LONGEST_PATH = 32768 };
+
+/* Why a run ends. */
+enum {
+    HISTFS_END, HISTFS_DIFFERS, HISTFS_NEEDS_TEXT, HISTFS_NEEDS_SEEN, HISTFS_LINES_FULL, HISTFS_WENT, HISTFS_UNLISTED
+};
+
+struct level {
+    int directory, is_trusted;
+    char *names; /* of each: its type, the name, a NUL */
+    size_t *places;
+    size_t count, next;
+    struct histfs_level told;
+};
+
+struct histfs_walk {
+    int mirror;
+    uint64_t skipped_device, skipped_inode;
+    struct level *levels;
+    size_t depth, levels_capacity;
+    char *path; /* ends with a NUL */
+    size_t path_bytes, path_capacity;
+    const char *name; /* the current one; NULL: none */
+    int is_pending; /* it was not given to the caller yet */
+    uint32_t uids[HISTFS_MOST_IDS], gids[HISTFS_MOST_IDS];
+    size_t uid_count, gid_count;
+};
+
+static histfs_walk *histfs_walk_new(int mirror, uint64_t skipped_device, uint64_t skipped_inode)
+{
+    histfs_walk *walk = calloc(1, sizeof *walk);
+
+    if (walk) {
+        walk->mirror = mirror;
+        walk->skipped_device = skipped_device;
+        walk->skipped_inode = skipped_inode;
+    }
+    return walk;
+}
+
+static void histfs_walk_pop(histfs_walk *walk)
+{
+    struct level *level = &walk->levels[--walk->depth];
+
+    if (level->directory >= 0)
+        close(level->directory);
+    free(level->names);
+    free(level->places);
+    free((char *)level->told.record);
+}
+
+static void histfs_walk_free(histfs_walk *walk)
+{
+    while (walk->depth)
+        histfs_walk_pop(walk);
+    free(walk->levels);
+    free(walk->path);
+    free(walk);
+}
+
+static int histfs_by_name(const void *one, const void *other, void *names)
+{
+    return strcmp((char *)names + *(const size_t *)one + 1, (char *)names + *(const size_t *)other + 1);
+}
+
+/* Whether `*array` has room for `wanted` elements, perhaps elsewhere. */
+static int histfs_has_room(void **array, size_t *capacity, size_t wanted, size_t size)
+{
+    size_t more = *capacity * 2 > wanted ? *capacity * 2 : wanted + 64;
+    void *grown;
+
+    if (wanted <= *capacity)
+        return 1;
+    if (more > SIZE_MAX / 2 / size || !(grown = realloc(*array, more * size)))
+        return 0;
+    *array = grown;
+    *capacity = more;
+    return 1;
+}
+
+/* The names in `directory`, which is closed, in their order. */
+static int histfs_list(int directory, struct level *level)
+{
+    size_t names_capacity = 0, places_capacity = 0, names_bytes = 0, length;
+    struct dirent *entry;
+    DIR *stream = fdopendir(directory);
+    int error;
+
+    if (!stream) {
+        error = errno;
+        close(directory);
+        return error;
+    }
+    while (errno = 0, entry = readdir(stream)) {
+        if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, ".."))
+            continue;
+        length = strlen(entry->d_name) + 1;
+        if (!histfs_has_room((void **)&level->names, &names_capacity, names_bytes + 1 + length, 1) ||
+            !histfs_has_room((void **)&level->places, &places_capacity, level->count + 1, sizeof *level->places)) {
+            errno = ENOMEM;
+            break;
+        }
+        level->places[level->count++] = names_bytes;
+        level->names[names_bytes] = (char)entry->d_type;
+        memcpy(level->names + names_bytes + 1, entry->d_name, length);
+        names_bytes += 1 + length;
+    }
+    error = errno;
+    closedir(stream);
+    if (!error && level->count)
+        qsort_r(level->places, level->count, sizeof *level->places, histfs_by_name, level->names);
+    return error;
+}
+
+/* Go into `directory`, which is the current name (or the root) and closed in the end. 0, or an error number. */
+static int histfs_walk_push(histfs_walk *walk, int directory, int is_trusted)
+{
+    struct level level;
+    int copy, error;
+
+    memset(&level, 0, sizeof level);
+    level.is_trusted = is_trusted;
+    level.told.path_bytes = walk->path_bytes;
+    level.directory = -1;
+    if (!histfs_has_room((void **)&walk->levels, &walk->levels_capacity, walk->depth + 1, sizeof level)) {
+        close(directory);
+        return ENOMEM;
+    }
+    if (walk->depth < HISTFS_OPEN_LEVELS) {
+        copy = fcntl(directory, F_DUPFD_CLOEXEC, 0);
+        if (copy < 0) {
+            error = errno;
+            close(directory);
+            return error;
+        }
+        level.directory = directory;
+        directory = copy;
+    }
+    error = histfs_list(directory, &level);
+    walk->levels[walk->depth++] = level;
+    walk->name = NULL;
+    if (error)
+        histfs_walk_pop(walk);
+    return error;
+}
+
+/* Go into the current name. What is in it is compared if its like in the mirror has not changed since `mirror_ctime_ns`
+   (0: never). EBADF: the caller has to open it, and to push it. */
+static int histfs_walk_enter(histfs_walk *walk, int64_t mirror_ctime_ns)
+{
+    struct level *level;
+    struct stat status;
+    int directory, is_trusted;
+
+    if (!walk->depth || !walk->name || walk->depth >= HISTFS_OPEN_LEVELS)
+        return EBADF;
+    level = &walk->levels[walk->depth - 1];
+    directory = openat(level->directory, walk->name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (directory < 0)
+        return errno;
+    is_trusted = mirror_ctime_ns && walk->mirror >= 0 &&
+        !fstatat(walk->mirror, walk->path, &status, AT_SYMLINK_NOFOLLOW) && S_ISDIR(status.st_mode) &&
+        status.st_ctim.tv_sec * INT64_C(1000000000) + status.st_ctim.tv_nsec == mirror_ctime_ns;
+    return histfs_walk_push(walk, directory, is_trusted);
+}
+
+/* Go to the next name in the directory that the walk is in: 1, 0 at its end, or less than 0 without memory. */
+static int histfs_walk_step(histfs_walk *walk)
+{
+    struct level *level = &walk->levels[walk->depth - 1];
+    size_t length, above = level->told.path_bytes;
+
+    walk->name = NULL;
+    walk->path_bytes = above;
+    if (walk->path)
+        walk->path[above] = 0;
+    if (level->next == level->count)
+        return 0;
+    walk->name = level->names + level->places[level->next++] + 1;
+    length = strlen(walk->name);
+    if (!histfs_has_room((void **)&walk->path, &walk->path_capacity, above + length + 2, 1))
+        return -1;
+    if (above)
+        walk->path[above++] = '/';
+    memcpy(walk->path + above, walk->name, length + 1);
+    walk->path_bytes = above + length;
+    return 1;
+}
+
+/* The path that the walk is at, as `item`. */
+static void histfs_walk_here(histfs_walk *walk, struct histfs_item *item)
+{
+    item->path = walk->path;
+    item->path_bytes = walk->path_bytes;
+}
+
+/* The next name, as `item`: 1, 0 at the end of the tree, or less than 0 without memory. */
+static int histfs_walk_next(histfs_walk *walk, struct histfs_item *item)
+{
+    struct stat status;
+    struct level *level;
+    int found = walk->is_pending;
+
+    walk->is_pending = 0;
+    while (!found && walk->depth) {
+        found = histfs_walk_step(walk);
+        if (!found)
+            histfs_walk_pop(walk);
+    }
+    if (found <= 0)
+        return found;
+    level = &walk->levels[walk->depth - 1];
+    histfs_walk_here(walk, item);
+    item->name_bytes = strlen(walk->name);
+    item->is_directory = walk->name[-1] == DT_DIR;
+    if (walk->name[-1] == DT_UNKNOWN && level->directory >= 0)
+        item->is_directory = !fstatat(level->directory, walk->name, &status, AT_SYMLINK_NOFOLLOW) &&
+            S_ISDIR(status.st_mode);
+    return 1;
+}
+
+/* What the current name is now. EBADF: the caller has to look itself. */
+static int histfs_walk_look(histfs_walk *walk, struct histfs_seen *seen)
+{
+    struct stat status;
+    int directory = walk->depth ? walk->levels[walk->depth - 1].directory : -1;
+
+    if (directory < 0 || !walk->name)
+        return EBADF;
+    if (fstatat(directory, walk->name, &status, AT_SYMLINK_NOFOLLOW))
+        return errno;
+    seen->inode = status.st_ino;
+    seen->device = status.st_dev;
+    seen->mtime_ns = status.st_mtim.tv_sec * INT64_C(1000000000) + status.st_mtim.tv_nsec;
+    seen->ctime_ns = status.st_ctim.tv_sec * INT64_C(1000000000) + status.st_ctim.tv_nsec;
+    seen->size = status.st_size;
+    seen->mode = status.st_mode;
+    seen->uid = status.st_uid;
+    seen->gid = status.st_gid;
+    seen->nlink = status.st_nlink > UINT32_MAX ? UINT32_MAX : (uint32_t)status.st_nlink;
+    seen->record_bytes = seen->flags = 0;
+    return 0;
+}
+
+/* 0 if the current name has no extended attributes; anything else if it may have some. */
+static int histfs_walk_count_xattrs(histfs_walk *walk)
+{
+    int directory = walk->depth ? walk->levels[walk->depth - 1].directory : -1;
+
+    if (directory < 0 || !walk->name)
+        return -1;
+    return (int)syscall(HISTFS_LISTXATTRAT, directory, walk->name, AT_SYMLINK_NOFOLLOW, NULL, (size_t)0);
+}
+
+static int histfs_knows(const uint32_t *ids, size_t count, uint32_t id)
+{
+    for (size_t i = 0; i < count; i++)
+        if (ids[i] == id)
+            return 1;
+    return 0;
+}
+
+static void histfs_add_id(uint32_t *ids, size_t *count, uint32_t id)
+{
+    if (!histfs_knows(ids, *count, id) && *count < HISTFS_MOST_IDS)
+        ids[(*count)++] = id;
+}
+
+/* The names of this user and this group are those that the list has. */
+static void histfs_walk_trust(histfs_walk *walk, uint32_t uid, uint32_t gid)
+{
+    histfs_add_id(walk->uids, &walk->uid_count, uid);
+    histfs_add_id(walk->gids, &walk->gid_count, gid);
+}
+
+static size_t histfs_walk_depth(histfs_walk *walk)
+{
+    return walk->depth;
+}
+
+static void histfs_walk_level(histfs_walk *walk, size_t depth, struct histfs_level *level)
+{
+    *level = walk->levels[depth].told;
+}
+
+/* The caller knows now that the walk is in this directory. */
+static void histfs_walk_told(histfs_walk *walk, size_t depth)
+{
+    free((char *)walk->levels[depth].told.record);
+    walk->levels[depth].told.record = NULL;
+}
+
+/* --- comparing ---------------------------------------------------------------------------------------------------- */
+
+static const char HISTFS_START[] = "File "; /* of a record */
+enum { HISTFS_START_BYTES = sizeof HISTFS_START - 1 };
+
+static int histfs_is_as_seen(histfs_walk *walk, const struct histfs_seen *then, const struct histfs_seen *now)
+{
+    int is_directory = S_ISDIR(now->mode);
+
+    return then->inode == now->inode && then->device == now->device && then->mtime_ns == now->mtime_ns &&
+        then->ctime_ns == now->ctime_ns && then->mode == now->mode && then->uid == now->uid && then->gid == now->gid &&
+        (is_directory || (then->size == now->size && then->nlink == now->nlink)) &&
+        histfs_knows(walk->uids, walk->uid_count, now->uid) && histfs_knows(walk->gids, walk->gid_count, now->gid) &&
+        !(is_directory && now->device == walk->skipped_device && now->inode == walk->skipped_inode);
+}
+
+/* Whether the next record of `run` is about the current path: 1, 0 if not, or less than 0 to know later. */
+static int histfs_is_about(histfs_walk *walk, const struct histfs_run *run)
+{
+    const char *text = run->text + run->text_at;
+    size_t left = run->text_bytes - run->text_at, head = HISTFS_START_BYTES + walk->path_bytes;
+
+    if (left < head + 1)
+        return run->is_last ? 0 : -1;
+    return !memcmp(text, HISTFS_START, HISTFS_START_BYTES) &&
+        !memcmp(text + HISTFS_START_BYTES, walk->path, walk->path_bytes) && text[head] == '\n';
+}
+
+/* Whether the next record of `run` lies in the directory that the walk is at the end of; results as above. */
+static int histfs_is_below(histfs_walk *walk, const struct histfs_run *run)
+{
+    const char *text = run->text + run->text_at;
+    size_t left = run->text_bytes - run->text_at, head = HISTFS_START_BYTES + walk->path_bytes;
+
+    if (left < head + 1)
+        return run->is_last ? 0 : -1;
+    if (!walk->path_bytes)
+        return 1;
+    return !memcmp(text + HISTFS_START_BYTES, walk->path, walk->path_bytes) && text[head] == '/';
+}
+
+/* Whether a whole record of that length is next. */
+static int histfs_has_record(const struct histfs_run *run, size_t bytes)
+{
+    const char *end = run->text + run->text_at + bytes;
+    size_t left = run->text_bytes - run->text_at - bytes;
+
+    return bytes > HISTFS_START_BYTES && end[-1] == '\n' &&
+        (left ? left >= HISTFS_START_BYTES && !memcmp(end, HISTFS_START, HISTFS_START_BYTES) : run->is_last);
+}
+
+/* One line of the statistics: the path, unchanged, its size now and before, no increment. 0: it does not fit. */
+static int histfs_add_line(histfs_walk *walk, struct histfs_run *run, uint64_t size)
+{
+    size_t left = run->lines_bytes - run->lines_at;
+    char *end = run->lines + run->lines_at;
+    int written;
+
+    if (left < walk->path_bytes + 64)
+        return 0;
+    memcpy(end, walk->path, walk->path_bytes);
+    end += walk->path_bytes;
+    written = snprintf(end, 64, " 0 %llu %llu NA", (unsigned long long)size, (unsigned long long)size);
+    end[written] = run->line_end;
+    run->lines_at += walk->path_bytes + written + 1;
+    return 1;
+}
+
+/* Go into a directory that is as it was seen. */
+static int histfs_follow(histfs_walk *walk, struct histfs_run *run, const struct histfs_seen *seen)
+{
+    char *record = malloc(seen->record_bytes);
+    struct histfs_level *told;
+    int error;
+
+    if (!record)
+        return ENOMEM;
+    memcpy(record, run->text + run->text_at, seen->record_bytes);
+    error = histfs_walk_enter(walk, seen->size);
+    if (error) {
+        free(record);
+        return error;
+    }
+    told = &walk->levels[walk->depth - 1].told;
+    told->seen = *seen;
+    told->record = record;
+    told->record_bytes = seen->record_bytes;
+    told->number = run->first_number + (int64_t)run->seen_at;
+    return 0;
+}
+
+/* Pass over what is as the list says. When it ends the current name, if there is one, was not passed over. */
+static int histfs_walk_run(histfs_walk *walk, struct histfs_run *run)
+{
+    struct histfs_seen now;
+    const struct histfs_seen *then;
+    uint64_t size;
+    size_t needed;
+    int found;
+
+    run->error = 0;
+    for (;;) {
+        while (!walk->is_pending) {
+            if (!walk->depth)
+                return HISTFS_END;
+            found = histfs_walk_step(walk);
+            if (found < 0) {
+                run->error = ENOMEM;
+                return HISTFS_UNLISTED;
+            }
+            if (found) {
+                walk->is_pending = 1;
+                break;
+            }
+            found = histfs_is_below(walk, run);
+            if (found)
+                return found < 0 ? HISTFS_NEEDS_TEXT : HISTFS_WENT;
+            histfs_walk_pop(walk);
+        }
+        if (!walk->levels[walk->depth - 1].is_trusted || walk->path_bytes > HISTFS_LONGEST_PATH)
+            return HISTFS_DIFFERS;
+        if (run->seen_at == run->seen_count)
+            return HISTFS_NEEDS_SEEN;
+        then = &run->seen[run->seen_at];
+        found = histfs_is_about(walk, run);
+        needed = then->record_bytes + (run->is_last ? 0 : HISTFS_START_BYTES);
+        if (found < 0 || (found && run->text_bytes - run->text_at < needed))
+            return run->is_last ? HISTFS_DIFFERS : HISTFS_NEEDS_TEXT;
+        if (!found || then->flags != HISTFS_VALID || !histfs_has_record(run, then->record_bytes) ||
+            histfs_walk_look(walk, &now) || !histfs_is_as_seen(walk, then, &now))
+            return HISTFS_DIFFERS;
+        size = S_ISREG(now.mode) ? (uint64_t)now.size : 0;
+        if (run->lines && !histfs_add_line(walk, run, size))
+            return HISTFS_LINES_FULL;
+        walk->is_pending = 0;
+        run->files++;
+        run->file_bytes += size;
+        if (S_ISDIR(now.mode))
+            run->error = histfs_follow(walk, run, then);
+        run->text_at += then->record_bytes;
+        run->seen_at++;
+        if (run->error)
+            return HISTFS_UNLISTED;
+    }
+}

@@ -1,0 +1,247 @@
+"""The ledger in the repository: what the last session saw in its source, for the next one to pass over.
+
+It belongs to one list, and to none if that was written anew by anybody. Nothing waits for the disk: a ledger that a
+power cut has damaged has wrong sums, and the next session looks at every path itself, as it does without one. Nothing
+is taken from a ledger before all of it was read once.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from zlib import crc32
+
+from histfs.store.entry import Entry, Extras, Kind, join
+from histfs.store.files import WritableTree, write_blocks
+from histfs.store.format.ledger import (
+    HEADER_BYTES,
+    RACY,
+    SEEN_BYTES,
+    SLOW,
+    VALID,
+    Header,
+    Seen,
+    format_header,
+    parse_header,
+)
+from histfs.store.layout import OWN
+from histfs.store.source import Found
+from histfs.store.tree import BLOCK_SIZE, NotRegularError, Tree
+from histfs.store.walk import seen_of
+
+log = logging.getLogger(__name__)
+
+LEDGER = join(OWN, b"ledger")
+_NEW = LEDGER + b".new"
+_BLOCK_BYTES = 4096 * SEEN_BYTES
+_SETTLED_AFTER_NS = 2 * 10**9
+_MOST_DIRECTORIES = 1 << 20  # whose change times are looked up in the end
+_MOST_PENDING = 1000
+_CHANGE_TIME = struct.Struct("=q")
+_TRAILER_BYTES = 8  # of gzip: the checksum and the length of what is in it
+
+
+def stamp(tree: Tree, path: bytes) -> bytes:
+    """What tells the list `path` from any other: its length and its sums. Raises OSError."""
+    fd = tree.open_file(path)
+    try:
+        size = os.fstat(fd).st_size
+        return b"%d %b" % (size, os.pread(fd, _TRAILER_BYTES, max(0, size - _TRAILER_BYTES)).hex().encode())
+    finally:
+        os.close(fd)
+
+
+class Ledger:
+    """A ledger that is whole. Close it with `close`."""
+
+    def __init__(self, fd: int, header: Header) -> None:
+        self._fd = fd
+        self.header = header
+
+    @classmethod
+    def open(cls, tree: Tree, session_time: int, list_path: bytes) -> "Ledger | None":
+        """That of the session's list; None if there is none that is as it was written. Raises OSError for the list."""
+        with contextlib.ExitStack() as stack:
+            try:
+                fd = tree.open_file(LEDGER)
+            except (FileNotFoundError, NotADirectoryError, NotRegularError):
+                return None
+            stack.callback(os.close, fd)
+            header = parse_header(os.pread(fd, HEADER_BYTES, 0))
+            if header is None or (header.session_time, header.stamp) != (session_time, stamp(tree, list_path)):
+                return None
+            if _checked(fd) != (header.records, header.crc):
+                return None
+            stack.pop_all()
+            return cls(fd, header)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def blocks(self) -> Iterator[bytes]:
+        """The records, some thousands at a time."""
+        offset = HEADER_BYTES
+        while block := os.pread(self._fd, _BLOCK_BYTES, offset):
+            yield block
+            offset += len(block)
+
+    def record(self, number: int) -> Seen | None:
+        data = os.pread(self._fd, SEEN_BYTES, HEADER_BYTES + number * SEEN_BYTES)
+        return Seen.parse(data) if len(data) == SEEN_BYTES else None
+
+    def copy(self, count: int, fd: int) -> None:
+        """Write the first records to the end of another file."""
+        offset, end = HEADER_BYTES, HEADER_BYTES + count * SEEN_BYTES
+        while offset < end:
+            block = os.pread(self._fd, min(BLOCK_SIZE, end - offset), offset)
+            if not block:
+                raise OSError(errno.EIO, "became shorter", LEDGER)
+            write_blocks(fd, [block])
+            offset += len(block)
+
+
+def _checked(fd: int) -> tuple[int, int]:
+    """The number of records, and their checksum."""
+    crc, offset = 0, HEADER_BYTES
+    while block := os.pread(fd, BLOCK_SIZE, offset):
+        crc = crc32(block, crc)
+        offset += len(block)
+    return (offset - HEADER_BYTES) // SEEN_BYTES, crc
+
+
+class LedgerWriter:
+    """Writes the ledger of the running session, record by record as its list is written. A context manager.
+
+    As long as all records are those of `old`, the ledger before, only what changed in them is written, in place.
+    `since_ns`: when the session began.
+    """
+
+    def __init__(self, tree: WritableTree, old: Ledger | None, since_ns: int) -> None:
+        self._tree = tree
+        self._old = old
+        self._since_ns = since_ns - _SETTLED_AFTER_NS
+        self._count = 0
+        self._fd: int | None = None  # of a new file, once there is one
+        self._pending: list[bytes] = []
+        self._is_lost = False
+        self._directories: dict[bytes, int] = {}  # those in the mirror that may have changed, and their records
+
+    def __enter__(self) -> "LedgerWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    @property
+    def count(self) -> int:
+        """Of records until now."""
+        return self._count
+
+    def add(self, entry: Entry, found: Found | None, record_bytes: int, mirror_path: bytes) -> None:
+        """The next path is `entry` in the list; `found`: what was seen of it, None if that says nothing."""
+        seen = Seen(0, 0, 0, 0, 0, 0, 0, 0, 0, record_bytes)
+        if found is not None:
+            seen = seen_of(found.status)._replace(record_bytes=record_bytes, flags=self._flags(entry, found))
+            if entry.kind is Kind.DIRECTORY:
+                seen = seen._replace(size=0)  # until the end
+                self.touch(mirror_path, self._count)
+        if self._fd is None and self._is_in_old(seen):
+            self._count += 1
+        else:
+            self._write(seen.format(), 1)
+
+    def carry(self, number: int, records: bytes) -> None:
+        """The next paths are as they were in the old ledger from its record `number` on."""
+        count = len(records) // SEEN_BYTES
+        if self._fd is None and number == self._count:
+            self._count += count
+        else:
+            self._write(records, count)
+
+    def touch(self, mirror_path: bytes, number: int) -> None:
+        """The directory in the mirror may change; `number`: of its record."""
+        if len(self._directories) < _MOST_DIRECTORIES:
+            self._directories[mirror_path] = number
+
+    def finish(self, session_time: int, list_path: bytes, *, extras: Extras, is_whole_tree: bool) -> None:
+        """After the session has finished: the ledger is that of its list. Raises OSError."""
+        if self._is_lost:
+            return
+        if self._fd is None and (self._old is None or self._old.header.records != self._count):
+            self._begin()
+        self._flush()
+        is_new = self._fd is not None
+        fd = self._fd if self._fd is not None else self._tree.open_to_change(LEDGER)
+        try:
+            for path, number in self._directories.items():
+                changed = _CHANGE_TIME.pack(self._ctime_ns(path))
+                os.pwrite(fd, changed, HEADER_BYTES + number * SEEN_BYTES + Seen._fields.index("size") * 8)
+            count, crc = _checked(fd)
+            name = stamp(self._tree, list_path)
+            header = Header(session_time, extras.xattrs, extras.acls, is_whole_tree, count, crc, name)
+            os.pwrite(fd, format_header(header), 0)
+        finally:
+            os.close(fd)
+            self._fd = None
+        if is_new:
+            if self._tree.is_directory(LEDGER):
+                self._tree.remove_tree(LEDGER)
+            self._tree.rename(_NEW, LEDGER)
+
+    def _flags(self, entry: Entry, found: Found) -> int:
+        flags = VALID if found.trouble is None else 0
+        if found.status.st_ctime_ns >= self._since_ns:
+            flags |= RACY
+        is_alone = entry.kind is Kind.DIRECTORY or found.status.st_nlink == 1
+        elsewhere = (entry.xattrs, entry.acl, entry.alternate_mirror, entry.alternate_increment)
+        is_plain = is_alone and elsewhere == ((), (), None, None)
+        return flags if is_plain and entry.resource_fork is entry.carbon_file is None else flags | SLOW
+
+    def _is_in_old(self, seen: Seen) -> bool:
+        """Whether the old ledger has it at this place, but for the change time of a directory."""
+        if self._old is None:
+            return False
+        there = self._old.record(self._count)
+        if there is not None and stat.S_ISDIR(seen.mode):
+            there = there._replace(size=seen.size)
+        return there == seen
+
+    def _write(self, records: bytes, count: int) -> None:
+        """A ledger that cannot be written is no reason to stop the session."""
+        try:
+            if self._fd is None and not self._is_lost:
+                self._begin()
+            if len(self._pending) >= _MOST_PENDING:
+                self._flush()
+        except OSError as exc:
+            self._is_lost = True
+            log.warning("what the session saw cannot be kept, so the next one takes longer: %s", exc)
+        self._count += count
+        if not self._is_lost:
+            self._pending.append(records)
+
+    def _begin(self) -> None:
+        """Make a new file, with what is as it was until here."""
+        self._tree.make_directories(OWN)
+        self._tree.remove_tree(_NEW)
+        os.close(self._tree.create_file(_NEW))
+        self._fd = self._tree.open_to_change(_NEW)
+        write_blocks(self._fd, [bytes(HEADER_BYTES)])
+        if self._old is not None:
+            self._old.copy(self._count, self._fd)
+
+    def _flush(self) -> None:
+        if self._fd is not None and self._pending:
+            write_blocks(self._fd, [b"".join(self._pending)])
+            self._pending.clear()
+
+    def _ctime_ns(self, mirror_path: bytes) -> int:
+        try:
+            return self._tree.stat(mirror_path).st_ctime_ns
+        except OSError:
+            return 0

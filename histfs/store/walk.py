@@ -1,0 +1,201 @@
+"""A walk through a directory tree in the order of the metadata files, which C does name by name (see `_tree_build`).
+
+    with Walk() as walk:
+        walk.push(tree.open_directory(b""))
+        while walk.next():
+            ...  # walk.path, walk.name; walk.look()
+            if it is a directory and wanted:
+                walk.enter()
+
+`compare` passes over what an earlier session saw as it is now, without Python.
+"""
+
+import errno
+import os
+from enum import IntEnum
+from typing import Any, NamedTuple, Self
+
+from histfs._tree import ffi, lib
+from histfs.store.format.ledger import Seen
+
+_LINES_BYTES = 256 * 1024
+
+
+def seen_of(status: os.stat_result) -> Seen:
+    return Seen(
+        status.st_ino,
+        status.st_dev,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+        status.st_size,
+        status.st_mode,
+        status.st_uid,
+        status.st_gid,
+        min(status.st_nlink, 0xFFFFFFFF),
+    )
+
+
+def status_of(seen: Seen) -> os.stat_result:
+    """As lstat(2) gave it, without the time of the last access and what only devices have."""
+    seconds = (0, seen.mtime_ns // 10**9, seen.ctime_ns // 10**9)
+    values = (seen.mode, seen.inode, seen.device, seen.nlink, seen.uid, seen.gid, seen.size, *seconds)
+    return os.stat_result(values, {"st_mtime_ns": seen.mtime_ns, "st_ctime_ns": seen.ctime_ns})
+
+
+class Why(IntEnum):
+    """Why a comparison stopped. The numbers are those in `_tree_build`."""
+
+    AT_END = 0  # of the tree
+    DIFFERS = 1  # the next name: not there before, not as it was, or what is in the way is another one
+    NEEDS_TEXT = 2
+    NEEDS_SEEN = 3
+    LINES_FULL = 4
+    WENT = 5  # what the list has next lay in the directory that the walk is at the end of
+    UNLISTED = 6  # the directory that was passed over last is not entered
+
+
+class Passed(NamedTuple):
+    """What a comparison passed over, and why it stopped."""
+
+    why: Why
+    files: int
+    file_bytes: int
+    text_bytes: int  # of their records
+    lines: bytes  # for the statistics of files
+    error: int
+
+
+class Level(NamedTuple):
+    """A directory that a comparison has entered."""
+
+    path: bytes
+    record: bytes
+    seen: Seen
+    number: int  # of its record in the new list
+
+
+class Walk:
+    """See the module. A context manager.
+
+    `mirror`: the descriptor of a tree whose directories must be as they were for anything to be passed over; -1: none.
+    `skipped`: device and inode of a directory that never is.
+    """
+
+    def __init__(self, mirror: int = -1, skipped: tuple[int, int] = (0, 0)) -> None:
+        walk = lib.histfs_walk_new(mirror, *skipped)
+        if walk == ffi.NULL:
+            raise MemoryError
+        self._walk = ffi.gc(walk, lib.histfs_walk_free)
+        self._item: Any = ffi.new("struct histfs_item *")
+        self._seen = ffi.new("struct histfs_seen *")
+        self._seen_data = ffi.buffer(self._seen)
+        self._level: Any = ffi.new("struct histfs_level *")
+        self._run: Any = ffi.new("struct histfs_run *")
+        self._lines = ffi.new("char[]", _LINES_BYTES)
+        self.path = b""
+        self.name = b""
+        self.is_directory = False  # what the directory says that has the name
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        ffi.release(self._walk)
+
+    def push(self, directory: int, *, is_trusted: bool = False) -> None:
+        """Go into the current name, or into the root, by a descriptor, which is closed in any case. Raises OSError."""
+        self._check(lib.histfs_walk_push(self._walk, directory, is_trusted))
+
+    def enter(self, mirror_ctime_ns: int = 0) -> bool:
+        """Go into the current name; False where it has to be opened and pushed. Raises OSError.
+
+        What is in it can be passed over if the mirror's directory was last changed at `mirror_ctime_ns`.
+        """
+        error = lib.histfs_walk_enter(self._walk, mirror_ctime_ns)
+        if error == errno.EBADF:
+            return False
+        self._check(error)
+        return True
+
+    def next(self) -> bool:
+        """Go to the next name; False at the end."""
+        item = self._item
+        found = lib.histfs_walk_next(self._walk, item)
+        if found <= 0:
+            if found < 0:
+                raise MemoryError
+            return False
+        self.path = path = ffi.buffer(item.path, item.path_bytes)[:]
+        self.name = path[-item.name_bytes :]
+        self.is_directory = bool(item.is_directory)
+        return True
+
+    def look(self) -> Seen | None:
+        """What the current name is now; None where it has to be looked at by its path. Raises OSError."""
+        error = lib.histfs_walk_look(self._walk, self._seen)
+        if error == errno.EBADF:
+            return None
+        self._check(error)
+        return Seen.parse(self._seen_data[:])
+
+    def has_no_xattrs(self) -> bool:
+        """Whether it surely has none, access control lists among them."""
+        return lib.histfs_walk_count_xattrs(self._walk) == 0
+
+    def trust(self, uid: int, gid: int) -> None:
+        """Their names are those that the list has."""
+        lib.histfs_walk_trust(self._walk, uid, gid)
+
+    def compare(
+        self,
+        text: bytes,
+        text_at: int,
+        seen: bytes,
+        seen_at: int,
+        *,
+        is_last: bool,
+        first_number: int,
+        line_end: bytes,
+    ) -> Passed:
+        """Pass over what is as the list says, from the record at `text_at` on, of which `seen` has what was seen.
+
+        `first_number`: of the first record of `seen` in the new list, if nothing else comes before it.
+        `line_end`: of the lines that are wanted; b"" for none.
+        """
+        run = self._run
+        text_buffer, seen_buffer = ffi.from_buffer(text), ffi.from_buffer(seen)
+        run.text, run.text_bytes, run.text_at = text_buffer, len(text), text_at
+        run.seen = ffi.cast("struct histfs_seen *", seen_buffer)
+        run.seen_count, run.seen_at = len(seen) // ffi.sizeof("struct histfs_seen"), seen_at
+        run.is_last, run.first_number = is_last, first_number
+        run.lines, run.lines_bytes, run.lines_at = (self._lines if line_end else ffi.NULL), _LINES_BYTES, 0
+        run.line_end = line_end or b"\n"
+        run.files = run.file_bytes = 0
+        why = Why(lib.histfs_walk_run(self._walk, run))
+        lines = ffi.buffer(self._lines, run.lines_at)[:]
+        return Passed(why, run.files, run.file_bytes, run.text_at - text_at, lines, run.error)
+
+    def here(self) -> bytes:
+        """The path at which a comparison has stopped."""
+        item = self._item
+        lib.histfs_walk_here(self._walk, item)
+        return ffi.buffer(item.path, item.path_bytes)[:] if item.path_bytes else b""
+
+    def levels(self) -> list[Level]:
+        """The directories on the way here that comparisons have entered, without those that this gave before."""
+        found: list[Level] = []
+        here = b""
+        for depth in range(lib.histfs_walk_depth(self._walk)):
+            level = self._level
+            lib.histfs_walk_level(self._walk, depth, level)
+            if level.record != ffi.NULL:
+                here = here or self.here()
+                record = ffi.buffer(level.record, level.record_bytes)[:]
+                seen = Seen.parse(ffi.buffer(ffi.addressof(level, "seen"))[:])
+                found.append(Level(here[: level.path_bytes], record, seen, level.number))
+                lib.histfs_walk_told(self._walk, depth)
+        return found
+
+    def _check(self, error: int) -> None:
+        if error:
+            raise OSError(error, os.strerror(error), self.path)

@@ -1,0 +1,321 @@
+"""Passing over what is as it was: the same sessions as with a look at everything, and what is noticed all the same."""
+
+import gzip
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from histfs.store import walk as walk_module
+from histfs.store.format.ledger import HEADER_BYTES, SEEN_BYTES, Header, Seen, format_header, parse_header
+from histfs.store.source import Source
+from histfs.store.walk import Passed, Walk
+from tests.comparison import read
+from tests.store.sessions import Sessions
+from tests.trees import MTIME, Dir, Fifo, File, Link, Node, Symlink, build
+
+NAMES = [b"a", b"a.b", b"a b", b"A", b"\xff", b"b\\n", b"b\nc", b"d", b"d.e", b"-", b"x" * 200]
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The paths below the root that Python has looked at."""
+    found: list[bytes] = []
+    real = Walk.look
+    monkeypatch.setattr(Walk, "look", lambda walk: (found.append(walk.path), real(walk))[1])
+    return found
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    found: list[bytes] = []
+    real = Source.open_file
+    monkeypatch.setattr(Source, "open_file", lambda source, item: (found.append(item.path), real(source, item))[1])
+    return found
+
+
+def ledger(sessions: Sessions) -> Path:
+    return sessions.data / "histfs/ledger"
+
+
+def of_session(sessions: Sessions) -> dict[bytes, object]:
+    """All that is in a repository, but what is derived, who wrote it, and when."""
+    found: dict[bytes, object] = {}
+    for path, attributes in read(sessions.repository).items():
+        if path.startswith((b"rdiff-backup-data/histfs", b"rdiff-backup-data/session_statistics")):
+            continue
+        if path.startswith(b"rdiff-backup-data/") and attributes.type == "file":
+            data = (sessions.repository / os.fsdecode(path)).read_bytes()
+            found[path] = gzip.decompress(data) if path.endswith(b".gz") else data
+        elif not path.startswith(b"rdiff-backup-data"):
+            found[path] = attributes._replace(mtime=0) if attributes.type == "symlink" else attributes
+    return found
+
+
+def grow(random_: random.Random, depth: int = 0) -> Dir:
+    entries: dict[str | bytes, Node] = {}
+    for name in random_.sample(NAMES, random_.randint(0, 7)):
+        kind = random_.randrange(10)
+        if kind < 4 and depth < 4:
+            entries[name] = grow(random_, depth + 1)
+        elif kind < 8:
+            entries[name] = File(random_.randbytes(random_.randint(0, 50)))
+        else:
+            entries[name] = Symlink(b"somewhere") if kind == 8 else Fifo()
+    return Dir(entries)
+
+
+def disturb(random_: random.Random, top: Path, number: int) -> None:
+    """Some changes of a tree, of every kind."""
+    for _ in range(random_.randint(0, 6)):
+        places = [Path(os.fsdecode(place)) for place, _, _ in os.walk(os.fsencode(top))]
+        place = random_.choice(places)
+        there = sorted(place.iterdir())
+        path = random_.choice(there) if there else place / "new"
+        what = random_.randrange(8)
+        if what == 0:
+            (place / os.fsdecode(random_.choice(NAMES) + b"%d" % number)).write_bytes(random_.randbytes(30))
+        elif what == 1 and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif what == 2 and path.is_file() and not path.is_symlink():
+            path.write_bytes(random_.randbytes(random_.randint(0, 50)))
+        elif what == 3 and there and (path.is_symlink() or not path.is_dir()):
+            path.unlink()
+        elif what == 4 and there and not path.is_symlink():
+            path.chmod(random_.choice([0o700, 0o755, 0o750]) if path.is_dir() else random_.choice([0o600, 0o644]))
+        elif what == 5:
+            (place / f"made{number}{random_.randrange(9)}").mkdir(exist_ok=True)
+        elif what == 6 and path.is_file() and not path.is_symlink():
+            with_other_name = place / f"link{number}{random_.randrange(99)}"
+            if not os.path.lexists(with_other_name):
+                os.link(path, with_other_name)
+        elif what == 7 and there:
+            other = place / f"moved{number}{random_.randrange(99)}"
+            if not os.path.lexists(other):
+                path.rename(other)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_sessions_are_those_that_look_at_everything(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    random_ = random.Random(seed)
+    if seed % 2:
+        monkeypatch.setattr(walk_module, "_LINES_BYTES", 1000)
+    passing, looking = Sessions(tmp_path / "passing"), Sessions(tmp_path / "looking")
+    for sessions in (passing, looking):
+        sessions.repository.parent.mkdir(exist_ok=True)
+    build(passing.source, grow(random_))
+    looking.source = passing.source
+    for number in range(5):
+        for sessions in (passing, looking):
+            sessions.backup()
+        ledger(looking).unlink()
+        assert of_session(passing) == of_session(looking), number
+        passing.assert_mirror_is(passing.now)
+        disturb(random_, passing.source, number)
+    passing.assert_all_readable()
+
+
+def test_what_is_as_it_was_is_passed_over(sessions: Sessions, looks: list[bytes]) -> None:
+    below: dict[str | bytes, Node] = {f"f{number}": File(b"%d" % number) for number in range(300)}
+    build(sessions.source, Dir({"a": File(), "d": Dir({"e": Dir(below), "l": Symlink("x")}), "z": Dir()}))
+    sessions.backup()
+    for _ in range(2):
+        looks.clear()
+        sessions.backup()
+        assert looks == []
+    (sessions.source / "d/e/f7").write_bytes(b"changed")
+    sessions.backup()
+    assert looks == [b"d/e/f7"]
+    looks.clear()
+    sessions.backup()
+    assert looks == []
+    sessions.assert_all_readable()
+
+
+def test_other_links_are_looked_at(sessions: Sessions, looks: list[bytes]) -> None:
+    build(sessions.source, Dir({"a": File(b"a"), "b": Link("a"), "c": File(b"c")}))
+    sessions.backup()
+    looks.clear()
+    sessions.backup()
+    assert looks == [b"a", b"b"]
+    sessions.assert_mirror_is(sessions.now)
+
+
+def _content_alone(path: Path) -> None:
+    """Another content with the size and time of before."""
+    status = path.stat()
+    path.write_bytes(b"B")
+    os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns))
+
+
+def _another_file(path: Path) -> None:
+    """A file in its place with the same size and time."""
+    status = path.stat()
+    path.rename(path.with_name("old"))
+    path.write_bytes(b"B")
+    os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns))
+    path.with_name("old").unlink()
+
+
+@pytest.mark.parametrize("change", [_content_alone, _another_file])
+def test_a_change_that_keeps_size_and_time_is_seen(sessions: Sessions, change: Callable[[Path], None]) -> None:
+    build(sessions.source, Dir({"a": File(b"A"), "d": Dir({"x": File(b"A")})}))
+    os.utime(sessions.source, ns=(MTIME, MTIME))
+    sessions.backup()
+    change(sessions.source / "d/x")
+    sessions.backup()
+    assert sessions.content(b"d/x", sessions.now) == b"B"
+    sessions.assert_all_readable()
+
+
+def test_a_change_within_the_tick_of_the_last_look_is_seen(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch, racy: None
+) -> None:
+    build(sessions.source, Dir({"a": File(b"A")}))
+    sessions.backup()
+    before = (sessions.source / "a").stat()
+    _content_alone(sessions.source / "a")
+    monkeypatch.setattr(Seen, "may_have_changed", _with_ctime(Seen.may_have_changed, before.st_ctime_ns))
+    sessions.backup()
+    assert sessions.content(b"a", sessions.now) == b"B"
+
+
+def _with_ctime(real: Callable[..., bool], ctime_ns: int) -> Callable[..., bool]:
+    return lambda seen, inode, device, _ctime_ns: real(seen, inode, device, ctime_ns)
+
+
+def test_another_mode_is_seen_and_costs_no_copy(sessions: Sessions) -> None:
+    build(sessions.source, Dir({"a": File(b"A", mode=0o644)}))
+    sessions.backup()
+    inode = (sessions.repository / "a").stat().st_ino
+    (sessions.source / "a").chmod(0o600)
+    sessions.backup()
+    assert (sessions.repository / "a").stat().st_ino == inode
+    sessions.assert_all_readable()
+
+
+def test_a_source_on_another_disk_is_not_read(
+    sessions: Sessions, opened: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files have other numbers and change times: size and time are what counts then."""
+    build(sessions.source, Dir({"a": File(b"A"), "d": Dir({"x": File(b"X")})}))
+    sessions.backup()
+    shutil.copytree(sessions.source, sessions.source.with_name("copy"), copy_function=shutil.copy2)
+    for path in (b"", b"d"):
+        shutil.copystat(sessions.source / os.fsdecode(path), sessions.source.with_name("copy") / os.fsdecode(path))
+    shutil.rmtree(sessions.source)
+    sessions.source.with_name("copy").rename(sessions.source)
+    with (sessions.data / "histfs/ledger").open("r+b") as file:
+        header = parse_header(file.read(HEADER_BYTES))
+        assert header is not None
+        records = [Seen.parse(file.read(SEEN_BYTES)) for _ in range(header.records)]
+    rewrite(sessions, header, [seen._replace(device=seen.device + 1) for seen in records])
+    opened.clear()
+    outcome = sessions.backup()
+    assert opened == []
+    assert outcome.statistics.changed_files == 0
+
+
+def rewrite(sessions: Sessions, header: Header, records: list[Seen]) -> None:
+    import zlib
+
+    data = b"".join(seen.format() for seen in records)
+    header = header._replace(records=len(records), crc=zlib.crc32(data))
+    ledger(sessions).write_bytes(format_header(header) + data)
+
+
+@pytest.mark.parametrize("path", ["a", "d/x", "d"])
+def test_what_went_from_the_mirror_is_noticed(sessions: Sessions, path: str) -> None:
+    build(sessions.source, Dir({"a": File(b"A"), "d": Dir({"x": File(b"X"), "y": File(b"Y")}), "e": File(b"E")}))
+    sessions.backup()
+    gone = sessions.repository / path
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    sessions.backup(may_report=True)
+    assert any("missing" in str(error) for error in sessions.reported)
+    sessions.assert_mirror_is(sessions.now)
+    sessions.assert_readable(sessions.now)
+
+
+@pytest.mark.parametrize("damage", ["cut", "longer", "bit", "empty", "gone", "of another session", "directory"])
+def test_a_ledger_that_is_not_as_it_was_is_not_used(sessions: Sessions, damage: str, looks: list[bytes]) -> None:
+    build(sessions.source, Dir({"a": File(b"A"), "d": Dir({"x": File(b"X")})}))
+    sessions.backup()
+    path = ledger(sessions)
+    data = path.read_bytes()
+    if damage == "of another session":
+        header = parse_header(data[:HEADER_BYTES])
+        assert header is not None
+        path.write_bytes(format_header(header._replace(session_time=header.session_time - 1)) + data[HEADER_BYTES:])
+    elif damage in ("gone", "directory"):
+        path.unlink()
+        if damage == "directory":
+            (path / "x").mkdir(parents=True)
+    else:
+        at = HEADER_BYTES + SEEN_BYTES + 3
+        bit = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+        path.write_bytes(
+            {"cut": data[:-SEEN_BYTES], "longer": data + data[-SEEN_BYTES:], "bit": bit, "empty": b""}[damage]
+        )
+    looks.clear()
+    sessions.backup()
+    assert looks == [b"a", b"d", b"d/x"]
+    looks.clear()
+    sessions.backup()
+    assert looks == []
+    sessions.assert_all_readable()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_ledger_that_lies_does_no_harm_to_memory(sessions: Sessions, seed: int) -> None:
+    """Lengths that do not fit the list, and flags of all kinds: with right sums, as nobody writes them by accident."""
+    random_ = random.Random(seed)
+    build(sessions.source, Dir({name: File(b"A") for name in "abcdefgh"} | {"i": Dir({"x": File(b"X")})}))
+    sessions.backup()
+    with ledger(sessions).open("rb") as file:
+        header = parse_header(file.read(HEADER_BYTES))
+        assert header is not None
+        records = [Seen.parse(file.read(SEEN_BYTES)) for _ in range(header.records)]
+    number = random_.randrange(1, len(records))
+    lie = random_.choice([0, 1, 4, 5, 6, 10_000, 2**31, 2**32 - 1, records[number].record_bytes + 1])
+    records[number] = records[number]._replace(record_bytes=lie)
+    if seed % 3 == 0:
+        records = records[: random_.randrange(1, len(records))]
+    rewrite(sessions, header, records)
+    try:
+        sessions.backup(may_report=True)
+    except Exception:
+        return
+    assert sessions.verify(sessions.now).mismatched == 0
+
+
+def test_a_list_that_ends_in_the_middle_of_a_run(tmp_path: Path) -> None:
+    """Text that is cut anywhere stops a comparison in front of the cut, and nothing is read behind it."""
+    (tmp_path / "a").write_bytes(b"A")
+    (tmp_path / "b").write_bytes(b"B")
+    record = b"File %b\n  Type reg\n"
+    text = record % b"a" + record % b"b"
+    seen = b""
+    for name in ("a", "b"):
+        seen += walk_module.seen_of((tmp_path / name).stat())._replace(record_bytes=len(text) // 2, flags=1).format()
+    for end in range(len(text) + 1):
+        for is_last in (False, True):
+            passed = compare(tmp_path, text[:end], seen, is_last=is_last)
+            if is_last and end in (len(text) // 2, len(text)):
+                expected = 2 * end // len(text)
+            else:  # so much of the next record tells that it is one
+                expected = int(end >= len(text) // 2 + 5)
+            assert passed.files == expected, (end, is_last)
+
+
+def compare(top: Path, text: bytes, seen: bytes, *, is_last: bool) -> Passed:
+    mirror = os.open(top, os.O_RDONLY)
+    try:
+        with Walk(mirror) as walk:
+            walk.push(os.open(top, os.O_RDONLY), is_trusted=True)
+            walk.trust(os.getuid(), os.getgid())
+            return walk.compare(text, 0, seen, 0, is_last=is_last, first_number=0, line_end=b"\n")
+    finally:
+        os.close(mirror)
