@@ -8,6 +8,7 @@ the lock away for the whole of each function here.
   got another file in between.
 - `histfs_walk_*` goes through a tree in the order of the metadata files, for `histfs.store.walk`, and compares it with
   what an earlier session saw, record by record, until something is different.
+- `histfs_copy_files` copies files from one directory to another, and hashes them, for `histfs.store.copying`.
 """
 
 from pathlib import Path
@@ -15,6 +16,8 @@ from pathlib import Path
 from cffi import FFI
 
 C_SOURCES = Path(__file__).parent / "csrc"
+HEADERS = ["walk.h", "copy.h"]
+FILES = ["walk.c", "sha1.c", "copy.c"]
 
 DECLARATIONS = """
 void histfs_read_files(
@@ -35,6 +38,7 @@ SOURCE = r"""
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 static int histfs_is_as_expected(const struct stat *status, size_t size)
@@ -81,5 +85,6 @@ def read_source(name: str) -> str:
 
 ffibuilder = FFI()
 ffibuilder.cdef(DECLARATIONS)
-ffibuilder.cdef((C_SOURCES / "walk.h").read_text())
-ffibuilder.set_source("histfs._tree", SOURCE + "".join(map(read_source, ["walk.h", "walk.c"])))
+for header in HEADERS:
+    ffibuilder.cdef((C_SOURCES / header).read_text())
+ffibuilder.set_source("histfs._tree", SOURCE + "".join(map(read_source, [*HEADERS, *FILES])))

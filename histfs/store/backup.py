@@ -31,6 +31,7 @@ from histfs.store.accounts import BY_NAME
 from histfs.store.batch import Batch
 from histfs.store.catalog import update_catalog
 from histfs.store.compression import read_decompressed
+from histfs.store.copying import Copies
 from histfs.store.emptying import check_may_be_emptied
 from histfs.store.entry import ALL_EXTRAS, NO_EXTRAS, Entry, Extras, is_below
 from histfs.store.extras import recorded_extras
@@ -43,6 +44,7 @@ from histfs.store.ledger import Ledger, LedgerWriter
 from histfs.store.lock import locked, marker_text
 from histfs.store.mirror import MirrorUpdate, Update
 from histfs.store.naming import DEFAULT_NAMING, Naming, check_naming, settle_layout
+from histfs.store.ordered import Ordered
 from histfs.store.owners import Owners
 from histfs.store.plan import ALL_LINKS, Links
 from histfs.store.records import DEFAULT_STYLE, RecordStyle, SessionRecords, Tell, tell_nobody
@@ -277,18 +279,22 @@ class _Session:
             records.add_error(error)
             self._report(error)
 
-        mirror = MirrorUpdate(
-            self._tree, self._layout, self._source, batch, increments, report, self._owners, self._links
-        )
         with ExitStack() as stack:
-            self._update_paths(mirror, self._steps(previous, ledger, records, report, stack), records)
-        mirror.finish()
+            copies = stack.enter_context(Copies(self._source, self._tree))
+            mirror = MirrorUpdate(
+                *(self._tree, self._layout, self._source, batch, increments, report, self._owners, copies, self._links)
+            )
+            ordered = Ordered(mirror, records, self._ledger, self._layout, lambda error: self._count(error, records))
+            steps = self._steps(previous, ledger, records.line_end, lambda: ordered.count, report, stack)
+            self._update_paths(mirror, steps, ordered, records)
+            mirror.finish()
 
     def _steps(
         self,
         previous: int | None,
         ledger: Ledger | None,
-        records: SessionRecords,
+        line_end: bytes,
+        written: Callable[[], int],
         report: Callable[[HistfsError], None],
         stack: ExitStack,
     ) -> Iterator[Step]:
@@ -312,8 +318,8 @@ class _Session:
             source,
             OldList(read_decompressed(fd), ledger, dressed),
             self._tree.root_fd if self._may_pass_over(previous, ledger) else -1,
-            line_end=records.line_end,
-            written=lambda: self._ledger.count,
+            line_end=line_end,
+            written=written,
         )
         root = os.fstat(self._tree.root_fd)
         return sweep.steps(self._is_repository, (root.st_dev, root.st_ino))
@@ -325,15 +331,15 @@ class _Session:
         is_recorded = recorded_extras(self._state, previous, extras) == extras
         return knows_all and is_recorded and self._source.is_whole_tree and not self._layout.quoting.is_active
 
-    def _update_paths(self, mirror: MirrorUpdate, steps: Iterator[Step], records: SessionRecords) -> None:
+    def _update_paths(
+        self, mirror: MirrorUpdate, steps: Iterator[Step], ordered: Ordered, records: SessionRecords
+    ) -> None:
         for step in steps:
             if isinstance(step, Carried):
-                records.carry(step)
-                self._ledger.carry(step.number, step.seen)
+                ordered.carry(step)
                 continue
             if isinstance(step, Above):
-                mirror.update(step.entry, step.found)
-                self._ledger.touch(self._layout.mirror_path(step.entry), step.number)
+                ordered.pass_through(step)
                 continue
             old, found = step
             if isinstance(found, Unreadable):
@@ -342,20 +348,13 @@ class _Session:
                 self._unreadable = found.path
                 self._count(found.error, records)
                 if old is not None:
-                    self._record(old, mirror.keep(old), None, records)
+                    ordered.add(old, mirror.keep(old), None)
                 continue
             update = self._update_path(mirror, old, found, records)
             if update is not None:
-                self._record(old, update, found, records)
+                ordered.add(old, update, found)
             if found is not None and not found.path:
                 mirror.mark_root()
-
-    def _record(self, old: Entry | None, update: Update, found: Found | None, records: SessionRecords) -> None:
-        record_bytes = records.add(old, update)
-        if update.record is not None:
-            is_as_found = update.record.kind is found.entry.kind if found is not None else False
-            path = self._layout.mirror_path(update.record)
-            self._ledger.add(update.record, found if is_as_found and not update.is_kept else None, record_bytes, path)
 
     def _update_path(
         self, mirror: MirrorUpdate, old: Entry | None, found: Found | None, records: SessionRecords

@@ -50,8 +50,12 @@ class Batch:
         """Under which name the new content of `path` lies now: a temporary one until the batch is applied."""
         return self._sources.get(path, path)
 
+    @property
+    def is_large(self) -> bool:
+        return len(self._changes) >= MAX_CHANGES or self._bytes >= MAX_BYTES
+
     def apply_if_large(self) -> None:
-        if len(self._changes) >= MAX_CHANGES or self._bytes >= MAX_BYTES:
+        if self.is_large:
             self.apply()
 
     def apply(self) -> None:

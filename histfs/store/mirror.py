@@ -15,6 +15,7 @@ from typing import NamedTuple
 from histfs.errors import DamagedError, HistfsError, SourceError, StorageError
 from histfs.store import plan
 from histfs.store.batch import Batch
+from histfs.store.copying import Copies, Copy
 from histfs.store.entry import Entry, Kind, LinkDigests, is_below, join
 from histfs.store.files import Attributes, WritableTree, write_blocks
 from histfs.store.increments import IncrementWriter, mtime_ns
@@ -34,6 +35,7 @@ class Update(NamedTuple):
     is_changed: bool
     increment_bytes: int | None = None  # None: no increment was written
     is_kept: bool = False  # the record stays what it was, whatever the source has
+    copy: Copy | None = None  # that has to be settled first: until then nothing is known of the content
 
 
 class _Group(NamedTuple):
@@ -70,9 +72,12 @@ class MirrorUpdate:
         increments: IncrementWriter | None,
         report: Callable[[HistfsError], None],
         owners: Owners,
+        copies: Copies,
         links: plan.Links = plan.ALL_LINKS,
     ) -> None:
         self._links = links
+        self._copies = copies
+        self.before_changes: Callable[[], None] = copies.wait  # called before anything is changed that was there
         self._tree = tree
         self._layout = layout
         self._source = source
@@ -135,7 +140,19 @@ class MirrorUpdate:
         """Leave all directories and make all changes that wait."""
         while self._directories:
             self._leave()
-        self._batch.apply()
+        self._apply()
+
+    def settle(self, update: Update) -> Update:
+        """What became of a path whose copy had been begun. Raises SourceError, and then there is nothing of it."""
+        copy = update.copy
+        assert copy is not None
+        assert update.record is not None
+        sha1 = copy.sha1()
+        if sha1 is None:
+            _, sha1 = self._copy(None, copy.found)
+        record = update.record._replace(sha1=sha1)
+        increment_bytes = None if self._increments is None else self._increments.write(None, record)
+        return Update(record, True, increment_bytes)
 
     # Directories
 
@@ -143,7 +160,13 @@ class MirrorUpdate:
         """Leave the directories that `path` does not lie in."""
         while self._directories and not is_below(path, self._directories[-1].path):
             self._leave()
-        self._batch.apply_if_large()
+        if self._batch.is_large:
+            self._apply()
+
+    def _apply(self) -> None:
+        """Make the changes that wait, when all that was begun before is there."""
+        self.before_changes()
+        self._batch.apply()
 
     def _leave(self) -> None:
         directory = self._directories.pop()
@@ -181,7 +204,7 @@ class MirrorUpdate:
             if old is not None:
                 # The barrier must come before the directory can be made, as its children are written at once.
                 self._batch.unlink(self._layout.mirror_path(old))
-                self._batch.apply()
+                self._apply()
             self._make_directory(path)
         elif not self._open_up(new):
             self._report(DamagedError("is missing in the mirror, and is made again", path=new.path))
@@ -248,6 +271,11 @@ class MirrorUpdate:
     def _file(self, old: Entry | None, found: Found, key: _Key | None) -> Update:
         """A file, or the first of a link group."""
         new = found.entry
+        if old is None and key is None and self._copies.can_take(found):
+            self._touch()
+            self._batch.add_bytes(new.size_bytes)
+            path = self._layout.mirror_path(new)
+            return Update(new, True, copy=self._copies.add(found, path, self._attributes(new, found.status)))
         change = plan.change(old, new, self._links)
         status = self._intact_mirror_file(old)
         stays = status is not None and self._may_stay(status, key, change)

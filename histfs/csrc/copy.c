@@ -1,0 +1,142 @@
+/* Copies files: each is read once, and hashed and written meanwhile.
+
+   Rules: no link is followed, and what is no regular file is not opened, as opening a fifo or a device has effects of
+   its own. A copy is made with O_EXCL and mode 0600, and gets its owner before its mode. What is not exactly the file
+   that was meant, from before the first byte until after the last, leaves no copy: the caller finds out why. */
+
+enum { HISTFS_OWNER_REFUSED = 1, HISTFS_HAS_XATTRS = 2 }; /* flags of a copy; the second: which it got by itself */
+
+static int histfs_is_meant(const struct histfs_copy *copy, const struct stat *status)
+{
+    return S_ISREG(status->st_mode) && status->st_ino == copy->inode && status->st_dev == copy->device &&
+        status->st_size == copy->size &&
+        status->st_mtim.tv_sec * INT64_C(1000000000) + status->st_mtim.tv_nsec == copy->mtime_ns;
+}
+
+static int histfs_is_zeros(const char *data, size_t bytes)
+{
+    return !data[0] && !memcmp(data, data + 1, bytes - 1);
+}
+
+static int histfs_write(int file, const char *data, size_t bytes)
+{
+    ssize_t written;
+
+    for (; bytes; data += written, bytes -= (size_t)written)
+        if ((written = write(file, data, bytes)) < 0)
+            return errno;
+    return 0;
+}
+
+/* The content, all of `copy->size` bytes. Blocks of zeros become holes. */
+static int histfs_copy_content(struct histfs_copy *copy, int source, int target, char *buffer, size_t buffer_bytes)
+{
+    struct histfs_sha1 sha1;
+    int64_t left = copy->size;
+    size_t some, have;
+    ssize_t got;
+    int error, is_hole = 0;
+
+    histfs_sha1_begin(&sha1);
+    while (left) {
+        some = left < (int64_t)buffer_bytes ? (size_t)left : buffer_bytes;
+        for (have = 0; have < some; have += (size_t)got) {
+            got = read(source, buffer + have, some - have);
+            if (got < 0)
+                return errno;
+            if (!got)
+                return ESTALE;
+        }
+        histfs_sha1_add(&sha1, (const unsigned char *)buffer, some);
+        left -= (int64_t)some;
+        is_hole = histfs_is_zeros(buffer, some);
+        if (is_hole && lseek(target, (off_t)some, SEEK_CUR) < 0)
+            return errno;
+        if (!is_hole && (error = histfs_write(target, buffer, some)))
+            return error;
+    }
+    if (is_hole && ftruncate(target, copy->size))
+        return errno;
+    histfs_sha1_end(&sha1, copy->sha1);
+    return 0;
+}
+
+static int histfs_is_refusal(int error)
+{
+    return error == EPERM || error == EINVAL || error == EOPNOTSUPP;
+}
+
+static int histfs_dress_copy(struct histfs_copy *copy, int target)
+{
+    struct timespec times[2];
+    struct stat status;
+    mode_t mode = copy->mode & 07777;
+    int64_t seconds = copy->mtime_ns / 1000000000, rest = copy->mtime_ns % 1000000000;
+
+    if (fstat(target, &status))
+        return errno;
+    if ((status.st_uid != copy->uid || status.st_gid != copy->gid) && fchown(target, copy->uid, copy->gid)) {
+        if (!histfs_is_refusal(errno))
+            return errno;
+        copy->flags |= HISTFS_OWNER_REFUSED;
+        mode &= ~(mode_t)(S_ISUID | S_ISGID); /* of another owner must not become ours */
+    }
+    if (flistxattr(target, NULL, 0) > 0)
+        copy->flags |= HISTFS_HAS_XATTRS;
+    if (fchmod(target, mode))
+        return errno;
+    times[0].tv_sec = times[1].tv_sec = rest < 0 ? seconds - 1 : seconds;
+    times[0].tv_nsec = times[1].tv_nsec = rest < 0 ? rest + 1000000000 : rest;
+    return futimens(target, times) ? errno : 0;
+}
+
+static int histfs_copy_from(struct histfs_copy *copy, int source, const char *name, char *buffer, size_t buffer_bytes)
+{
+    struct stat status;
+    int target, error;
+
+    if (fstat(source, &status))
+        return errno;
+    if (!histfs_is_meant(copy, &status))
+        return ESTALE;
+    target = openat(copy->mirror, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (target < 0)
+        return errno;
+    error = histfs_copy_content(copy, source, target, buffer, buffer_bytes);
+    if (!error && (fstat(source, &status) || !histfs_is_meant(copy, &status)))
+        error = ESTALE;
+    if (!error)
+        error = histfs_dress_copy(copy, target);
+    if (close(target) && !error)
+        error = errno;
+    if (error)
+        unlinkat(copy->mirror, name, 0);
+    return error;
+}
+
+static int histfs_copy_file(struct histfs_copy *copy, const char *names, char *buffer, size_t buffer_bytes)
+{
+    struct stat status;
+    int source, error;
+
+    if (fstatat(copy->source, names + copy->name, &status, AT_SYMLINK_NOFOLLOW))
+        return errno;
+    if (!histfs_is_meant(copy, &status))
+        return ESTALE;
+    source = openat(copy->source, names + copy->name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    if (source < 0)
+        return errno;
+    error = histfs_copy_from(copy, source, names + copy->mirror_name, buffer, buffer_bytes);
+    close(source);
+    return error;
+}
+
+/* `names` has NUL-terminated names of the source and the mirror; `buffer` at least a byte. */
+static void histfs_copy_files(
+    struct histfs_copy *files, size_t count, const char *names, char *buffer, size_t buffer_bytes)
+{
+    for (size_t file = 0; file < count; file++) {
+        files[file].flags = 0;
+        files[file].error = histfs_copy_file(&files[file], names, buffer, buffer_bytes);
+    }
+}
