@@ -262,6 +262,36 @@ static int histfs_walk_count_xattrs(histfs_walk *walk)
     return (int)syscall(HISTFS_LISTXATTRAT, directory, walk->name, AT_SYMLINK_NOFOLLOW, NULL, (size_t)0);
 }
 
+/* Go to the next names in the directory that the walk is in, if nothing there is compared, and look at them: as far as
+   the first directory, which is the current name then, the first that cannot be looked at, or the end. How many. */
+static size_t histfs_walk_ahead(
+    histfs_walk *walk, struct histfs_ahead *ahead, size_t count, char *names, size_t names_bytes)
+{
+    struct level *level = walk->depth ? &walk->levels[walk->depth - 1] : NULL;
+    size_t found = 0, length;
+
+    if (!level || level->is_trusted || level->directory < 0 || walk->is_pending)
+        return 0;
+    while (found < count && level->next < level->count) {
+        length = strlen(level->names + level->places[level->next] + 1);
+        if (length > names_bytes || histfs_walk_step(walk) <= 0)
+            break;
+        if (histfs_walk_look(walk, &ahead->seen)) {
+            walk->is_pending = 1;
+            break;
+        }
+        memcpy(names, walk->name, length);
+        names += length, names_bytes -= length;
+        ahead->name_bytes = (uint32_t)length;
+        ahead->is_directory = S_ISDIR(ahead->seen.mode);
+        ahead->has_no_xattrs = !histfs_walk_count_xattrs(walk);
+        found++;
+        if (ahead++->is_directory)
+            break;
+    }
+    return found;
+}
+
 static int histfs_knows(const uint32_t *ids, size_t count, uint32_t id)
 {
     for (size_t i = 0; i < count; i++)

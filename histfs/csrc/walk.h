@@ -15,6 +15,13 @@ struct histfs_item {
     int is_directory; /* as the directory that it lies in says */
 };
 
+/* A name that was looked at ahead of the caller. */
+struct histfs_ahead {
+    struct histfs_seen seen;
+    uint32_t name_bytes;
+    unsigned char is_directory, has_no_xattrs; /* the second: surely */
+};
+
 /* A directory that the walk is in, as the list that was compared knows it. */
 struct histfs_level {
     struct histfs_seen seen;
@@ -46,6 +53,8 @@ static int histfs_walk_next(histfs_walk *walk, struct histfs_item *item);
 static void histfs_walk_here(histfs_walk *walk, struct histfs_item *item);
 static int histfs_walk_look(histfs_walk *walk, struct histfs_seen *seen);
 static int histfs_walk_count_xattrs(histfs_walk *walk);
+static size_t histfs_walk_ahead(
+    histfs_walk *walk, struct histfs_ahead *ahead, size_t count, char *names, size_t names_bytes);
 static void histfs_walk_trust(histfs_walk *walk, uint32_t uid, uint32_t gid);
 static size_t histfs_walk_depth(histfs_walk *walk);
 static void histfs_walk_level(histfs_walk *walk, size_t depth, struct histfs_level *level);

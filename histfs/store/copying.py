@@ -5,6 +5,7 @@ it was when the walk looked at it, or that cannot be copied for any other reason
 for it does it again, one step at a time, and finds out what is wrong.
 """
 
+import hashlib
 import os
 import struct
 from binascii import hexlify
@@ -13,8 +14,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
 from histfs._tree import ffi, lib
+from histfs.errors import SourceError, StorageError
 from histfs.store.entry import name_of, parent_of
-from histfs.store.files import Attributes, WritableTree
+from histfs.store.files import Attributes, WritableTree, write_blocks
 from histfs.store.source import Found, Source
 
 MAX_BYTES = 16 << 20  # of a file: others are copied by whoever meets them, block by block
@@ -26,6 +28,21 @@ _BATCH_DIRECTORIES = 16
 _MOST_BATCHES = 6  # that run or wait
 _COPY = struct.Struct("=iiIIQQqqIIIiI20s")  # struct histfs_copy in `_tree_build`
 _OWNER_REFUSED, _HAS_XATTRS = 1, 2
+
+
+def remove_stranger(tree: WritableTree, path: bytes) -> None:
+    """Remove what has the place of something new: a person put it there, or a session that died; no list knows it.
+
+    Unless it has another name, and the file system takes the two for one. Raises StorageError, OSError.
+    """
+    parent, _, name = path.rpartition(b"/")
+    if name not in tree.names(parent):
+        raise StorageError(
+            "the file system of the repository takes two names for one",
+            path=path,
+            advice="use one that tells upper from lower case and leaves the bytes of names as they are",
+        )
+    tree.remove_tree(path)
 
 
 class Copy:
@@ -55,7 +72,7 @@ class _Batch:
         self.size_bytes = 0
         self.records = bytearray()
         self.names = bytearray()
-        self.directories: dict[bytes, tuple[int, int]] = {}
+        self.directories: dict[tuple[bytes, bytes], tuple[int, int]] = {}
         self.future: Future[None] | None = None
         self._results: list[bytes | None] | None = None
 
@@ -114,6 +131,45 @@ class Copies:
         for batch in (*self._running, self._batch):
             batch.close()
 
+    def digest(self, found: Found) -> bytes:
+        """The SHA1 (hex) of the source's file. Raises SourceError."""
+        digest = hashlib.sha1(usedforsecurity=False)
+        fd = self._source.open_file(found)
+        try:
+            for _ in self._source.read(found, fd, digest):
+                pass
+        finally:
+            os.close(fd)
+        return digest.hexdigest().encode()
+
+    def copy(self, found: Found, path: bytes, attributes: Attributes) -> tuple[int, bytes]:
+        """Copy it to the new name `path` at once; its size and SHA1 (hex). Raises SourceError, OSError."""
+        digest = hashlib.sha1(usedforsecurity=False)
+        source_fd = self._source.open_file(found)
+        try:
+            fd = self._create(path)
+            try:
+                size = write_blocks(fd, self._source.read(found, source_fd, digest), sparse=True)
+                self._tree.set_file_attributes(fd, attributes)
+            except SourceError:
+                self._tree.unlink(path)
+                raise
+            except OSError as exc:
+                exc.filename = path
+                raise
+            finally:
+                os.close(fd)
+        finally:
+            os.close(source_fd)
+        return size, digest.hexdigest().encode()
+
+    def _create(self, path: bytes) -> int:
+        try:
+            return self._tree.create_file(path)
+        except FileExistsError:
+            remove_stranger(self._tree, path)
+            return self._tree.create_file(path)
+
     def can_take(self, found: Found) -> bool:
         """Whether the file has nothing beyond content, owner, mode and time."""
         entry = found.entry
@@ -121,10 +177,8 @@ class Copies:
 
     def add(self, found: Found, path: bytes, attributes: Attributes) -> Copy:
         """Copy what was `found` to the new name `path` in the mirror. Raises OSError."""
-        if len(self._batch.directories) >= _BATCH_DIRECTORIES and parent_of(found.path) not in self._batch.directories:
-            self.start()
+        directories = self._directories(parent_of(found.path), parent_of(path))
         batch = self._batch
-        directories = self._directories(batch, parent_of(found.path), parent_of(path))
         name_at = len(batch.names)
         batch.names += found.entry.name + b"\0"
         mirror_name_at = len(batch.names)
@@ -143,16 +197,19 @@ class Copies:
             self.start()
         return copy
 
-    def _directories(self, batch: _Batch, source: bytes, mirror: bytes) -> tuple[int, int]:
-        found = batch.directories.get(source)
+    def _directories(self, source: bytes, mirror: bytes) -> tuple[int, int]:
+        """Descriptors for the batch, which is another one if it has many."""
+        found = self._batch.directories.get((source, mirror))
         if found is None:
+            if len(self._batch.directories) >= _BATCH_DIRECTORIES:
+                self.start()
             source_fd = self._source.open_directory(source)
             try:
                 found = source_fd, self._tree.open_directory(mirror)
             except BaseException:
                 os.close(source_fd)
                 raise
-            batch.directories[source] = found
+            self._batch.directories[source, mirror] = found
         return found
 
     def start(self) -> None:

@@ -40,10 +40,11 @@ class Attributes(NamedTuple):
 
     def with_extras(self, entry: Entry, extras: Extras, owners: Owners) -> "Attributes":
         """These and, of the `extras`, what `entry` has; entries for names that nobody has here are left out."""
-        return self._replace(
-            xattrs=entry.xattrs if extras.xattrs else None,
-            acl=resolved(entry.acl or (), owners).acl if extras.acls else None,
-        )
+        xattrs = entry.xattrs if extras.xattrs else None
+        acl: Acl | None = None
+        if extras.acls:
+            acl = resolved(entry.acl, owners).acl if entry.acl else ()
+        return Attributes(self.mode, self.uid, self.gid, self.mtime_ns, xattrs, acl)
 
 
 class WritableTree(Tree):

@@ -54,6 +54,12 @@ def stamp(tree: Tree, path: bytes) -> bytes:
         os.close(fd)
 
 
+def remove_unfinished(tree: WritableTree) -> None:
+    """Remove what a session has left that did not finish."""
+    with contextlib.suppress(OSError):
+        tree.unlink(_NEW)
+
+
 class Ledger:
     """A ledger that is whole. Close it with `close`."""
 
@@ -136,6 +142,7 @@ class LedgerWriter:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+            remove_unfinished(self._tree)
 
     @property
     def count(self) -> int:

@@ -5,25 +5,26 @@ itself is put off until the batch has had its barrier (see `batch`). What did no
 once: nothing is lost if it is there too early, as the list of the last session does not name it.
 """
 
-import hashlib
 import os
 import secrets
 import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
-from histfs.errors import DamagedError, HistfsError, SourceError, StorageError
+from histfs.errors import DamagedError, HistfsError
 from histfs.store import plan
 from histfs.store.batch import Batch
-from histfs.store.copying import Copies, Copy
+from histfs.store.copying import Copies, Copy, remove_stranger
 from histfs.store.entry import Entry, Kind, LinkDigests, is_below, join
-from histfs.store.files import Attributes, WritableTree, write_blocks
+from histfs.store.files import Attributes, WritableTree
 from histfs.store.increments import IncrementWriter, mtime_ns
 from histfs.store.layout import Layout
 from histfs.store.long_names import LongNames
 from histfs.store.owners import Owners
 from histfs.store.source import Found, Source
 from histfs.store.special import make_special, mirror_mode
+
+_MOST_KNOWN_OWNERS = 1000
 
 _Key = tuple[int, int]
 
@@ -85,7 +86,8 @@ class MirrorUpdate:
         self._increments = increments
         self._report = report
         self._owners = owners
-        self._long_names = LongNames(tree, layout.quoting)
+        self._long_names = LongNames(tree, layout)
+        self._known_owners: dict[tuple[int, bytes | None, int, bytes | None], tuple[int, int]] = {}
         self._is_root = os.geteuid() == 0
         self._temporary = layout.temporary_names(secrets.randbits(62))
         self._directories: list[_Directory] = []
@@ -100,7 +102,8 @@ class MirrorUpdate:
         """The path exists in the source now. Raises SourceError if its content cannot be had."""
         self._enter(found.path)
         self._old_digests.remember(old)
-        new = self._named(old, found.entry)
+        parent = self._directories[-1].new if self._directories else None
+        new = self._long_names.named(old, found.entry, parent)
         if not self._links.are_kept:
             new = new._replace(link_group=None)
         if new.kind is Kind.DIRECTORY:
@@ -233,22 +236,8 @@ class MirrorUpdate:
         try:
             self._tree.make_directory(path)
         except FileExistsError:
-            self._remove_stranger(path)
+            remove_stranger(self._tree, path)
             self._tree.make_directory(path)
-
-    def _remove_stranger(self, path: bytes) -> None:
-        """Remove what has the place of something new: a person put it there, or a session that died; no list knows it.
-
-        Unless it has another name, and the file system takes the two for one.
-        """
-        parent, _, name = path.rpartition(b"/")
-        if name not in self._tree.names(parent):
-            raise StorageError(
-                "the file system of the repository takes two names for one",
-                path=path,
-                advice="use one that tells upper from lower case and leaves the bytes of names as they are",
-            )
-        self._tree.remove_tree(path)
 
     # Regular files
 
@@ -282,7 +271,7 @@ class MirrorUpdate:
         sha1 = None if old is None else self._old_digests.of(old)
         is_same_file = status is not None and found.has_time_of(status) and not self._is_another_file(old, found)
         seems_same = stays and is_same_file and change in (plan.Change.NONE, plan.Change.ATTRIBUTES)
-        if seems_same and sha1 is not None and (not found.is_suspect or self._digest(found) == sha1):
+        if seems_same and sha1 is not None and (not found.is_suspect or self._copies.digest(found) == sha1):
             return self._unchanged_content(found, sha1, change)
         temporary, new_sha1 = self._copy(old, found)
         record = new._replace(sha1=new_sha1)
@@ -360,46 +349,12 @@ class MirrorUpdate:
             return change is plan.Change.NONE
         return self._claimed.setdefault(status.st_ino, key) == key
 
-    def _digest(self, found: Found) -> bytes:
-        """The SHA1 (hex) of the source's file."""
-        digest = hashlib.sha1(usedforsecurity=False)
-        fd = self._source.open_file(found)
-        try:
-            for _ in self._source.read(found, fd, digest):
-                pass
-        finally:
-            os.close(fd)
-        return digest.hexdigest().encode()
-
     def _copy(self, old: Entry | None, found: Found) -> tuple[bytes, bytes]:
         """Copy the source's file under a new name in the mirror; the name and the SHA1 (hex)."""
         path = self._new_name(old, found.entry)
-        digest = hashlib.sha1(usedforsecurity=False)
-        source_fd = self._source.open_file(found)
-        try:
-            fd = self._create(path)
-            try:
-                size = write_blocks(fd, self._source.read(found, source_fd, digest), sparse=True)
-                self._tree.set_file_attributes(fd, self._attributes(found.entry, found.status))
-            except SourceError:
-                self._tree.unlink(path)
-                raise
-            except OSError as exc:
-                exc.filename = path
-                raise
-            finally:
-                os.close(fd)
-        finally:
-            os.close(source_fd)
+        size, sha1 = self._copies.copy(found, path, self._attributes(found.entry, found.status))
         self._batch.add_bytes(size)
-        return path, digest.hexdigest().encode()
-
-    def _create(self, path: bytes) -> int:
-        try:
-            return self._tree.create_file(path)
-        except FileExistsError:
-            self._remove_stranger(path)
-            return self._tree.create_file(path)
+        return path, sha1
 
     # Everything else
 
@@ -413,7 +368,7 @@ class MirrorUpdate:
         try:
             make_special(self._tree, path, new, attributes)
         except FileExistsError:
-            self._remove_stranger(path)
+            remove_stranger(self._tree, path)
             make_special(self._tree, path, new, attributes)
         if change is plan.Change.ATTRIBUTES:
             self._replace(old, new, path)
@@ -459,20 +414,17 @@ class MirrorUpdate:
             return path
         return join(path.rpartition(b"/")[0], next(self._temporary))
 
-    def _named(self, old: Entry | None, new: Entry) -> Entry:
-        """`new` with the alternate names it has or needs (docs/format.md 3.4)."""
-        if old is not None:
-            return new._replace(alternate_mirror=old.alternate_mirror, alternate_increment=old.alternate_increment)
-        if not new.path:
-            return new
-        parent = self._directories[-1].new if self._directories else None
-        if self._layout.mirror_name_is_too_long(new.name) or (parent and parent.alternate_mirror is not None):
-            return new._replace(alternate_mirror=self._long_names.next_number())
-        if self._layout.increment_name_is_too_long(new.name) or self._layout.increments_would_collide(new.parent):
-            return new._replace(alternate_increment=self._long_names.next_number())
-        return new
+    def _owner(self, entry: Entry) -> tuple[int, int]:
+        """The numbers of the owner here; few different ones are in a tree."""
+        there = entry.uid, entry.uname, entry.gid, entry.gname
+        found = self._known_owners.get(there)
+        if found is None:
+            if len(self._known_owners) >= _MOST_KNOWN_OWNERS:
+                self._known_owners.clear()
+            found = self._known_owners[there] = self._owners.of(entry)
+        return found
 
     def _attributes(self, entry: Entry, status: os.stat_result | None) -> Attributes:
         mtime = mtime_ns(entry, status) if entry.kind.has_mtime else None
-        attributes = Attributes(mirror_mode(entry, is_root=self._is_root), *self._owners.of(entry), mtime)
+        attributes = Attributes(mirror_mode(entry, is_root=self._is_root), *self._owner(entry), mtime)
         return attributes.with_extras(entry, self._source.extras, self._owners)

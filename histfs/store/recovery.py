@@ -25,6 +25,7 @@ from histfs.store.format.metadata import format_record
 from histfs.store.format.names import parse_increment_name
 from histfs.store.increments import mtime_ns
 from histfs.store.layout import DATA, INCREMENTS, LOCK, LONG_NAMES, TEMPORARY, State, read_state
+from histfs.store.ledger import remove_unfinished
 from histfs.store.listing import Listing, Node
 from histfs.store.lock import living_writer
 from histfs.store.look import KINDS
@@ -388,6 +389,7 @@ class _Regress:
 
     def _remove_leftovers(self) -> None:
         """Temporary files in the data directory, and long names of paths that only the unfinished session had."""
+        remove_unfinished(self._tree)
         for place in (DATA, LONG_NAMES):
             for name in self._tree.names(place) if self._tree.exists(place) else []:
                 meant = self._layout.quoting.unquote(name)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, Self, TypeVar
 
 from histfs.errors import EXIT_FILE_WARNING, FormatError, SourceError, UsageError, storage_errors
-from histfs.store.entry import NO_EXTRAS, Entry, Extras, Kind, is_below, join, sort_key
+from histfs.store.entry import NO_EXTRAS, Entry, Extras, Kind, join, sort_key
 from histfs.store.format import posix_acl
 from histfs.store.layout import DATA
 from histfs.store.look import KINDS, entry_of, read_extras
-from histfs.store.selection import CACHE_SIGNATURE, CACHE_TAG, Outcome, Place, Scanned, Selection, Subject
+from histfs.store.selection import CACHE_SIGNATURE, CACHE_TAG, Outcome, Places, Scanned, Selection, Subject
 from histfs.store.tree import BLOCK_SIZE, NotRegularError, Tree
 from histfs.store.walk import Walk, status_of
 
@@ -95,31 +95,6 @@ class Forward(Protocol[_Told]):
 
     def mirror_ctime_ns(self, path: bytes) -> int:
         """When the directory in the mirror was last changed; 0: nothing in `path` may be passed over."""
-
-
-class _Places:
-    """Where a walk is, for the rules of a selection: the places of the directories on the way."""
-
-    def __init__(self, selection: Selection | None) -> None:
-        self._selection = selection
-        self._places: list[Place] = [] if selection is None else [selection.root]
-
-    def enter(self, path: bytes, name: bytes) -> Place:
-        """The place of `name`, whose path this is."""
-        assert self._selection is not None
-        above = path[: -len(name)].rstrip(b"/")
-        while not is_below(above, self._places[-1].path):
-            self._places.pop()
-        while self._places[-1].path != above:  # what was passed over
-            last = self._places[-1]
-            rest = above[len(last.path) :].lstrip(b"/")
-            self._places.append(self._selection.enter(last, rest.partition(b"/")[0]))
-        return self._selection.enter(self._places[-1], name)
-
-    def keep(self, place: Place | None) -> None:
-        """What comes next lies in this directory."""
-        if place is not None:
-            self._places.append(place)
 
 
 class Source:
@@ -224,16 +199,18 @@ class Source:
         self, walk: Walk, is_skipped: Callable[[bytes, os.stat_result], bool], forward: Forward[_Told] | None
     ) -> "Iterator[Found | Unreadable | _Told]":
         selection = self._selection
-        places = _Places(selection)
+        places = Places(selection)
         scanned: Scanned[Found] = Scanned()
         while True:
-            if forward is not None:
+            if forward is not None and not walk.is_ahead:
                 yield from forward.pass_over(walk)
                 if error := forward.error():
                     unlisted = self._enter_again(walk, walk.here(), error)
                     if unlisted is not None:
                         yield unlisted
                     continue
+            if selection is None and not walk.is_ahead:
+                walk.look_ahead()
             if not walk.next():
                 return
             path = walk.path

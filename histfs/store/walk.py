@@ -12,6 +12,8 @@
 
 import errno
 import os
+import struct
+from collections.abc import Iterator
 from enum import IntEnum
 from typing import Any, NamedTuple, Self
 
@@ -19,6 +21,8 @@ from histfs._tree import ffi, lib
 from histfs.store.format.ledger import Seen
 
 _LINES_BYTES = 256 * 1024
+_MOST_AHEAD = 128
+_AHEAD = struct.Struct("=QQqqqIIIIIIIBBxx")  # struct histfs_ahead in csrc/walk.h
 
 
 def seen_of(status: os.stat_result) -> Seen:
@@ -74,6 +78,14 @@ class Level(NamedTuple):
     number: int  # of its record in the new list
 
 
+def _looked(data: bytes, names: bytes, above: bytes) -> Iterator[tuple[bytes, bool, Seen, bool]]:
+    """Path, whether it is a directory, what was seen, and whether it surely has no extended attributes."""
+    at = 0
+    for *seen, name_bytes, is_directory, has_no_xattrs in _AHEAD.iter_unpack(data):
+        yield above + names[at : at + name_bytes], bool(is_directory), Seen(*seen), bool(has_no_xattrs)
+        at += name_bytes
+
+
 class Walk:
     """See the module. A context manager.
 
@@ -95,6 +107,14 @@ class Walk:
         self.path = b""
         self.name = b""
         self.is_directory = False  # what the directory says that has the name
+        self._ahead = ffi.new("struct histfs_ahead[]", _MOST_AHEAD)
+        self._ahead_data = ffi.buffer(self._ahead)
+        self._ahead_names = ffi.new("char[]", _MOST_AHEAD * 64)
+        self._ahead_names_data = ffi.buffer(self._ahead_names)
+        self._looked: Iterator[tuple[bytes, bool, Seen, bool]] = iter(())
+        self._is_ahead = False
+        self._left = 0
+        self._current: tuple[bytes, bool, Seen, bool] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -117,8 +137,37 @@ class Walk:
         self._check(error)
         return True
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether names were looked at that are still to come: a comparison has to wait until then."""
+        return self._is_ahead
+
+    def look_ahead(self) -> None:
+        """Look at some of the names that come next, at once, where nothing is compared."""
+        count = lib.histfs_walk_ahead(
+            self._walk, self._ahead, _MOST_AHEAD, self._ahead_names, len(self._ahead_names_data)
+        )
+        if count:
+            self._looked = _looked(self._ahead_data[: count * _AHEAD.size], self._ahead_names_data[:], self._above())
+            self._is_ahead = True
+            self._left = count
+
+    def _above(self) -> bytes:
+        """The path of the directory that the walk is in, with a slash if it is not the root."""
+        lib.histfs_walk_level(self._walk, lib.histfs_walk_depth(self._walk) - 1, self._level)
+        path = self.here()[: self._level.path_bytes]
+        return path + b"/" if path else b""
+
     def next(self) -> bool:
         """Go to the next name; False at the end."""
+        if self._is_ahead:
+            self._current = current = next(self._looked)
+            self.path, self.is_directory = current[:2]
+            self.name = self.path.rpartition(b"/")[2]
+            self._left -= 1
+            self._is_ahead = self._left > 0
+            return True
+        self._current = None
         item = self._item
         found = lib.histfs_walk_next(self._walk, item)
         if found <= 0:
@@ -132,6 +181,8 @@ class Walk:
 
     def look(self) -> Seen | None:
         """What the current name is now; None where it has to be looked at by its path. Raises OSError."""
+        if self._current is not None:
+            return self._current[2]
         error = lib.histfs_walk_look(self._walk, self._seen)
         if error == errno.EBADF:
             return None
@@ -140,6 +191,8 @@ class Walk:
 
     def has_no_xattrs(self) -> bool:
         """Whether it surely has none, access control lists among them."""
+        if self._current is not None:
+            return self._current[3]
         return lib.histfs_walk_count_xattrs(self._walk) == 0
 
     def trust(self, uid: int, gid: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from histfs.store import ledger
+from histfs.store import copying, ledger
 from histfs.store.catalog import place
 from histfs.store.files import WritableTree
 
@@ -32,6 +32,12 @@ def _settled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """What was made just before a session counts as made long before, so that the next one may pass over it."""
     is_racy = {"failing", "racy"} & set(request.fixturenames)
     monkeypatch.setattr(ledger, "_SETTLED_AFTER_NS", 10**12 if is_racy else -(10**12))
+
+
+@pytest.fixture
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking for it has all files copied where Python can be in the way."""
+    monkeypatch.setattr(copying, "MAX_BYTES", -1)
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from histfs.errors import DamagedError, NotARepositoryError, StorageError, UsageError
-from histfs.store import batch
-from histfs.store import mirror as mirror_module
+from histfs.store import batch, files
 from histfs.store.backup import backup
 from histfs.store.delta import block_len
 from histfs.store.entry import Entry
@@ -34,7 +33,7 @@ def write(path: Path, content: bytes, number: int = 1) -> None:
 
 
 @pytest.fixture
-def copies(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+def copies(monkeypatch: pytest.MonkeyPatch, one_by_one: None) -> list[bytes]:
     """The paths of the source that sessions read."""
     found: list[bytes] = []
     real = Source.open_file
@@ -681,7 +680,7 @@ def test_an_increments_directory_that_is_no_directory_stops_the_session(sessions
     ids=["files", "directories", "links"],
 )
 def test_a_file_system_that_takes_two_names_for_one_is_refused(
-    sessions: Sessions, monkeypatch: pytest.MonkeyPatch, pair: dict[str | bytes, Node]
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch, pair: dict[str | bytes, Node], one_by_one: None
 ) -> None:
     """Upper and lower case, say: one file would replace the other, and be taken for it."""
 
@@ -714,7 +713,7 @@ def test_trouble_with_the_disk_stops_and_the_next_session_recovers(
     for name in "abc":
         write(sessions.source / name, TEXT[50:])
     count = 0  # the first file is the marker
-    real = mirror_module.write_blocks
+    real = files.write_blocks
 
     def full(*arguments, **options) -> int:
         nonlocal count
@@ -724,7 +723,7 @@ def test_trouble_with_the_disk_stops_and_the_next_session_recovers(
         return real(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        for module in ("mirror", "files", "records"):
+        for module in ("copying", "files", "records"):
             patch.setattr(f"histfs.store.{module}.write_blocks", full)
         with pytest.raises(StorageError) as caught:
             sessions.backup()

@@ -59,7 +59,7 @@ def test_a_session_is_undone_completely(sessions: Sessions, stop: Callable[[Sess
     stop(sessions, when)
     assert undo(sessions) == (RegressOutcome(sessions.now + DAY, sessions.now), [])
     after = read(sessions.repository)
-    for path in (b"rdiff-backup-data", b"rdiff-backup-data/long_filename_data"):
+    for path in (b"rdiff-backup-data", b"rdiff-backup-data/histfs", b"rdiff-backup-data/long_filename_data"):
         before[path] = before[path]._replace(mtime=after[path].mtime)
     for path in (b"rdiff-backup-data/lock.yml", b"rdiff-backup-data/long_filename_data/next_free"):
         before[path] = after[path]

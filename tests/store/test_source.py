@@ -150,7 +150,7 @@ def test_a_path_that_no_list_could_hold(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.fixture
-def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bytes, OSError], None]:
+def failing(monkeypatch: pytest.MonkeyPatch, one_by_one: None) -> Callable[[str, bytes, OSError], None]:
     """Makes a method of trees fail for one path."""
 
     def fail(method: str, path: bytes, error: OSError) -> None:
@@ -314,7 +314,11 @@ BEFORE_OPENING += [_replace_by_directory]
 @pytest.mark.parametrize("happens", BEFORE_OPENING, ids=lambda action: action.__name__)
 @pytest.mark.parametrize("is_known", [True, False], ids=["known", "new"])
 def test_a_file_that_changes_before_it_is_opened(
-    sessions: Sessions, monkeypatch: pytest.MonkeyPatch, happens: Callable[[Path], None], is_known: bool
+    sessions: Sessions,
+    monkeypatch: pytest.MonkeyPatch,
+    happens: Callable[[Path], None],
+    is_known: bool,
+    one_by_one: None,
 ) -> None:
     build(sessions.source, Dir({"b": File(b"b")}))
     if is_known:
@@ -336,7 +340,11 @@ def test_a_file_that_changes_before_it_is_opened(
 @pytest.mark.parametrize("happens", [_grow, _shrink, _rewrite], ids=lambda action: action.__name__)
 @pytest.mark.parametrize("is_known", [True, False], ids=["known", "new"])
 def test_a_file_that_changes_while_it_is_read(
-    sessions: Sessions, monkeypatch: pytest.MonkeyPatch, happens: Callable[[Path], None], is_known: bool
+    sessions: Sessions,
+    monkeypatch: pytest.MonkeyPatch,
+    happens: Callable[[Path], None],
+    is_known: bool,
+    one_by_one: None,
 ) -> None:
     build(sessions.source, Dir({"b": File(b"b")}))
     if is_known:

@@ -35,6 +35,7 @@ __all__ = [
     "Option",
     "Outcome",
     "Place",
+    "Places",
     "Rule",
     "Scanned",
     "Selection",
@@ -128,6 +129,31 @@ class Scanned(Generic[Item]):
     def _leave(self, path: bytes) -> None:
         while self._waiting and not is_below(path, self._waiting[-1][0]):
             self._waiting.pop()
+
+
+class Places:
+    """Where a walk is, for the rules of a selection: the places of the directories on the way."""
+
+    def __init__(self, selection: Selection | None) -> None:
+        self._selection = selection
+        self._places: list[Place] = [] if selection is None else [selection.root]
+
+    def enter(self, path: bytes, name: bytes) -> Place:
+        """The place of `name`, whose path this is."""
+        assert self._selection is not None
+        above = path[: -len(name)].rstrip(b"/")
+        while not is_below(above, self._places[-1].path):
+            self._places.pop()
+        while self._places[-1].path != above:  # what was passed over
+            last = self._places[-1]
+            rest = above[len(last.path) :].lstrip(b"/")
+            self._places.append(self._selection.enter(last, rest.partition(b"/")[0]))
+        return self._selection.enter(self._places[-1], name)
+
+    def keep(self, place: Place | None) -> None:
+        """What comes next lies in this directory."""
+        if place is not None:
+            self._places.append(place)
 
 
 def selected(

@@ -1,0 +1,177 @@
+"""Copying many files by threads: the same as one by one, and no copy of what is not what it was."""
+
+import hashlib
+import os
+import random
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from histfs.errors import EXIT_FILE_WARNING
+from histfs.store import copying
+from histfs.store.copying import Copies
+from histfs.store.entry import Kind
+from histfs.store.files import Attributes, WritableTree
+from histfs.store.source import Found, Source
+from tests.store.places import is_root, open_descriptors
+from tests.store.sessions import Sessions
+from tests.trees import Dir, File, Symlink, build
+
+SIZES = [0, 1, 55, 56, 63, 64, 65, 119, 120, 4096, 2**18 - 1, 2**18, 2**18 + 1, 2**19 + 77, 10**6]
+
+
+@pytest.fixture
+def top(tmp_path: Path) -> Path:
+    (tmp_path / "mirror").mkdir()
+    return tmp_path
+
+
+def copy_all(top: Path) -> dict[bytes, bytes | None]:
+    """All regular files of `source` to `mirror`, both without directories; their digests."""
+    with (
+        Source.open(top / "source") as source,
+        WritableTree.open(top / "mirror") as tree,
+        Copies(source, tree) as copies,
+    ):
+        found = [item for item in source.walk(lambda *_: False) if isinstance(item, Found)]
+        files = [item for item in found if item.entry.kind is Kind.REGULAR]
+        wanted = {item.path: Attributes(item.entry.mode, item.entry.uid, item.entry.gid, 0) for item in files}
+        begun = {item.path: copies.add(item, item.path, wanted[item.path]) for item in files}
+        copies.wait()
+        return {path: copy.sha1() for path, copy in begun.items()}
+
+
+def test_contents_modes_and_times(top: Path) -> None:
+    random_ = random.Random(5)
+    contents = {f"f{size}": random_.randbytes(size) for size in SIZES}
+    files = {name: File(data, mode=0o600 + len(data) % 0o200) for name, data in contents.items()}
+    build(top / "source", Dir(files))
+    os.utime(top / "source/f1", ns=(-1_500_000_001, -1_500_000_001))
+    before = open_descriptors()
+    digests = copy_all(top)
+    assert open_descriptors() == before
+    assert digests == {os.fsencode(name): hashlib.sha1(data).hexdigest().encode() for name, data in contents.items()}
+    for name, data in contents.items():
+        assert (top / "mirror" / name).read_bytes() == data
+        ours, theirs = (top / "mirror" / name).stat(), (top / "source" / name).stat()
+        assert (ours.st_mode, ours.st_mtime_ns) == (theirs.st_mode, theirs.st_mtime_ns)
+
+
+def test_holes_stay_holes(top: Path) -> None:
+    build(top / "source", Dir())
+    with (top / "source/a").open("wb") as file:
+        file.truncate(3 << 20)
+        file.seek(1 << 20)
+        file.write(b"x")
+    (digest,) = copy_all(top).values()
+    data = bytes(1 << 20) + b"x" + bytes((2 << 20) - 1)
+    assert (top / "mirror/a").read_bytes() == data
+    assert digest == hashlib.sha1(data).hexdigest().encode()
+    assert (top / "mirror/a").stat().st_blocks * 512 <= 512 * 1024
+
+
+def _gone(path: Path) -> None:
+    path.unlink()
+
+
+def _longer(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+def _other_time(path: Path) -> None:
+    os.utime(path, ns=(5, 5))
+
+
+def _other_file(path: Path) -> None:
+    data = path.read_bytes()
+    path.rename(path.with_name("other"))
+    path.write_bytes(data)
+
+
+def _fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/etc/passwd")
+
+
+def _directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+HAPPENINGS = [_gone, _longer, _other_time, _other_file, _fifo, _link, _directory]
+
+
+@pytest.mark.parametrize("happens", HAPPENINGS, ids=lambda action: action.__name__)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_what_is_another_file_now_is_not_in_the_session(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch, happens: Callable[[Path], None], is_first: bool
+) -> None:
+    build(sessions.source, Dir({"b": File(b"b"), "z": File(b"z")}))
+    if not is_first:
+        sessions.backup()
+    (sessions.source / "m").write_bytes(b"new")
+    real = Copies.start
+
+    def start(copies: Copies) -> None:
+        if any(copy.found.path == b"m" for copy in copies._batch.files):
+            happens(sessions.source / "m")
+        real(copies)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Copies, "start", start)
+        outcome = sessions.backup(may_report=True)
+    assert (outcome.source_errors, outcome.source_warnings) == (0, 1)
+    assert [(error.path, error.exit_code) for error in sessions.reported] == [(b"m", EXIT_FILE_WARNING)]
+    assert {b"b", b"z"} == set(sessions.manifest(sessions.now)) - {b""}
+    assert not os.path.lexists(sessions.repository / "m")
+    sessions.states.popitem()
+    sessions.backup()
+    sessions.assert_mirror_is(sessions.now)
+    sessions.assert_readable(sessions.now)
+
+
+def test_many_files_in_their_order(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than wait at once, in more directories than one batch may have, of all kinds."""
+    monkeypatch.setattr("histfs.store.ordered._MOST_WAITING", 20)
+    monkeypatch.setattr(copying, "_BATCH_FILES", 7)
+    monkeypatch.setattr(copying, "_BATCH_DIRECTORIES", 3)
+    tree = {f"d{n}": Dir({f"f{m}": File(b"%d %d" % (n, m)) for m in range(n)} | {"l": Symlink("x")}) for n in range(30)}
+    build(sessions.source, Dir(tree))
+    sessions.backup()
+    sessions.assert_mirror_is(sessions.now)
+    for n in range(0, 30, 7):
+        for m in range(50):
+            (sessions.source / f"d{n}/new{m}").write_bytes(b"new %d" % m)
+    before = open_descriptors()
+    sessions.backup()
+    assert open_descriptors() == before
+    sessions.assert_mirror_is(sessions.now)
+    sessions.assert_all_readable()
+
+
+@pytest.mark.skipif(not is_root(), reason="only root can give files away")
+def test_owners(sessions: Sessions) -> None:
+    build(sessions.source, Dir({"a": File(b"a", mode=0o4755, owner=(1234, 5678))}))
+    sessions.backup()
+    status = (sessions.repository / "a").stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (1234, 5678, 0o4755)
+
+
+def test_what_a_directory_hands_down_is_taken_away(sessions: Sessions) -> None:
+    """A default list of the mirror's directory, which its source does not have any more, say."""
+    build(sessions.source, Dir({"d": Dir({"a": File(b"a")})}))
+    sessions.backup()
+    command = ["setfacl", "-d", "-m", "u:nobody:rwx", sessions.repository / "d"]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("no access control lists here")
+    (sessions.source / "d/b").write_bytes(b"b")
+    sessions.backup()
+    assert os.listxattr(sessions.repository / "d/b") == []
