@@ -8,6 +8,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self, TypeVar
@@ -118,6 +119,7 @@ class Source:
         self._is_to_be_copied = is_to_be_copied
         self._tree = tree
         self._selection = selection
+        self._walks = ExitStack()
 
     @classmethod
     def open(
@@ -147,6 +149,7 @@ class Source:
         self.close()
 
     def close(self) -> None:
+        self._walks.close()  # what was broken off
         self._tree.close()
 
     @property
@@ -188,12 +191,12 @@ class Source:
         if isinstance(root, Unreadable):
             return
         mirror = -1 if forward is None else forward.mirror
-        with Walk(mirror, skipped) as walk:
-            unlisted = self._enter(walk, b"", forward)
-            if unlisted is not None:
-                yield unlisted
-                return
-            yield from self._walk(walk, is_skipped, forward)
+        walk = self._walks.enter_context(Walk(mirror, skipped))
+        unlisted = self._enter(walk, b"", forward)
+        if unlisted is not None:
+            yield unlisted
+            return
+        yield from self._walk(walk, is_skipped, forward)
 
     def _walk(
         self, walk: Walk, is_skipped: Callable[[bytes, os.stat_result], bool], forward: Forward[_Told] | None
