@@ -170,10 +170,13 @@ class Copies:
             remove_stranger(self._tree, path)
             return self._tree.create_file(path)
 
+    def is_large(self, found: Found) -> bool:
+        return found.status.st_size > MAX_BYTES
+
     def can_take(self, found: Found) -> bool:
         """Whether the file has nothing beyond content, owner, mode and time."""
         entry = found.entry
-        return found.status.st_size <= MAX_BYTES and found.status.st_nlink == 1 and not entry.xattrs and entry.acl == ()
+        return not self.is_large(found) and found.status.st_nlink == 1 and not entry.xattrs and entry.acl == ()
 
     def add(self, found: Found, path: bytes, attributes: Attributes) -> Copy:
         """Copy what was `found` to the new name `path` in the mirror. Raises OSError."""

@@ -351,6 +351,8 @@ class MirrorUpdate:
 
     def _copy(self, old: Entry | None, found: Found) -> tuple[bytes, bytes]:
         """Copy the source's file under a new name in the mirror; the name and the SHA1 (hex)."""
+        if self._copies.is_large(found):
+            self.before_changes()  # who watches sees the files in their order
         path = self._new_name(old, found.entry)
         size, sha1 = self._copies.copy(found, path, self._attributes(found.entry, found.status))
         self._batch.add_bytes(size)
