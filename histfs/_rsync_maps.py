@@ -10,7 +10,6 @@ are objects, checks of arguments, and errors. Rules that must hold:
 - A map owns its memory and never changes: any number of threads may use it.
 """
 
-import re
 from collections.abc import Iterator
 from threading import Lock
 from typing import TYPE_CHECKING, NoReturn, cast
@@ -116,9 +115,11 @@ class ExtentMap:
 
     def needs(self) -> tuple[set[int], int]:
         """The sources that are referred to, and how many bytes the basis must have."""
-        used, basis_size = bytearray(HOLE + 1), ffi.new("uint64_t *")
-        lib.histfs_map_survey(self._state, ffi.from_buffer(used), basis_size)
-        return {match.start() for match in re.finditer(b"\1", used)}, basis_size[0]
+        used, numbers = bytearray(HOLE + 1), ffi.new("uint64_t[2]")
+        lib.histfs_map_survey(self._state, ffi.from_buffer(used), numbers, numbers + 1)
+        basis_size, source_count = numbers
+        sources = {number for number in range(source_count) if used[number]}
+        return sources | {HOLE} if used[HOLE] else sources, basis_size
 
     def resolve(self, offset: int, size: int) -> list[tuple[int, int, int]]:
         """Where `size` bytes from `offset` lie, up to the end of the target: source, offset in it, length."""

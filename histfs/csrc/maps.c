@@ -124,15 +124,20 @@ int histfs_map_compose(histfs_map_t *self, histfs_map_t const *older, histfs_map
     return result == RS_DONE ? histfs_map_seal(self) : result;
 }
 
-/* Marks in `used`, which has a byte for each, the sources that are referred to; and how long the basis must be. */
-void histfs_map_survey(histfs_map_t const *self, unsigned char *used, uint64_t *basis_size)
+/* Marks in `used`, which has a byte for each, the sources that are referred to; how long the basis must be, and how many
+   of the first sources there are at most, holes aside. */
+void histfs_map_survey(histfs_map_t const *self, unsigned char *used, uint64_t *basis_size, uint64_t *source_count)
 {
-    *basis_size = 0;
+    *basis_size = *source_count = 0;
     for (size_t i = 0; i < self->count; i++) {
         histfs_extent_t const *extent = &self->extents[i];
         uint64_t end = extent->origin + (extent[1].target - extent->target);
 
-        used[extent->origin >> HISTFS_OFFSET_BITS] = 1;
+        uint64_t source = extent->origin >> HISTFS_OFFSET_BITS;
+
+        used[source] = 1;
+        if (source >= *source_count && source != HISTFS_HOLE)
+            *source_count = source + 1;
         if (extent->origin <= HISTFS_LARGEST && end > *basis_size)
             *basis_size = end;
     }

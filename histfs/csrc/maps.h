@@ -55,7 +55,7 @@ typedef struct {
 
 int histfs_map_compose(histfs_map_t *self, histfs_map_t const *older, histfs_map_t const *newer);
 int histfs_map_look_up(histfs_map_t const *self, histfs_lookup_t *lookup, uint64_t offset, size_t size);
-void histfs_map_survey(histfs_map_t const *self, unsigned char *used, uint64_t *basis_size);
+void histfs_map_survey(histfs_map_t const *self, unsigned char *used, uint64_t *basis_size, uint64_t *source_count);
 void histfs_map_close(histfs_map_t *self);
 
 int histfs_parser_want(histfs_parser_t *self, histfs_map_t const *older);
