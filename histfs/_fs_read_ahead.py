@@ -8,7 +8,6 @@ import functools
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from math import inf
 from time import monotonic
 
 import trio
@@ -67,31 +66,42 @@ class ReadAhead:
     async def run(self) -> None:
         """Read what will be asked for next, until cancelled. Several may do so."""
         async for inodes in self._next_batch:
-            rest = self._keep(inodes, until=monotonic() + _HERE_S)
+            rest = self._keep_quick(inodes)
             for first in range(0, len(rest), _AT_ONCE):
                 keep = functools.partial(self._keep, rest[first : first + _AT_ONCE])
                 await trio.to_thread.run_sync(keep, limiter=self._limiter, abandon_on_cancel=True)
 
-    def _keep(self, inodes: list[int], *, until: float = inf) -> list[int]:
-        """Read and keep files; those that there was no time for."""
+    def _keep_quick(self, inodes: list[int]) -> list[int]:
+        """Keep files of the mirror for a moment; those that are not, or there was no time for."""
+        until = monotonic() + _HERE_S
+        rest: list[int] = []
         for first in range(0, len(inodes), _STEP):
             if monotonic() > until:
-                return inodes[first:]
-            with suppress(HistfsError):  # who asks for it will hear what is wrong
-                for inode, data in self._history.contents(inodes[first : first + _STEP]):
-                    keep_content(inode, data)
-        return []
+                return rest + inodes[first:]
+            step = inodes[first : first + _STEP]
+            kept = self._keep(step, only_live=True)
+            rest += [inode for inode in step if inode not in kept]
+        return rest
 
-    def whole(self, inode: int) -> memoryview | None:
+    def _keep(self, inodes: list[int], *, only_live: bool = False) -> set[int]:
+        """Read and keep files; those that are kept."""
+        kept = set()
+        with suppress(HistfsError):  # who asks for it will hear what is wrong
+            for inode, data in self._history.contents(inodes, only_live=only_live):
+                keep_content(inode, data)
+                kept.add(inode)
+        return kept
+
+    def whole(self, inode: int) -> bytes | bytearray | memoryview | None:
         """All bytes of a small file that lies in the mirror; None for any other, and where something is wrong."""
         with suppress(HistfsError):  # the long way tells what is wrong
-            return next((data for _, data in self._history.contents([inode])), None)
+            return next((data for _, data in self._history.contents([inode], only_live=True)), None)
         return None
 
 
 def small_files(children: list[Child]) -> list[tuple[int, int]]:
     """Inodes and sizes of what is worth reading ahead."""
-    return [(child.attributes.inode, child.attributes.size_bytes) for child in children if child.is_quick]
+    return [(child.attributes.inode, child.attributes.size_bytes) for child in children if child.is_small]
 
 
 def subdirectories(children: list[Child]) -> list[int]:

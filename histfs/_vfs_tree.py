@@ -93,7 +93,7 @@ class Child(NamedTuple):
     attributes: Attributes
     offset: int
     target: bytes | None = None  # of a symbolic link
-    is_quick: bool = False  # a file that has bytes, and so few that they are read as a whole, in the mirror
+    is_small: bool = False  # a file that has bytes, and so few that they are read as a whole
 
 
 class File(NamedTuple):
@@ -258,10 +258,10 @@ class Tree:
         for listed in self.catalog.names(directory, session_time, after, limit):
             shown = self._listed_attributes(listed, directory, session_time)
             if shown is not None:
-                is_quick = _is_quick(listed)
-                if is_quick:
+                is_small = 0 < listed.size_bytes <= SMALL_BYTES and listed.mode & _TYPE == stat.S_IFREG
+                if is_small and listed.is_live and listed.is_plain:
                     self._quick.put(listed.number, _Live(directory, listed.name, listed.size_bytes, listed.sha1 or b""))
-                children.append(Child(listed.name, shown, listed.number + AFTER_0, listed.target, is_quick))
+                children.append(Child(listed.name, shown, listed.number + AFTER_0, listed.target, is_small))
         return children
 
     def _listed_attributes(self, listed: Listed, parent: int, session_time: int) -> Attributes | None:
@@ -294,20 +294,25 @@ class Tree:
     def _read_xattrs(self, number: int) -> Mapping[bytes, bytes]:
         return shown_xattrs(*self.catalog.extras(number))
 
-    def open(self, inode: int, repository: Repository, only_if_quick: bool) -> File | None:
+    def open(self, inode: int, repository: Repository, only_if_quick: bool, at_most: int = _MAX_SIGNED) -> File | None:
         number = number_of(inode)
         if number is None:
             raise NotFoundError(f"no file has the number {inode}")
         version = self._version(number)
         if only_if_quick and not (version.last == LIVE and version.size_bytes <= SMALL_BYTES):
             return None
+        if version.size_bytes > at_most:
+            return None
         entry, at = self.catalog.entry(version), self.catalog.time_of(version)
         content = repository.snapshot(at).open(entry, entry.sha1)
         return File(content, entry.size_bytes, entry.path, at, content.hold())
 
-    def contents(self, inodes: Iterable[int], repository: Repository) -> Iterator[tuple[int, memoryview]]:
+    def contents(
+        self, inodes: Iterable[int], repository: Repository, only_live: bool
+    ) -> Iterator[tuple[int, bytes | bytearray | memoryview]]:
         numbers = [number for inode in inodes if (number := number_of(inode)) is not None]
-        found = ((number, live) for number in numbers if (live := self._live(number)) is not None)
+        lives = {number: self._live(number) for number in numbers}
+        found = [(number, live) for number, live in lives.items() if live is not None]
         for parent, together in groupby(found, key=lambda pair: pair[1].parent):
             in_directory = list(together)
             files = [(live.name, live.size_bytes, live.sha1.hex().encode()) for _, live in in_directory]
@@ -315,6 +320,23 @@ class Tree:
             for (number, _), data in zip(in_directory, read, strict=True):
                 if data is not None:
                     yield version_inode(number), data
+        for number, live in lives.items():
+            if live is None and not only_live:
+                with suppress(HistfsError):  # who asks for it will hear what is wrong
+                    yield version_inode(number), self._whole(number, repository)
+
+    def _whole(self, number: int, repository: Repository) -> bytes | bytearray:
+        """All bytes of a file, if it is small; else NotFoundError. DamagedError, StorageError."""
+        file = self.open(version_inode(number), repository, only_if_quick=False, at_most=SMALL_BYTES)
+        if file is None:
+            raise NotFoundError("is not a small file")
+        try:
+            data = file.content.pread(file.size_bytes, 0)
+            if len(data) != file.size_bytes:
+                raise DamagedError("is shorter than recorded", path=file.path, at=file.at)
+            return data
+        finally:
+            file.content.close()
 
     def _live(self, number: int) -> "_Live | None":
         """Where a small file lies in the mirror; None for any other."""
@@ -382,11 +404,6 @@ class Tree:
         if kind in (stat.S_IFCHR, stat.S_IFBLK):
             shown = shown._replace(rdev=_shown_device(*self.catalog.entry(version).device_number))
         return shown
-
-
-def _is_quick(listed: Listed) -> bool:
-    is_small = 0 < listed.size_bytes <= SMALL_BYTES and listed.mode & _TYPE == stat.S_IFREG
-    return is_small and bool(listed.is_live and listed.is_plain)
 
 
 def _is_plain(version: Version) -> bool:

@@ -48,7 +48,7 @@ def is_by_inode() -> bool:
     return _compiled is not None and bool(_compiled.lib.histfs_fuse_is_by_inode())
 
 
-def keep_content(inode: int, data: bytes | memoryview) -> bool:
+def keep_content(inode: int, data: bytes | bytearray | memoryview) -> bool:
     """Have the first reader of a file, or of a symbolic link, get all its `data` without asking us.
 
     False where that cannot be.

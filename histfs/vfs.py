@@ -295,14 +295,17 @@ class History:
         with self._lent(inode) as tree:
             return tree.open(inode, self._repository, only_if_quick)
 
-    def contents(self, inodes: Sequence[int]) -> Iterator[tuple[int, memoryview]]:
-        """Those of the files that are small, lie in the mirror, and are what was recorded: inodes, and all their bytes.
+    def contents(
+        self, inodes: Sequence[int], *, only_live: bool = False
+    ) -> Iterator[tuple[int, bytes | bytearray | memoryview]]:
+        """Those of the files that are small, and are what was recorded: inodes, and all their bytes.
 
-        Much quicker than to open each if they are next to each other in a directory. DamagedError, StorageError.
+        First those that lie in the mirror, which is much quicker than to open each if they are next to each other in a
+        directory; then, unless it is to be `only_live`, the others. DamagedError, StorageError.
         """
         if inodes:
             with self._lent(inodes[0]) as tree:
-                yield from tree.contents(inodes, self._repository)
+                yield from tree.contents(inodes, self._repository, only_live)
 
     @contextmanager
     def _lent(self, inode: int) -> Iterator[Tree]:

@@ -834,7 +834,7 @@ async def test_the_next_files_are_kept(many, replies, nursery, kept):
 
 
 async def test_what_cannot_be_read_ahead_concerns_only_who_asks_for_it(many, replies, nursery, kept, monkeypatch):
-    def contents(_inodes):
+    def contents(_inodes, **_):
         raise DamagedError("is damaged")
 
     inodes = await list_files(many, replies, nursery)
