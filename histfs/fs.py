@@ -250,7 +250,7 @@ class Operations(pyfuse3.Operations):
         if not keep(inode, offset, page):
             return False
         if not page.is_last:
-            self._pages.put(inode, page.children[-1].offset, page._replace(is_told=True))
+            self._pages.put(inode, page.children[-1].offset, page._replace(children=[], is_told=True))
         else:
             self._ahead.listed(inode, page.files)
         self._ahead.crawl(inode, page.children, self._list_unasked)

@@ -38,7 +38,7 @@ _IsalError: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]
 # What is scattered all over a file is read again in small pieces, a little of each of many increments; to inflate as
 # little as possible for each is worth some percent in size. Long literals, and whole files, are read in order.
 _SMALL_PIECE = 16 * 1024
-_SCATTERED = 64  # bytes of commands in a block from which on its literals are many
+_SCATTERED = 192  # bytes of commands in a block: about sixteen literals
 _INCOMPRESSIBLE = 0.98  # the rest after ISA-L's level 1 from which on it is stored
 _PLAIN_HEADER_BYTES = 10
 _TAIL_BYTES = 64 * 1024  # holds most indexes
