@@ -42,12 +42,12 @@ from histfs.store.increments import IncrementWriter
 from histfs.store.layout import CHARS_TO_QUOTE, DATA, INCREMENTS, SPECIAL_ESCAPES, Layout, State, read_state
 from histfs.store.ledger import Ledger, LedgerWriter
 from histfs.store.lock import locked, marker_text
-from histfs.store.mirror import MirrorUpdate, Update
+from histfs.store.mirror import MirrorUpdate
 from histfs.store.naming import DEFAULT_NAMING, Naming, check_naming, settle_layout
 from histfs.store.ordered import Ordered
 from histfs.store.owners import Owners
 from histfs.store.plan import ALL_LINKS, Links
-from histfs.store.records import DEFAULT_STYLE, RecordStyle, SessionRecords, Tell, tell_nobody
+from histfs.store.records import DEFAULT_STYLE, RecordStyle, SessionRecords, Tell, Update, tell_nobody
 from histfs.store.recovery import recover
 from histfs.store.repository import Repository
 from histfs.store.selection import Selection

@@ -8,8 +8,10 @@ for it does it again, one step at a time, and finds out what is wrong.
 import hashlib
 import os
 import struct
+import threading
 from binascii import hexlify
 from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
@@ -25,6 +27,7 @@ _BUFFER_BYTES = 256 * 1024
 _BATCH_FILES = 200
 _BATCH_BYTES = 8 << 20
 _BATCH_DIRECTORIES = 16
+_MOST_UPDATES = 8  # blocks that wait to be hashed
 _MOST_BATCHES = 6  # that run or wait
 _COPY = struct.Struct("=iiIIQQqqIIIiI20s")  # struct histfs_copy in `_tree_build`
 _OWNER_REFUSED, _HAS_XATTRS = 1, 2
@@ -113,6 +116,66 @@ class _Batch:
         self.directories.clear()
 
 
+class LargeCopy:
+    """A file that is copied in one thread and hashed in another, while a third looks at what is there already.
+
+    Without `hashing`, a thread of its own, all of it is done by the first.
+    """
+
+    def __init__(self, hashing: ThreadPoolExecutor | None) -> None:
+        self._digest = hashlib.sha1(usedforsecurity=False)
+        self._hashing = hashing
+        self._updates: deque[Future[None]] = deque()
+        self._there_bytes = 0
+        self._is_over = False
+        self._changed = threading.Condition()
+        self._size: Future[int] = Future()
+
+    def start(self, thread: ThreadPoolExecutor | None, fill: Callable[[], int]) -> None:
+        """Copy, by `fill`, which gives the size, at once or in a thread. At once, raises what `fill` raises."""
+        if thread is None:
+            self._size.set_result(fill())
+        else:
+            self._size = thread.submit(fill)
+        self._size.add_done_callback(self._over)
+
+    def _over(self, _size: Future[int]) -> None:
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
+    def update(self, block: bytes) -> None:
+        """Hash a block."""
+        if self._hashing is None:
+            self._digest.update(block)
+            return
+        self._updates.append(self._hashing.submit(self._digest.update, block))
+        if len(self._updates) > _MOST_UPDATES:
+            self._updates.popleft().result()
+
+    def watched(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        """`blocks`, which are written before the next one is asked for."""
+        for block in blocks:
+            yield block
+            with self._changed:
+                self._there_bytes += len(block)
+                self._changed.notify_all()
+
+    def wait_for(self, end: int) -> None:
+        """Wait until so many bytes are there, or all. Raises what stopped the copy."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_over or self._there_bytes >= end)
+        if self._is_over:
+            self._size.result()
+
+    def result(self) -> tuple[int, bytes]:
+        """Size and SHA1 (hex), when all is there. Raises SourceError, OSError."""
+        size = self._size.result()
+        while self._updates:
+            self._updates.popleft().result()
+        return size, self._digest.hexdigest().encode()
+
+
 class Copies:
     """Copies from `source` to the mirror in `tree`. A context manager: at its end nothing runs any more."""
 
@@ -122,12 +185,14 @@ class Copies:
         self._batch = _Batch(self)
         self._running: deque[_Batch] = deque()
         self._threads = ThreadPoolExecutor(_THREADS)
+        self._large, self._hashing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)  # they begin when they are needed
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._threads.shutdown(cancel_futures=True)
+        for threads in (self._threads, self._large, self._hashing):
+            threads.shutdown(cancel_futures=True)
         for batch in (*self._running, self._batch):
             batch.close()
 
@@ -144,24 +209,41 @@ class Copies:
 
     def copy(self, found: Found, path: bytes, attributes: Attributes) -> tuple[int, bytes]:
         """Copy it to the new name `path` at once; its size and SHA1 (hex). Raises SourceError, OSError."""
-        digest = hashlib.sha1(usedforsecurity=False)
+        return self.begin(found, path, attributes).result()
+
+    def begin(self, found: Found, path: bytes, attributes: Attributes) -> "LargeCopy":
+        """The same, while the caller does something else if the file is large. Raises SourceError, OSError."""
         source_fd = self._source.open_file(found)
         try:
             fd = self._create(path)
-            try:
-                size = write_blocks(fd, self._source.read(found, source_fd, digest), sparse=True)
-                self._tree.set_file_attributes(fd, attributes)
-            except SourceError:
-                self._tree.unlink(path)
-                raise
-            except OSError as exc:
-                exc.filename = path
-                raise
-            finally:
-                os.close(fd)
-        finally:
+        except BaseException:
             os.close(source_fd)
-        return size, digest.hexdigest().encode()
+            raise
+        copying = LargeCopy(self._hashing if self.is_large(found) else None)
+        copying.start(
+            self._large if self.is_large(found) else None,
+            lambda: self._fill(found, path, attributes, source_fd, fd, copying),
+        )
+        return copying
+
+    def _fill(
+        self, found: Found, path: bytes, attributes: Attributes, source_fd: int, fd: int, copying: "LargeCopy"
+    ) -> int:
+        try:
+            blocks = copying.watched(self._source.read(found, source_fd, copying))
+            expected = found.status.st_size if self.is_large(found) else 0
+            size = write_blocks(fd, blocks, sparse=True, expected_bytes=expected)
+            self._tree.set_file_attributes(fd, attributes)
+        except SourceError:
+            self._tree.unlink(path)
+            raise
+        except OSError as exc:
+            exc.filename = path
+            raise
+        finally:
+            os.close(fd)
+            os.close(source_fd)
+        return size
 
     def _create(self, path: bytes) -> int:
         try:

@@ -26,19 +26,29 @@ _END = b"\0"
 _WIDTHS = ">B", ">H", ">I", ">Q"
 
 
-def make_delta(old_fd: int, new_fd: int) -> Iterator[bytes]:
-    """What leads from the content of `new_fd` to that of `old_fd`, in blocks."""
-    new_size = os.fstat(new_fd).st_size
+def make_delta(
+    old_fd: int,
+    new_fd: int,
+    new_size: int | None = None,
+    wait_for: Callable[[int], object] = lambda _end: None,
+) -> Iterator[bytes]:
+    """What leads from the content of `new_fd` to that of `old_fd`, in blocks.
+
+    The new content may still be written: it will have `new_size` bytes, and `wait_for` is called with the end of what
+    is read next.
+    """
+    size = os.fstat(new_fd).st_size if new_size is None else new_size
 
     @cache
     def signature() -> rsync.Signature:
-        return rsync.Signature.of(new_fd, rsync.recommend(block_len=block_len(new_size)))
+        wait_for(size)
+        return rsync.Signature.of(new_fd, rsync.recommend(block_len=block_len(size)))
 
-    if min(new_size, os.fstat(old_fd).st_size) < _LARGE:
+    if min(size, os.fstat(old_fd).st_size) < _LARGE:
         yield from rsync.delta(signature(), old_fd)
         return
     yield _MAGIC
-    pieces = _compared(old_fd, new_fd, min(_PAGE, block_len(new_size)))
+    pieces = _compared(old_fd, new_fd, min(_PAGE, block_len(size)), wait_for)
     for is_equal, group in groupby(pieces, itemgetter(0)):
         if is_equal:
             yield _copy([(offset, len(data)) for _, offset, data in group])
@@ -55,10 +65,13 @@ def block_len(size_bytes: int) -> int:
     return 64 if size_bytes < 10 * 1024 else math.isqrt(size_bytes) & ~15
 
 
-def _compared(old_fd: int, new_fd: int, page: int) -> Iterator[tuple[bool, int, bytes]]:
+def _compared(
+    old_fd: int, new_fd: int, page: int, wait_for: Callable[[int], object]
+) -> Iterator[tuple[bool, int, bytes]]:
     """The old content, piece by piece: whether the new one is equal there, the offset, and the old bytes."""
     offset = 0
     while old := os.pread(old_fd, BLOCK_SIZE, offset):
+        wait_for(offset + len(old))
         new = os.pread(new_fd, len(old), offset)
         if old == new:
             yield True, offset, old

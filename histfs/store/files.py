@@ -406,12 +406,15 @@ def _sync_host_directory(path: Path) -> None:
         os.close(fd)
 
 
-def write_blocks(fd: int, blocks: Iterable[bytes | bytearray], *, sparse: bool = False) -> int:
+def write_blocks(fd: int, blocks: Iterable[bytes | bytearray], *, sparse: bool = False, expected_bytes: int = 0) -> int:
     """Write all `blocks`, also where write(2) takes less; the number of bytes.
 
-    `sparse`: blocks of zeros become holes (they are skipped, and the length is set at the end).
+    `sparse`: blocks of zeros become holes (they are skipped, and the length is set at the end). `expected_bytes`: the
+    length that is set at the beginning, so that who reads meanwhile finds holes where they are.
     """
     size = 0
+    if expected_bytes:
+        os.ftruncate(fd, expected_bytes)
     hole = False
     for block in blocks:
         size += len(block)

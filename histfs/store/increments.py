@@ -3,7 +3,7 @@
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from histfs.errors import UsageError, printable
@@ -75,11 +75,17 @@ class IncrementWriter:
         self._since_ns = since_ns
         self._owners = owners
 
-    def write(self, old: Entry | None, new: Entry | None, new_content: bytes | None = None) -> int:
+    def write(
+        self,
+        old: Entry | None,
+        new: Entry | None,
+        new_content: bytes | None = None,
+        wait_for: Callable[[int], object] = lambda _end: None,
+    ) -> int:
         """Preserve `old`, whose place `new` takes; the size of the increment in bytes.
 
-        The mirror must still hold `old`. `new_content`: where the content of a regular `new` lies (a path in the tree).
-        Raises OSError, also if the increment exists.
+        The mirror must still hold `old`. `new_content`: where the content of a regular `new` lies (a path in the tree);
+        it may still be written, see `delta.make_delta`. Raises OSError, also if the increment exists.
         """
         known = old or new
         assert known is not None
@@ -91,18 +97,24 @@ class IncrementWriter:
                 return self._create(old, b"dir", iter(()), None)
             case b"diff":
                 assert old is not None
+                assert new is not None
                 assert new_content is not None
-                return self._write_diff(old, new_content)
+                return self._write_diff(old, new_content, new.size_bytes, wait_for)
             case _:
                 assert old is not None
                 return self._write_snapshot(old)
 
-    def _write_diff(self, old: Entry, new_content: bytes) -> int:
+    def discard_diff(self, old: Entry) -> None:
+        """Remove the diff that was just written for `old`, if it was: there is no new content."""
+        compressed = self._compression.is_for(old.path)
+        self._tree.unlink(self._layout.increment_path(old, self._time, b"diff", compressed=compressed), missing_ok=True)
+
+    def _write_diff(self, old: Entry, new_content: bytes, new_size: int, wait_for: Callable[[int], object]) -> int:
         new_fd = self._tree.open_file(new_content)
         try:
             old_fd = self._tree.open_file(self._layout.mirror_path(old))
             try:
-                return self._create(old, b"diff", make_delta(old_fd, new_fd), os.fstat(old_fd))
+                return self._create(old, b"diff", make_delta(old_fd, new_fd, new_size, wait_for), os.fstat(old_fd))
             finally:
                 os.close(old_fd)
         finally:

@@ -11,32 +11,23 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
-from histfs.errors import DamagedError, HistfsError
+from histfs.errors import DamagedError, HistfsError, SourceError
 from histfs.store import plan
 from histfs.store.batch import Batch
-from histfs.store.copying import Copies, Copy, remove_stranger
+from histfs.store.copying import Copies, remove_stranger
 from histfs.store.entry import Entry, Kind, LinkDigests, is_below, join
 from histfs.store.files import Attributes, WritableTree
 from histfs.store.increments import IncrementWriter, mtime_ns
 from histfs.store.layout import Layout
 from histfs.store.long_names import LongNames
 from histfs.store.owners import Owners
+from histfs.store.records import Update
 from histfs.store.source import Found, Source
 from histfs.store.special import make_special, mirror_mode
 
 _MOST_KNOWN_OWNERS = 1000
 
 _Key = tuple[int, int]
-
-
-class Update(NamedTuple):
-    """What became of one path: its new record, and what was written for it."""
-
-    record: Entry | None  # None: it does not exist any more
-    is_changed: bool
-    increment_bytes: int | None = None  # None: no increment was written
-    is_kept: bool = False  # the record stays what it was, whatever the source has
-    copy: Copy | None = None  # that has to be settled first: until then nothing is known of the content
 
 
 class _Group(NamedTuple):
@@ -273,6 +264,8 @@ class MirrorUpdate:
         seems_same = stays and is_same_file and change in (plan.Change.NONE, plan.Change.ATTRIBUTES)
         if seems_same and sha1 is not None and (not found.is_suspect or self._copies.digest(found) == sha1):
             return self._unchanged_content(found, sha1, change)
+        if old is not None and status is not None and self._increments is not None and self._copies.is_large(found):
+            return self._large_file(old, found, may_stay=stays, old_sha1=sha1)
         temporary, new_sha1 = self._copy(old, found)
         record = new._replace(sha1=new_sha1)
         if old is not None and old.kind is Kind.REGULAR and (new_sha1, new.size_bytes) == (sha1, old.size_bytes):
@@ -293,6 +286,30 @@ class MirrorUpdate:
         if old is None or old.link_group is None:
             return found.entry.link_group is not None
         return old.link_group.key != (found.status.st_ino, found.status.st_dev)
+
+    def _large_file(self, old: Entry, found: Found, *, may_stay: bool, old_sha1: bytes | None) -> Update:
+        """A file that may have changed, and takes long to copy: what it was is compared with it meanwhile."""
+        assert self._increments is not None
+        self.before_changes()  # who watches sees the files in their order
+        temporary = self._new_name(old, found.entry)
+        copying = self._copies.begin(found, temporary, self._attributes(found.entry, found.status))
+        try:
+            increment_bytes = self._increments.write(old, found.entry, temporary, copying.wait_for)
+            size, sha1 = copying.result()
+        except SourceError:
+            self._increments.discard_diff(old)
+            raise
+        record = found.entry._replace(sha1=sha1)
+        self._batch.add_bytes(size + increment_bytes)
+        if (sha1, size) != (old_sha1, old.size_bytes):
+            self._replace(old, record, temporary)
+            return Update(record, True, increment_bytes)
+        self._increments.discard_diff(old)
+        if may_stay:
+            self._tree.unlink(temporary)
+            return self._unchanged_content(found, sha1, plan.Change.ATTRIBUTES)
+        self._replace(old, record, temporary)
+        return Update(record, True)
 
     def _unchanged_content(self, found: Found, sha1: bytes | None, change: plan.Change) -> Update:
         record = found.entry._replace(sha1=sha1)

@@ -7,8 +7,8 @@ from histfs.errors import SourceError
 from histfs.store.entry import Entry
 from histfs.store.layout import Layout
 from histfs.store.ledger import LedgerWriter
-from histfs.store.mirror import MirrorUpdate, Update
-from histfs.store.records import SessionRecords
+from histfs.store.mirror import MirrorUpdate
+from histfs.store.records import SessionRecords, Update
 from histfs.store.source import Found
 from histfs.store.sweep import Above, Carried
 

@@ -12,6 +12,7 @@ from isal import isal_zlib
 
 from histfs.errors import HistfsError, SourceError, printable
 from histfs.store.compression import GZIP
+from histfs.store.copying import Copy
 from histfs.store.entry import Entry, Extras, Kind
 from histfs.store.files import WritableTree, write_blocks
 from histfs.store.format.attributes import (
@@ -32,12 +33,21 @@ from histfs.store.format.stats import (
 )
 from histfs.store.increments import DEFAULT_COMPRESSION, Compression
 from histfs.store.layout import ACLS, XATTRS, Layout
-from histfs.store.mirror import Update
 from histfs.store.sweep import Carried
 
 _BUFFER = 256 * 1024
 _MOST_JOBS = 16  # blocks that wait to be compressed
 _LIST_LEVEL = 1  # of ISA-L: a list takes 3 % more than with zlib's level 6, and a ninth of the time
+
+
+class Update(NamedTuple):
+    """What became of one path: its new record, and what was written for it."""
+
+    record: Entry | None  # None: it does not exist any more
+    is_changed: bool
+    increment_bytes: int | None = None  # None: no increment was written
+    is_kept: bool = False  # the record stays what it was, whatever the source has
+    copy: Copy | None = None  # that has to be settled first: until then nothing is known of the content
 
 
 class RecordStyle(NamedTuple):

@@ -4,7 +4,6 @@ Trouble with the source is never the end of a session: it comes as a value (`Unr
 """
 
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -71,6 +70,12 @@ class Found(NamedTuple):
         """
         found, wanted = mirror.st_mtime_ns % 10**9, self.status.st_mtime_ns % 10**9
         return any(found == wanted - wanted % step for step in _STEPS_NS)
+
+
+class Digest(Protocol):
+    """What takes in the blocks of a file."""
+
+    def update(self, block: bytes, /) -> None: ...
 
 
 class Unreadable(NamedTuple):
@@ -360,7 +365,7 @@ class Source:
             raise changed(found.path)
         return fd
 
-    def read(self, found: Found, fd: int, digest: "hashlib._Hash") -> Iterator[bytes]:
+    def read(self, found: Found, fd: int, digest: "Digest") -> Iterator[bytes]:
         """The bytes of the file, added to `digest`; SourceError at the end if it changed since it was `found`."""
         size = 0
         while True:

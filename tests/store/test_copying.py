@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from histfs.errors import EXIT_FILE_WARNING
+from histfs.errors import EXIT_FILE_WARNING, StorageError
 from histfs.store import copying
 from histfs.store.copying import Copies
 from histfs.store.entry import Kind
@@ -175,3 +175,101 @@ def test_what_a_directory_hands_down_is_taken_away(sessions: Sessions) -> None:
     (sessions.source / "d/b").write_bytes(b"b")
     sessions.backup()
     assert os.listxattr(sessions.repository / "d/b") == []
+
+
+# --- large files ----------------------------------------------------------------------------------------------------
+
+IMAGE = bytes(1 << 20) + random.Random(1).randbytes(2 << 20) + bytes(300_000)
+
+
+@pytest.fixture
+def image(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that counts as large, in a source of which there was a session."""
+    monkeypatch.setattr(copying, "MAX_BYTES", 1 << 20)
+    build(sessions.source, Dir({"a": File(b"a"), "image": File(IMAGE)}))
+    sessions.backup()
+    return sessions.source / "image"
+
+
+def _rewritten(path: Path) -> None:
+    with path.open("r+b") as file:
+        for offset in (5000, 1_500_000, 2_999_000):
+            file.seek(offset)
+            file.write(b"changed")
+
+
+def _shifted(path: Path) -> None:
+    path.write_bytes(IMAGE[:5000] + random.Random(2).randbytes(100_000) + IMAGE[5000:])
+
+
+def _shortened(path: Path) -> None:
+    path.write_bytes(IMAGE[: 2 << 20])
+
+
+@pytest.mark.parametrize("change", [_rewritten, _shifted, _shortened])
+def test_a_large_file_is_compared_while_it_is_copied(
+    sessions: Sessions, image: Path, change: Callable[[Path], None]
+) -> None:
+    change(image)
+    sessions.backup()
+    assert sessions.increments() == {"image.T1.diff.gz"}
+    increment = next((sessions.data / "increments").glob("image*"))
+    assert increment.stat().st_size < (1_200_000 if change is _shortened else 200_000)
+    sessions.assert_mirror_is(sessions.now)
+    sessions.assert_all_readable()
+    assert (sessions.repository / "image").stat().st_blocks * 512 < 3 << 20
+
+
+def test_a_large_file_with_another_time_alone_needs_no_increment(sessions: Sessions, image: Path) -> None:
+    inode = (sessions.repository / "image").stat().st_ino
+    os.utime(image, (5, 5))
+    outcome = sessions.backup()
+    assert (outcome.statistics.changed_files, outcome.statistics.increment_files) == (1, 0)
+    assert sessions.increments() == set()
+    assert (sessions.repository / "image").stat().st_ino == inode
+    sessions.assert_all_readable()
+
+
+@pytest.mark.parametrize("at", [0, 1 << 20, 3 << 20])
+def test_a_large_file_that_changes_meanwhile_stays_as_it_was(
+    sessions: Sessions, image: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    _rewritten(image)
+    real = Source.read
+
+    def read(source: Source, found: Found, fd: int, digest: object):
+        size = 0
+        for block in real(source, found, fd, digest):
+            size += len(block)
+            if size > at:
+                os.utime(image, ns=(size, size))
+            yield block
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Source, "read", read)
+        outcome = sessions.backup(may_report=True)
+    assert (outcome.source_errors, outcome.source_warnings) == (0, 1)
+    assert sessions.increments() == set()
+    assert sorted(os.listdir(sessions.repository)) == ["a", "image", "rdiff-backup-data"]
+    assert sessions.content(b"image", sessions.now) == IMAGE
+    sessions.states.popitem()
+    sessions.backup()
+    sessions.assert_mirror_is(sessions.now)
+
+
+def test_a_disk_that_is_full_when_a_large_file_is_copied(
+    sessions: Sessions, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _rewritten(image)
+
+    def full(*_: object, **__: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(copying, "write_blocks", full)
+        with pytest.raises(StorageError, match="No space"):
+            sessions.backup()
+    sessions.assert_all_readable()
+    assert sessions.backup().regressed
+    sessions.assert_mirror_is(sessions.now)
+    sessions.assert_all_readable()
