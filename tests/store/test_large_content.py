@@ -407,6 +407,29 @@ def test_threads_read_one_version(images: Sessions, monkeypatch: pytest.MonkeyPa
 # --- long chains ----------------------------------------------------------------------------------------------------
 
 
+def test_what_is_held_open_leaves_room_for_others(images: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Versions that C reads by itself keep their files open; beyond a share of what may be open they do not."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = open_descriptors()
+    with images.open() as repository:
+        with opened(images, repository, 0) as content:
+            assert content.hold() == content.hold() is not None
+            repository.shared.files.close_idle()
+            assert len(open_descriptors()) >= len(before) + LINKS
+            check_parts(content, VERSIONS[0])
+        repository.shared.files.close_idle()
+        monkeypatch.setattr(shared, "_SHARE_RESERVED", limit // LINKS)
+        with opened(images, repository, 0) as content:
+            assert content.hold() is not None
+            with opened(images, repository, 1) as second, opened(images, repository, LINKS) as newest:
+                assert second.hold() is None
+                assert second.pread(10, 0) == VERSIONS[1][:10]
+                assert newest.hold() is not None
+        with opened(images, repository, 1) as second:
+            assert second.hold() is not None
+    assert open_descriptors() == before
+
+
 def test_a_long_chain_needs_few_descriptors(images: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two hundred links, each with literals of its own, every other one to be read in place."""
     monkeypatch.setattr(shared, "_OPEN_FILES", 4)

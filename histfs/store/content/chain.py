@@ -93,7 +93,7 @@ class Composed:
         extents: rsync.ExtentMap,
         increments: dict[int, Increment],
         spool: Spool,
-        members: rsync.Members,
+        shared: Shared,
         mtime_ns: int,
     ) -> None:
         self.extents = extents
@@ -101,7 +101,7 @@ class Composed:
         self.mtime_ns = mtime_ns
         self.is_checked = False  # its SHA1 was compared
         self._spool = spool
-        self._members = members
+        self._shared = shared
 
     @property
     def cost(self) -> int:
@@ -118,7 +118,7 @@ class Composed:
         own: dict[int, Memory | File] = {SPOOL: self._spool.source()}
         if basis is not None:
             own[rsync.BASIS] = basis
-        return Mapped(self.extents, self.increments, own, self._members)
+        return Mapped(self.extents, self.increments, own, self._shared)
 
     def close(self) -> None:
         """What was opened stays open."""
@@ -183,7 +183,7 @@ class Composer:
             raise
         used, _ = extents.needs()
         increments = {number: source for number, source in self._increments.items() if number in used}
-        return Composed(extents, increments, self._spool, self._shared.members, mtimes_ns[0])
+        return Composed(extents, increments, self._spool, self._shared, mtimes_ns[0])
 
     def _load(self, links: Links) -> Generator[_Link, None, None]:
         """What the links are, the oldest first. Those of a long chain are opened ahead: each may wait for the disk."""
@@ -269,10 +269,10 @@ class Composer:
         return extents
 
 
-def whole(file: File, size: int, members: rsync.Members) -> Mapped:
+def whole(file: File, size: int, shared: Shared) -> Mapped:
     """All of a file, which is closed with it."""
     extents = rsync.ExtentMap.of_commands(_copy_of(size), rsync.BASIS, MAX_EXTENTS)
-    return Mapped(extents, {}, {rsync.BASIS: file}, members)
+    return Mapped(extents, {}, {rsync.BASIS: file}, shared)
 
 
 def _copy_of(size: int) -> bytes:

@@ -171,7 +171,7 @@ class Opening:
             raise DamagedError(OTHER_CONTENT)
         file = File(os.dup(fd))
         is_large = status.st_size > CHECKED_AT_ONCE
-        source = whole(file, status.st_size, self._shared.members) if is_large else file
+        source = whole(file, status.st_size, self._shared) if is_large else file
         return Version(source, status.st_mtime_ns, None if is_checked else self._sha1)
 
     def _older(self, links: Links) -> Version:

@@ -6,6 +6,7 @@ while it is the same file, and what a version is made of does not change as long
 
 import errno
 import os
+import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -29,6 +30,7 @@ _R = TypeVar("_R")
 
 _LISTINGS_BYTES = 8 << 20
 _OPEN_FILES = 200
+_SHARE_RESERVED = 4  # of the open files of the process, at most one in so many
 
 
 class Sizes(NamedTuple):
@@ -144,6 +146,19 @@ class OpenFiles:
         self._lock = threading.Lock()
         self._places: WeakValueDictionary[FileId, rsync.MapSource] = WeakValueDictionary()
         self._opened: OrderedDict[FileId, rsync.MapSource] = OrderedDict()
+        self._reserved = 0
+
+    def reserve(self, count: int) -> bool:
+        """Whether so many files may stay open until `give_back`: a part of what the process may have."""
+        with self._lock:
+            is_room = self._reserved + count <= resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE_RESERVED
+            if is_room:
+                self._reserved += count
+            return is_room
+
+    def give_back(self, count: int) -> None:
+        with self._lock:
+            self._reserved -= count
 
     def place(self, file: FileId, make: Callable[[], rsync.MapSource]) -> rsync.MapSource:
         """The one place of an increment, so that all versions share what was inflated of it."""

@@ -14,13 +14,12 @@ from histfs import rsync
 from histfs.errors import DamagedError, StorageError
 
 if TYPE_CHECKING:
-    from histfs.store.content.shared import OpenFiles
+    from histfs.store.content.shared import OpenFiles, Shared
 
 
 SPOOL = rsync.BASIS + 1
 """The source, in maps, of what could not be read in place; increments have the numbers from there on."""
 _COST_OF_A_FILE = 256 << 10  # so that not too many are open
-_MOST_HELD = 200  # increments of a version
 
 
 class ChangedError(DamagedError):
@@ -141,14 +140,15 @@ class Mapped:
         extents: rsync.ExtentMap,
         increments: Mapping[int, Increment],
         own: Mapping[int, "Memory | File"],
-        members: rsync.Members,
+        shared: "Shared",
     ) -> None:
         self.extents = extents
         self._increments = increments
+        self._files = shared.files
         self._own = own
         places = {number: increment.place for number, increment in increments.items()}
-        places.update((number, source.place(members)) for number, source in own.items())
-        self._reader = rsync.MapReader(extents, places, members)
+        places.update((number, source.place(shared.members)) for number, source in own.items())
+        self._reader = rsync.MapReader(extents, places, shared.members)
         self._is_held = False
 
     def hold(self) -> tuple[int, int] | None:
@@ -156,12 +156,16 @@ class Mapped:
 
         Then all its files stay open. Raises ChangedError, OSError.
         """
-        if not self._is_held and len(self._increments) <= _MOST_HELD:
-            self._is_held = self._reader.hold()
-            if not self._is_held:
-                for increment in self._increments.values():
-                    increment.open()
+        if not self._is_held and self._files.reserve(len(self._increments)):
+            try:
                 self._is_held = self._reader.hold()
+                if not self._is_held:
+                    for increment in self._increments.values():
+                        increment.open()
+                    self._is_held = self._reader.hold()
+            finally:
+                if not self._is_held:
+                    self._files.give_back(len(self._increments))
         return self._reader.address if self._is_held else None
 
     def pread(self, size: int, offset: int) -> bytearray:
@@ -184,6 +188,7 @@ class Mapped:
     def close(self) -> None:
         if self._is_held:
             self._reader.release()
+            self._files.give_back(len(self._increments))
             self._is_held = False
         for source in self._own.values():
             source.close()
