@@ -5,6 +5,7 @@ own, so that Ctrl-C ends the bench, which then ends them, in order.
 """
 
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -13,8 +14,10 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+_BLOCK_BYTES = 512  # in which ru_oublock counts
 _TOOLS = ("find", "tar", "cat", "diff", "cp", "sh", "env", "setpriv", "fusermount3")
 
 
@@ -30,6 +33,14 @@ class TooSlowError(TroubleError):
     """A command was ended because it took longer than its limit."""
 
 
+class Cost(NamedTuple):
+    """What a command took, with all that it started and waited for."""
+
+    took_s: float
+    memory_mib: float  # of its largest process, at most
+    written_mib: float  # to disks, as far as the kernel counts that for it
+
+
 def timed(
     command: Sequence[object],
     *,
@@ -42,8 +53,21 @@ def timed(
 
     CommandError if its exit code is not in `codes`, TooSlowError.
     """
+    return measured(command, limit_s=limit_s, environment=environment, codes=codes, output=output).took_s
+
+
+def measured(
+    command: Sequence[object],
+    *,
+    limit_s: float,
+    environment: Mapping[str, str] | None = None,
+    codes: Iterable[int] = (0,),
+    output: Path | None = None,
+) -> Cost:
+    """The same, and what else it took."""
     words = [str(word) for word in command]
     with tempfile.TemporaryFile() as said, open(output or os.devnull, "wb") as written:
+        has_ended = False
         started = time.perf_counter()
         process = subprocess.Popen(words, env=environment, stdout=written, stderr=said, start_new_session=True)
         try:
@@ -52,14 +76,20 @@ def timed(
             if not has_ended:
                 raise TooSlowError(f"more than {limit_s:g} s: {_short(words)}")
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            _, status, usage = _ended(process, has_ended=has_ended)
+            process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode not in set(codes):
             said.seek(0)
             lines = said.read().decode(errors="replace").strip().splitlines()[-3:]
             raise CommandError(f"exit code {process.returncode}: {_short(words)}: {' / '.join(lines)}")
-    return took_s
+    return Cost(took_s, usage.ru_maxrss / 1024, usage.ru_oublock * _BLOCK_BYTES / (1 << 20))
+
+
+def _ended(process: "subprocess.Popen[bytes]", *, has_ended: bool) -> tuple[int, int, "resource.struct_rusage"]:
+    """What os.wait4 says; a process that has not ended is ended first."""
+    if not has_ended:
+        os.killpg(process.pid, signal.SIGKILL)
+    return os.wait4(process.pid, 0)
 
 
 def _has_ended(process: subprocess.Popen[bytes], limit_s: float) -> bool:

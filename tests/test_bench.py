@@ -30,6 +30,10 @@ TINY = {
     "log": ("--log-sessions", "3"),
     "million": ("--million-records", "500", "--million-sessions", "2"),
     "sessions": ("--sessions-files", "30", "--sessions-large-mib", "1", "--sessions-changed", "1"),
+    "everyday": (
+        *("--everyday-files", "60", "--everyday-image-mib", "2", "--everyday-many", "300"),
+        *("--everyday-killed", "400", "--everyday-changed", "1"),
+    ),
     "removal": ("--removal-files", "250", "--removal-sessions", "6"),
 }
 

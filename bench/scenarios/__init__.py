@@ -1,6 +1,7 @@
 """The scenarios, by name, in the order of a run."""
 
 from bench.scenarios.base import Scenario
+from bench.scenarios.everyday import EverydayScenario
 from bench.scenarios.image import ImageScenario
 from bench.scenarios.log import LogScenario
 from bench.scenarios.million import MillionScenario
@@ -10,5 +11,13 @@ from bench.scenarios.tree import TreeScenario
 
 SCENARIOS: dict[str, type[Scenario]] = {
     scenario.name: scenario
-    for scenario in (TreeScenario, ImageScenario, LogScenario, MillionScenario, SessionsScenario, RemovalScenario)
+    for scenario in (
+        EverydayScenario,
+        TreeScenario,
+        ImageScenario,
+        LogScenario,
+        MillionScenario,
+        SessionsScenario,
+        RemovalScenario,
+    )
 }

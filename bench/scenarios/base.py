@@ -49,13 +49,18 @@ class Sizes(NamedTuple):
     sessions_files: int = 5000
     sessions_large_mib: int = 64
     sessions_changed: int = 5
+    everyday_files: int = 50_000
+    everyday_image_mib: int = 1024
+    everyday_many: int = 1_000_000
+    everyday_killed: int = 200_000
+    everyday_changed: int = 3
     removal_files: int = 100_000
     removal_sessions: int = 100
     random_reads: int = 1000
     repeats: int = 3
 
 
-QUICK = Sizes(1000, 2, 32, 6, 50, 50_000, 5, 500, 8, 2, 5000, 20, 500, 2)
+QUICK = Sizes(1000, 2, 32, 6, 50, 50_000, 5, 500, 8, 2, 1000, 32, 20_000, 4000, 1, 5000, 20, 500, 2)
 
 
 class Setting(NamedTuple):
