@@ -42,6 +42,9 @@ def add_to(verbs: "options.Verbs") -> None:
     parser.add_argument(
         "--create-full-path", action="store_true", help="make the directories that REPO lies in, too, if missing"
     )
+    parser.add_argument(
+        "--checksum", action="store_true", help="compare the contents also of files whose size and times agree"
+    )
     options.add_compression(parser, has_effect=True)
     options.add_links(
         parser,
@@ -96,6 +99,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             selection=selection.read(arguments, arguments.source, output),
             style=RecordStyle(arguments.file_statistics, line_end, options.compression(arguments)),
             tell=tell,
+            checksum=arguments.checksum,
             on_block=None if step is None else step.block,
         )
     exit_code = 0

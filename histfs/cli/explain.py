@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Say for each PATH whether `histfs backup` with the same options would take it,
 and which rule decides. Nothing is written. A PATH begins with SRC, as it is
-typed, or counts from SRC on."""
+typed, or counts from SRC on. With --why, say what has changed of it since the
+last session in REPO, so that the next one looks at it again."""
 
 EPILOG = """\
 examples:
   histfs explain --exclude '*.o' --exclude ./tmp /home/anna src/main.o tmp/x
   histfs explain --exclude-filelist list /home/anna /home/anna/letters
+  histfs explain --why /mnt/disk/home /home/anna /home/anna/letters/may
 
 exit codes (added up):
   0  it was said about every PATH
@@ -38,6 +40,9 @@ def add_to(verbs: "options.Verbs") -> None:
     parser = options.add_verb(
         verbs, "explain", "say which rule includes or excludes a file", description=DESCRIPTION, epilog=EPILOG
     )
+    parser.add_argument(
+        "--why", metavar="REPO", type=options.path, help="say why `histfs backup SRC REPO` would see it as changed"
+    )
     options.add_json(parser)
     parser.add_argument("source", metavar="SRC", type=options.path, help="the directory to back up")
     parser.add_argument("paths", metavar="PATH", nargs="+", help="what is in it")
@@ -52,6 +57,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     root = os.fsencode(arguments.source)
     rules = selection.read(arguments, arguments.source, output) or Selection.parse([], root)
     paths = [_path_in(os.fsencode(path), root) for path in arguments.paths]
+    if arguments.why is not None:
+        return _say_why(arguments, output, paths)
     explained, exit_code = [], 0
     for answer in explain(arguments.source, rules, paths):
         if isinstance(answer, HistfsError):
@@ -63,6 +70,23 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         output.document([_described(answer) for answer in explained])
     else:
         output.lines(map(_sentence, explained))
+    return exit_code
+
+
+def _say_why(arguments: argparse.Namespace, output: Output, paths: list[bytes]) -> int:
+    from histfs.store.explain import explain_changes
+
+    found, exit_code = [], 0
+    for answer in explain_changes(arguments.source, arguments.why, paths):
+        if isinstance(answer, HistfsError):
+            output.warn(answer)
+            exit_code = EXIT_FILE_ERROR
+        else:
+            found.append(answer)
+    if options.wants_document(arguments):
+        output.document([{"path": path or b".", "why": list(why)} for path, why in found])
+    else:
+        output.lines(f"{printable(path or b'.')}: {'; '.join(why) or 'it is as it was'}" for path, why in found)
     return exit_code
 
 

@@ -85,6 +85,7 @@ def backup(
     style: RecordStyle = DEFAULT_STYLE,
     tell: Tell = tell_nobody,
     on_block: Callable[[int], object] | None = None,
+    checksum: bool = False,
 ) -> BackupOutcome:
     """Run a session at `now` (seconds since the epoch) from the directory `source` to `repository`.
 
@@ -93,8 +94,8 @@ def backup(
     many bytes of a file were read. `force` undoes an unfinished session even if its writer seems to run still, and
     takes a directory that is no repository for one, without what lies in it, if that may go at all (see `emptying`).
     Without `fsync` a crash of the system may cost the repository. `owners`: whose the files of the mirror are.
-    `extras`: what is recorded beyond stat(2). What `selection` leaves out is deleted if the last session had it. Raises
-    HistfsError.
+    `extras`: what is recorded beyond stat(2). What `selection` leaves out is deleted if the last session had it. With
+    `checksum` all contents are read and compared. Raises HistfsError.
     """
     with ExitStack() as stack:
         opened = stack.enter_context(Source.open(source, selection, extras, is_to_be_copied=True))
@@ -117,6 +118,7 @@ def backup(
             layout = settle_layout(tree, naming)
             opened_repository = Repository(tree, repository)
             session = _Session(opened_repository, layout, tree, opened, now, report, links, owners, style, tell)
+            session.compares_contents = checksum
             return session.run()._replace(regressed=regressed)
 
 
@@ -185,6 +187,7 @@ class _Session:
         self._marker = self._layout.data_path(b"current_mirror", now, b"data")
         self._errors = 0
         self._warnings = 0
+        self.compares_contents = False  # also of files that have size and time of before
         self._unreadable: bytes | None = None  # what lies at and below this path is kept as it was
 
     def run(self) -> BackupOutcome:
@@ -326,6 +329,8 @@ class _Session:
 
     def _may_pass_over(self, previous: int, ledger: Ledger) -> bool:
         """Whether what the ledger says of a path is all that this session wants to know."""
+        if self.compares_contents:
+            return False
         extras = self._source.extras
         knows_all = (ledger.header.has_xattrs, ledger.header.has_acls) == extras and ledger.header.is_whole_tree
         is_recorded = recorded_extras(self._state, previous, extras) == extras
@@ -364,6 +369,8 @@ class _Session:
             if found.trouble is not None:
                 self._count(found.trouble, records)
                 found = found.with_extras_of(old)
+            if self.compares_contents:
+                found = found._replace(is_suspect=True)
             try:
                 return mirror.update(old, found)
             except SourceError as error:

@@ -1,12 +1,21 @@
-"""The operation `explain`: which rule of a selection decides about paths of a source, as `backup` would find it now."""
+"""The operation `explain`: which rule of a selection decides about paths of a source, as `backup` would find it now.
+
+And `explain_changes`: what has changed of them since the last session.
+"""
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from histfs.errors import NotFoundError
+from histfs.errors import NotFoundError, storage_errors
+from histfs.store import plan
+from histfs.store.entry import ALL_EXTRAS, Entry, Kind, sort_key
+from histfs.store.format.ledger import VALID, Seen
+from histfs.store.ledger import Ledger
+from histfs.store.repository import Repository
 from histfs.store.selection import Outcome, Selection, Verdict
-from histfs.store.source import Source, Unreadable
+from histfs.store.source import Found, Source, Unreadable
 
 
 class Explanation(NamedTuple):
@@ -39,3 +48,76 @@ def _explain(source: Source, selection: Selection, path: bytes) -> Explanation |
         if verdict.outcome is Outcome.EXCLUDED:
             break
     return Explanation(path, verdict, place.path)
+
+
+class Reasons(NamedTuple):
+    """What is different at `path`; nothing: a session would take it for what it was."""
+
+    path: bytes
+    why: tuple[str, ...]
+
+
+def explain_changes(source: Path, repository: Path, paths: Iterable[bytes]) -> Iterator[Reasons | NotFoundError]:
+    """For each of `paths` in the directory `source`, why a session would look at it again after the newest one.
+
+    Raises UsageError, NotARepositoryError, StorageError, DamagedError.
+    """
+    with ExitStack() as stack:
+        opened = stack.enter_context(Source.open(source, extras=ALL_EXTRAS))
+        there = stack.enter_context(Repository.open(repository))
+        wanted = set(paths)
+        recorded = _recorded(there, wanted, stack)
+        for path in sorted(wanted, key=sort_key):
+            yield _reasons(opened, path, *recorded.get(path, (None, None)))
+
+
+def _recorded(repository: Repository, wanted: set[bytes], stack: ExitStack) -> dict[bytes, tuple[Entry, Seen | None]]:
+    """What the newest session recorded, and what it saw, as far as that is known."""
+    newest = repository.sessions()[-1]
+    snapshot = repository.snapshot(newest)
+    files = repository.state().metadata.get(newest)
+    ledger = None
+    with storage_errors():
+        extras = stack.enter_context(snapshot.extras(ALL_EXTRAS, lambda _error: None))
+        if files is not None and files.snapshot is not None:
+            ledger = Ledger.open(repository.tree, newest, files.snapshot)
+    if ledger is not None:
+        stack.callback(ledger.close)
+    return {
+        entry.path: (extras.added_to(entry), None if ledger is None else ledger.record(number))
+        for number, entry in enumerate(snapshot.entries())
+        if entry.path in wanted
+    }
+
+
+def _reasons(source: Source, path: bytes, old: Entry | None, seen: Seen | None) -> Reasons | NotFoundError:
+    found = source.look(path)
+    if isinstance(found, Unreadable):
+        if old is None:
+            return NotFoundError("is not there, and was not", path=path)
+        return Reasons(path, ("it is not there any more, or cannot be looked at",))
+    new = found.entry
+    if old is None:
+        return Reasons(path, ("it is new",))
+    if plan.change(old, new) is not plan.Change.NONE:
+        differ = (old.xattrs, old.acl) != (new.xattrs, new.acl)
+        words = plan.what_changed(old.record, new.record._replace(sha1=old.sha1), extras_differ=differ)
+        return Reasons(path, tuple(f"its {word} is another" for word in words))
+    if new.kind is not Kind.REGULAR or seen is None:
+        return Reasons(path, ())
+    return Reasons(path, tuple(_suspicions(seen, found)))
+
+
+def _suspicions(seen: Seen, found: Found) -> Iterator[str]:
+    """What is different of a file that has recorded size and time; its content is compared then."""
+    status = found.status
+    if seen.flags & VALID and seen.mtime_ns != status.st_mtime_ns:
+        yield "its time differs by a fraction of a second"
+    if not seen.may_have_changed(status.st_ino, status.st_dev, status.st_ctime_ns):
+        return
+    if seen.inode != status.st_ino:
+        yield "it is another file of the same size and time (its inode number is another)"
+    elif seen.ctime_ns != status.st_ctime_ns:
+        yield "something of it was changed since (the change time of its inode)"
+    else:
+        yield "it had changed so shortly before that it may have changed again unseen"

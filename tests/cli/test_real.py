@@ -305,6 +305,38 @@ class TestExplain:
             assert "does not lie in SRC" in ran.err
         assert run("explain", tmp_path / "no", "x").code == 1
 
+    def test_what_has_changed(self, tmp_path, run, source, monkeypatch):
+        monkeypatch.setattr("histfs.store.ledger._SETTLED_AFTER_NS", -(10**12))  # as if it were made long before
+        for name in ("same", "moved", "longer", "touched", "gone", "mode"):
+            (source / name).write_bytes(b"12345")
+            os.utime(source / name, ns=(10**18, 10**18))
+        assert run("backup", source, tmp_path / "repo").code == 0
+        (source / "new").touch()
+        (source / "longer").write_bytes(b"123456")
+        (source / "touched").write_bytes(b"54321")
+        os.utime(source / "touched", ns=(10**18, 10**18))
+        (source / "moved").rename(tmp_path / "elsewhere")
+        (source / "moved").write_bytes(b"54321")
+        os.utime(source / "moved", ns=(10**18, 10**18))
+        (source / "mode").chmod(0o600)
+        (source / "gone").unlink()
+        names = ("same", "moved", "longer", "touched", "gone", "mode", "new", "never")
+        ran = run("explain", "--why", tmp_path / "repo", source, *names)
+        assert ran.code == 4
+        assert ran.err == "histfs: never: is not there, and was not\n"
+        assert ran.out.splitlines() == [
+            "gone: it is not there any more, or cannot be looked at",
+            "longer: its content is another; its time is another",
+            "mode: its mode is another",
+            "moved: it is another file of the same size and time (its inode number is another)",
+            "new: it is new",
+            "same: it is as it was",
+            "touched: something of it was changed since (the change time of its inode)",
+        ]
+        ran = run("explain", "--why", tmp_path / "repo", "--json", source, "same", "new")
+        assert json.loads(ran.out) == [{"path": "new", "why": ["it is new"]}, {"path": "same", "why": []}]
+        assert run("explain", "--why", tmp_path / "no", source, "same").code == 1
+
 
 def test_results_for_programs_by_either_option(run, tmp_path):
     build(tmp_path / "source", Dir({"a": File(b"a")}))

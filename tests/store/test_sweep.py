@@ -187,6 +187,20 @@ def _with_ctime(real: Callable[..., bool], ctime_ns: int) -> Callable[..., bool]
     return lambda seen, inode, device, _ctime_ns: real(seen, inode, device, ctime_ns)
 
 
+def test_checksums_find_what_no_time_tells(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A content that changed behind the back of the file system, say on a disk that was written to directly."""
+    build(sessions.source, Dir({"a": File(b"A"), "b": File(b"B")}))
+    sessions.backup()
+    monkeypatch.setattr(Seen, "may_have_changed", lambda *_: False)
+    _content_alone(sessions.source / "a")
+    ledger(sessions).unlink()
+    sessions.backup()
+    assert sessions.content(b"a", sessions.now) == b"A"
+    outcome = sessions.backup(checksum=True)
+    assert sessions.content(b"a", sessions.now) == b"B"
+    assert outcome.statistics.changed_files == 1
+
+
 def test_another_mode_is_seen_and_costs_no_copy(sessions: Sessions) -> None:
     build(sessions.source, Dir({"a": File(b"A", mode=0o644)}))
     sessions.backup()
