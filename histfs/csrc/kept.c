@@ -9,28 +9,43 @@ static struct histfs_content { uint64_t inode; char *data; size_t size; } histfs
 static struct histfs_content histfs_claimed;  /* by the session's thread */
 static size_t histfs_kept_bytes, histfs_hand;
 
-static size_t histfs_place(uint64_t inode, size_t way)
+/* One of the places for `inode` in a table of places of `width` bytes, each of which begins with its inode, or with 0. */
+static void *histfs_place(void *table, size_t width, uint64_t inode, size_t way)
 {
-    return (((inode * UINT64_C(0x9E3779B97F4A7C15)) >> 52) + way) % HISTFS_PLACES;  /* 12 bits: 4096 places */
+    size_t first = (inode * UINT64_C(0x9E3779B97F4A7C15)) >> 52;  /* 12 bits: 4096 places */
+
+    return (char *)table + (first + way) % HISTFS_PLACES * width;
+}
+
+/* Where `inode` is; NULL if it is nowhere. */
+static void *histfs_find(void *table, size_t width, uint64_t inode)
+{
+    for (size_t way = 0; inode && way < HISTFS_WAYS; way++) {
+        void *place = histfs_place(table, width, inode, way);
+
+        if (*(uint64_t *)place == inode)
+            return place;
+    }
+    return NULL;
+}
+
+/* Where `inode` is, or goes. */
+static void *histfs_room(void *table, size_t width, uint64_t inode)
+{
+    void *found = histfs_find(table, width, inode);
+
+    for (size_t way = 0; !found && way < HISTFS_WAYS; way++) {
+        void *place = histfs_place(table, width, inode, way);
+
+        if (!*(uint64_t *)place)
+            found = place;
+    }
+    return found ? found : histfs_place(table, width, inode, 0);
 }
 
 static struct histfs_content *histfs_find_content(uint64_t inode)
 {
-    for (size_t way = 0; inode && way < HISTFS_WAYS; way++)
-        if (histfs_contents[histfs_place(inode, way)].inode == inode)
-            return &histfs_contents[histfs_place(inode, way)];
-    return NULL;
-}
-
-/* Where a content is, or goes. */
-static struct histfs_content *histfs_content_place(uint64_t inode)
-{
-    struct histfs_content *content = histfs_find_content(inode);
-
-    for (size_t way = 0; !content && way < HISTFS_WAYS; way++)
-        if (!histfs_contents[histfs_place(inode, way)].inode)
-            content = &histfs_contents[histfs_place(inode, way)];
-    return content ? content : &histfs_contents[histfs_place(inode, 0)];
+    return histfs_find(histfs_contents, sizeof *histfs_contents, inode);
 }
 
 static void histfs_drop_content(struct histfs_content *content)
@@ -60,7 +75,7 @@ static int histfs_fuse_keep_content(uint64_t inode, const char *data, size_t siz
         return 0;
     memcpy(copy, data, size);
     pthread_mutex_lock(&histfs_lock);
-    content = histfs_content_place(inode);
+    content = histfs_room(histfs_contents, sizeof *histfs_contents, inode);
     histfs_drop_content(content);
     while (histfs_kept_bytes + size > HISTFS_KEPT_BYTES)
         histfs_drop_content(&histfs_contents[histfs_hand++ % HISTFS_PLACES]);
@@ -123,10 +138,7 @@ static struct { uint64_t inode, offset; } histfs_promised;  /* to be the next re
 /* The listing of a directory; NULL if there is none. */
 static struct histfs_listing *histfs_find_listing(uint64_t inode)
 {
-    for (size_t way = 0; inode && way < HISTFS_WAYS; way++)
-        if (histfs_listings[histfs_place(inode, way)].inode == inode)
-            return &histfs_listings[histfs_place(inode, way)];
-    return NULL;
+    return histfs_find(histfs_listings, sizeof *histfs_listings, inode);
 }
 
 static void histfs_drop_listing(struct histfs_listing *listing)
@@ -149,17 +161,6 @@ static size_t histfs_promised_bytes(void)
     return listing ? listing->size : 0;
 }
 
-/* Where a listing is, or goes. */
-static struct histfs_listing *histfs_listing_place(uint64_t inode)
-{
-    struct histfs_listing *listing = histfs_find_listing(inode);
-
-    for (size_t way = 0; !listing && way < HISTFS_WAYS; way++)
-        if (!histfs_listings[histfs_place(inode, way)].inode)
-            listing = &histfs_listings[histfs_place(inode, way)];
-    return listing ? listing : &histfs_listings[histfs_place(inode, 0)];
-}
-
 static void histfs_drop_listings(void)
 {
     pthread_mutex_lock(&histfs_lock);
@@ -178,7 +179,7 @@ static int histfs_fuse_keep_listing(uint64_t inode, uint64_t offset, const char 
         return 0;
     memcpy(copy, data, size);
     pthread_mutex_lock(&histfs_lock);
-    listing = histfs_listing_place(inode);
+    listing = histfs_room(histfs_listings, sizeof *histfs_listings, inode);
     if (histfs_is_promised(listing)) {
         pthread_mutex_unlock(&histfs_lock);
         free(copy);
