@@ -17,7 +17,7 @@ from histfs.store.entry import Entry, Kind, join
 from histfs.store.format.listing import changes
 from histfs.store.format.names import IncrementName, parse_increment_name
 from histfs.store.format.stats import parse_session_statistics
-from histfs.store.layout import DATA, INCREMENTS, LONG_NAMES, STATISTICS_DO_NOT_HOLD
+from histfs.store.layout import DATA, INCREMENTS, STATISTICS_DO_NOT_HOLD
 from histfs.store.plan import what_changed
 from histfs.store.repository import Repository
 from histfs.store.tree import NotRegularError
@@ -117,7 +117,11 @@ def increment_sizes(repository: Repository) -> dict[int, int]:
         sizes = _sizes_by_statistics(repository)
         if sizes is None:
             sizes = dict.fromkeys(repository.state().root_increments, 0)
-            _measure(repository, chain(_below(repository, INCREMENTS), _below(repository, LONG_NAMES)), sizes)
+            _measure(
+                repository,
+                chain(_below(repository, INCREMENTS), _below(repository, repository.layout.long_names)),
+                sizes,
+            )
     return dict(sorted(sizes.items()))
 
 
@@ -129,7 +133,7 @@ def increment_sizes_below(repository: Repository, path: bytes, catalog: Catalog)
         _measure(repository, _own(repository, path, catalog), sizes)
         _measure(repository, _below(repository, join(INCREMENTS, repository.layout.quoted(path))), sizes)
         if numbers:
-            numbered = (found for found in _below(repository, LONG_NAMES) if found[2].base in numbers)
+            numbered = (found for found in _below(repository, repository.layout.long_names) if found[2].base in numbers)
             _measure(repository, numbered, sizes)
     return dict(sorted(sizes.items()))
 

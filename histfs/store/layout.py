@@ -19,7 +19,7 @@ from histfs.store.tree import Tree
 
 DATA = b"rdiff-backup-data"
 INCREMENTS = DATA + b"/increments"
-LONG_NAMES = DATA + b"/long_filename_data"
+_LONG_NAMES = b"long_filename_data"
 LOCK = DATA + b"/lock.yml"
 TEMPORARY = b"rdiff-backup.tmp."  # as other programs call what they will rename (docs/format.md 1)
 CHARS_TO_QUOTE = DATA + b"/chars_to_quote"
@@ -45,6 +45,7 @@ class Layout(NamedTuple):
 
     quoting: Quoting = NO_QUOTING
     times_without_colons: bool = False  # how new names spell times; both spellings may be there (docs/format.md 2.1)
+    long_names_are_plain: bool = False  # whether their directory is unquoted where its name would be quoted
 
     def quoted(self, path: bytes) -> bytes:
         if not self.quoting.is_active:
@@ -54,8 +55,13 @@ class Layout(NamedTuple):
     def mirror_path(self, entry: Entry) -> bytes:
         """Where the mirror keeps `entry` (docs/format.md 3.4)."""
         if entry.alternate_mirror is not None:
-            return join(LONG_NAMES, self.quoting.quote(b"%d" % entry.alternate_mirror))
+            return join(self.long_names, self.quoting.quote(b"%d" % entry.alternate_mirror))
         return self.quoted(entry.path)
+
+    @property
+    def long_names(self) -> bytes:
+        """The directory with what has a number in the place of a name (docs/format.md 3.4)."""
+        return join(DATA, _LONG_NAMES if self.long_names_are_plain else self.quoting.quote(_LONG_NAMES))
 
     def increments_of(self, entry: Entry) -> tuple[bytes, bytes]:
         """The directory with the increments of `entry`, and the (unquoted) base of their names."""
@@ -63,7 +69,7 @@ class Layout(NamedTuple):
             return DATA, b"increments"
         number = entry.alternate_increment if entry.alternate_mirror is None else entry.alternate_mirror
         if number is not None:
-            return LONG_NAMES, b"%d" % number
+            return self.long_names, b"%d" % number
         return (join(INCREMENTS, self.quoted(entry.parent)) if entry.parent else INCREMENTS), entry.name
 
     def increment_path(self, entry: Entry, session_time: int, type_: bytes, *, compressed: bool = False) -> bytes:
@@ -99,7 +105,9 @@ class Layout(NamedTuple):
         """The same for an increment that has a number in the place of a long name (docs/format.md 3.4): that number."""
         directory, _, name = self.quoting.unquote(path).rpartition(b"/")
         parsed = parse_increment_name(name)
-        if directory != LONG_NAMES or parsed is None or parsed.type == b"data" or not parsed.base.isdigit():
+        if parsed is None or parsed.type == b"data" or not parsed.base.isdigit():
+            return None
+        if directory != join(DATA, _LONG_NAMES):
             return None
         return int(parsed.base), parsed.time
 
@@ -108,7 +116,8 @@ class Layout(NamedTuple):
         return (self.quoting.quote(b"%b%d" % (TEMPORARY, number)) for number in itertools.count(first))
 
     def increment_name_is_too_long(self, name: bytes) -> bool:
-        return len(self.quoting.quote(name)) + LONGEST_SUFFIX > NAME_MAX
+        """As other programs decide it, who append the letter `a` 50 times, quoted as well if that is quoted."""
+        return len(self.quoting.quote(name)) + len(self.quoting.quote(b"a" * LONGEST_SUFFIX)) > NAME_MAX
 
     def increments_would_collide(self, directory: bytes) -> bool:
         """Whether increments of what lies in `directory` need a directory that could be taken for an increment.
@@ -226,9 +235,16 @@ def _join_split_sessions(state: State) -> None:
 
 
 def read_layout(tree: Tree) -> Layout:
-    """The repository's way to quote names; none where the files that tell it are missing (1.4)."""
+    """The repository's way to quote names; none where the files that tell it are missing (1.4).
+
+    The directory of long names may have its plain name all the same, as histfs once wrote it.
+    """
     quoting = Quoting.parse(_read_optional(tree, CHARS_TO_QUOTE), _read_optional(tree, SPECIAL_ESCAPES))
-    return Layout(quoting, times_without_colons=quoting.quotes(b":"))
+    layout = Layout(quoting, times_without_colons=quoting.quotes(b":"))
+    plain = layout._replace(long_names_are_plain=True)
+    if layout.long_names == plain.long_names or tree.exists(layout.long_names) or not tree.exists(plain.long_names):
+        return layout
+    return plain
 
 
 def read_state(tree: Tree, layout: Layout) -> State:

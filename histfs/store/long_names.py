@@ -4,7 +4,7 @@ import re
 
 from histfs.store.entry import Entry, join
 from histfs.store.files import WritableTree
-from histfs.store.layout import LONG_NAMES, Layout
+from histfs.store.layout import Layout
 
 _NUMBER = re.compile(rb"[0-9]{1,18}")  # a record holds one digit more
 
@@ -15,8 +15,8 @@ class LongNames:
     def __init__(self, tree: WritableTree, layout: Layout) -> None:
         self._tree = tree
         self._layout = layout
-        self._quoting = layout.quoting
-        self._counter = join(LONG_NAMES, layout.quoting.quote(b"next_free"))
+        self._place = layout.long_names
+        self._counter = join(self._place, layout.quoting.quote(b"next_free"))
         self._next: int | None = None
         self._collide_in: tuple[bytes, bool] = (b"", False)  # a directory, and whether increments in it would
 
@@ -43,7 +43,7 @@ class LongNames:
     def next_number(self) -> int:
         """A number that was never used; the counter on disk is ahead of it before it is used."""
         if self._next is None:
-            self._tree.make_directories(LONG_NAMES)
+            self._tree.make_directories(self._place)
             self._next = self._first_free()
         number = self._next
         self._next += 1
@@ -52,7 +52,7 @@ class LongNames:
 
     def _first_free(self) -> int:
         """What the counter says, or more: a power cut may have lost the counter and kept a file of a number."""
-        names = [self._quoting.unquote(name).partition(b".")[0] for name in self._tree.names(LONG_NAMES)]
+        names = [self._layout.quoting.unquote(name).partition(b".")[0] for name in self._tree.names(self._place)]
         free = [int(name) + 1 for name in names if _NUMBER.fullmatch(name)]
         try:
             counter = self._tree.read_small_file(self._counter, limit=100).strip()

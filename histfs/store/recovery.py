@@ -24,7 +24,7 @@ from histfs.store.files import Attributes, WritableTree, write_blocks
 from histfs.store.format.metadata import format_record
 from histfs.store.format.names import parse_increment_name
 from histfs.store.increments import mtime_ns
-from histfs.store.layout import DATA, INCREMENTS, LOCK, LONG_NAMES, TEMPORARY, State, read_state
+from histfs.store.layout import DATA, INCREMENTS, LOCK, TEMPORARY, State, read_state
 from histfs.store.ledger import remove_unfinished
 from histfs.store.listing import Listing, Node
 from histfs.store.lock import living_writer
@@ -158,7 +158,7 @@ class _Regress:
         self._claimed: dict[
             int, int
         ] = {}  # of the mirror's files with several links: the row of the inode by its number
-        self._numbered: set[bytes] = set()  # what in LONG_NAMES belongs to the mirror
+        self._numbered: set[bytes] = set()  # what in that directory belongs to the mirror
         self._temporary = self._layout.temporary_names(secrets.randbits(62))
 
     def run(self) -> None:
@@ -362,7 +362,7 @@ class _Regress:
 
     def _increments(self) -> Iterator[tuple[bytes, bytes]]:
         """Increments that the unfinished session wrote, as (directory on disk, name on disk)."""
-        for place in (INCREMENTS, LONG_NAMES):
+        for place in (INCREMENTS, self._layout.long_names):
             for directory, name in self._tree.files_below(place):
                 parsed = parse_increment_name(self._layout.quoting.unquote(name))
                 if parsed is not None and parsed.type != b"data" and parsed.time >= self._good:
@@ -390,9 +390,9 @@ class _Regress:
     def _remove_leftovers(self) -> None:
         """Temporary files in the data directory, and long names of paths that only the unfinished session had."""
         remove_unfinished(self._tree)
-        for place in (DATA, LONG_NAMES):
+        for place in (DATA, self._layout.long_names):
             for name in self._tree.names(place) if self._tree.exists(place) else []:
                 meant = self._layout.quoting.unquote(name)
-                is_unknown_number = place == LONG_NAMES and meant.isdigit() and meant not in self._numbered
+                is_unknown_number = place == self._layout.long_names and meant.isdigit() and meant not in self._numbered
                 if is_unknown_number or meant.startswith(TEMPORARY):
                     self._tree.remove_tree(join(place, name))

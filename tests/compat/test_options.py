@@ -57,7 +57,7 @@ SETS = (
     '\\x00-\\x1f"*/:<>?\\\\|\\x7f;',
     "a0-9",
     ".",
-    "^a-z_",
+    "^a-z_\\x80-\\xff",
     "A-Z\\x00-\\x1f",
 )  # nothing beyond ASCII: what reads that would wait for ever
 

@@ -7,7 +7,7 @@ import pytest
 from histfs.errors import NotFoundError
 from histfs.store import inventory
 from histfs.store.catalog import open_catalog
-from histfs.store.layout import INCREMENTS, LONG_NAMES
+from histfs.store.layout import INCREMENTS
 from tests.store import rich
 from tests.store.sessions import DAY, FIRST, Sessions
 from tests.trees import Dir, File, build
@@ -77,7 +77,7 @@ def test_sizes_by_statistics_are_those_of_the_files(rich_sessions: Sessions) -> 
             path.unlink()
         assert inventory.increment_sizes(repository) == quick
         assert len(quick) == 3
-        files = [*repository.tree.files_below(INCREMENTS), *repository.tree.files_below(LONG_NAMES)]
+        files = [*repository.tree.files_below(INCREMENTS), *repository.tree.files_below(repository.layout.long_names)]
         assert files
         parts = [
             inventory.increment_sizes_below(repository, child.name, catalog)

@@ -34,7 +34,7 @@ from histfs.store.format import attributes, metadata
 from histfs.store.format.names import IncrementName, parse_increment_name
 from histfs.store.format.stats import parse_file_statistic
 from histfs.store.increments import mtime_ns
-from histfs.store.layout import DATA, INCREMENTS, LONG_NAMES, OWN, STATISTICS_DO_NOT_HOLD, TEMPORARY, State, read_state
+from histfs.store.layout import DATA, INCREMENTS, OWN, STATISTICS_DO_NOT_HOLD, TEMPORARY, State, read_state
 from histfs.store.lock import open_locked
 from histfs.store.repository import Repository
 from histfs.store.tree import NotRegularError
@@ -240,12 +240,12 @@ class _Removal:
         Where there is a record that cannot be read, only what goes for sure.
         """
         found = []
-        for name in self._tree.names(LONG_NAMES) if self._tree.exists(LONG_NAMES) else []:
+        for name in self._tree.names(self._layout.long_names) if self._tree.exists(self._layout.long_names) else []:
             parsed = self._parse(name)
             base = self._layout.quoting.unquote(name) if parsed is None else parsed.base
             number = int(base) if base.isdigit() and len(base) < 20 else None
             if number is not None and number not in self._staying and (self._knows_all or number in self._going):
-                found.append(join(LONG_NAMES, name))
+                found.append(join(self._layout.long_names, name))
         return found
 
     def _parse(self, name: bytes) -> IncrementName | None:

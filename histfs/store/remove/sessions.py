@@ -25,7 +25,7 @@ from histfs.store.catalog import update_catalog
 from histfs.store.entry import is_below, join, sort_key
 from histfs.store.files import WritableTree
 from histfs.store.format.names import IncrementName, parse_increment_name
-from histfs.store.layout import DATA, INCREMENTS, LONG_NAMES, OWN, Layout, State, read_state
+from histfs.store.layout import DATA, INCREMENTS, OWN, Layout, State, read_state
 from histfs.store.lock import open_locked
 from histfs.store.recovery import check_writer_is_gone
 from histfs.store.repository import Repository
@@ -111,9 +111,9 @@ class _Removal:
                 self._unlink(path)
             self._tree.sync()
         self._remove_increments()
-        if self._tree.exists(LONG_NAMES):
-            for name in self._old_names(self._tree.names_of_files(LONG_NAMES)):
-                self._unlink(join(LONG_NAMES, name))
+        if self._tree.exists(self._layout.long_names):
+            for name in self._old_names(self._tree.names_of_files(self._layout.long_names)):
+                self._unlink(join(self._layout.long_names, name))
         for path in others:
             self._unlink(path)
         if self.files:
