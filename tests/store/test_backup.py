@@ -376,6 +376,23 @@ def test_a_name_keeps_its_number_while_it_lives(sessions: Sessions) -> None:
     sessions.assert_all_readable()
 
 
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_the_directory_of_long_names_is_quoted_unless_it_is_there_unquoted(sessions: Sessions, is_plain: bool) -> None:
+    quoted, plain = sessions.data / "long_filen;097me_d;097t;097", sessions.data / "long_filename_data"
+    build(sessions.source, Dir({"x" * 220: File(TEXT), "y" * 60: File(TEXT), "a" * 100: File(TEXT)}))
+    sessions.backup(naming=Naming(b"a"))
+    if is_plain:
+        quoted.rename(plain)
+    for number, content in enumerate((b"changed", b"again"), 1):
+        for name in os.listdir(sessions.source):
+            write(sessions.source / name, content, number)
+        write(sessions.source / ("z" * (60 + number)), content)
+        sessions.backup()
+    sessions.assert_all_readable()
+    assert (quoted.exists(), plain.exists()) == (not is_plain, is_plain)
+    assert len({name.partition(".")[0] for name in os.listdir(plain if is_plain else quoted)}) == 6  # and the counter
+
+
 def test_the_counter_of_numbers_survives_its_file(sessions: Sessions) -> None:
     build(sessions.source, Dir({"x" * 220: File(b"x")}))
     sessions.backup()
