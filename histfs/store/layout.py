@@ -34,8 +34,9 @@ XATTRS = b"extended_attributes"
 ACLS = b"access_control_lists"
 
 # The name of an increment adds at most this much to the name of the file (docs/format.md 3.4).
-LONGEST_SUFFIX = 50
+_LONGEST_SUFFIX = 50
 NAME_MAX = 255
+_TYPES = (b"snapshot.gz", b"diff.gz", b"missing", b"dir")
 _STATISTICS_BYTES = 64 * 1024
 _LIKE_AN_INCREMENT = re.compile(rb"\.(?:snapshot|diff|dir|missing|data)(?:\.gz)?(?:/|\Z)")
 
@@ -116,8 +117,8 @@ class Layout(NamedTuple):
         return (self.quoting.quote(b"%b%d" % (TEMPORARY, number)) for number in itertools.count(first))
 
     def increment_name_is_too_long(self, name: bytes) -> bool:
-        """As other programs decide it, who append the letter `a` 50 times, quoted as well if that is quoted."""
-        return len(self.quoting.quote(name)) + len(self.quoting.quote(b"a" * LONGEST_SUFFIX)) > NAME_MAX
+        """As other programs decide it, or as one would not fit, which these may find out too late."""
+        return len(self.quoting.quote(name)) + _longest_suffix(self.quoting) > NAME_MAX
 
     def increments_would_collide(self, directory: bytes) -> bool:
         """Whether increments of what lies in `directory` need a directory that could be taken for an increment.
@@ -258,6 +259,15 @@ def read_statistics(tree: Tree, layout: Layout, session_time: int) -> SessionSta
         return parse_session_statistics(tree.read_small_file(path, limit=_STATISTICS_BYTES))
     except (OSError, FormatError):
         return None
+
+
+def _longest_suffix(quoting: Quoting) -> int:
+    """What the name of an increment adds to that of the file, in bytes: 50 letters `a`, quoted, or what it takes."""
+    if not quoting.is_active:
+        return _LONGEST_SUFFIX
+    digit = next((digit for digit in b"0123456789" if quoting.quotes(b"%c" % digit)), ord("0"))
+    time = b"0000-00-00T00:00:00+00:00".replace(b"0", b"%c" % digit)
+    return max(len(quoting.quote(text)) for text in (b"a" * _LONGEST_SUFFIX, *(b".%b.%b" % (time, t) for t in _TYPES)))
 
 
 def _read_optional(tree: Tree, path: bytes) -> bytes:

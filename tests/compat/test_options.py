@@ -170,6 +170,28 @@ def test_both_take_the_same_names_for_long(scratch: Path, rdiff_backup: Oracle, 
                 rdiff_backup.verify(repository, at=time).check()
 
 
+@pytest.mark.parametrize("quoted", ["0-9", "^a-z_"])
+def test_a_number_that_only_histfs_gives_is_kept(scratch: Path, rdiff_backup: Oracle, quoted: str) -> None:
+    """Names that are short by the rule, whose increments would not fit."""
+    source, repository = scratch / "source", scratch / "repository"
+    source.mkdir()
+    names = ["x" * length for length in (40, 150, 180, 204, 205)]
+    naming = Naming(quoted.encode())
+    for number, writer in enumerate("hrhrrh"):
+        now = 1_700_000_000 + number
+        for name in names if number == 0 else names[:: number % 2 + 1]:
+            (source / name).write_text(name * number)
+        if writer == "h":
+            agreement.histfs_backup(source, repository, at=now, naming=naming)
+        else:
+            rdiff_backup.backup(source, repository, at=now, general=[f"--chars-to-quote={quoted}"]).check()
+    with Repository.open(repository) as opened:
+        for time in opened.sessions():
+            assert verify(opened, b"", time, report=agreement.complain) == (len(names), 0, 0)
+            rdiff_backup.verify(repository, at=time).check()
+    assert len(names_of_long_names(repository)) > 1
+
+
 def names_of_long_names(repository: Path) -> set[str]:
     """The files in the directory of long names, below the data directory."""
     data = repository / "rdiff-backup-data"

@@ -71,12 +71,14 @@ def test_which_names_are_too_long(layout: Layout, name: bytes, for_increment: bo
     assert layout.mirror_name_is_too_long(name) == for_mirror
 
 
-@pytest.mark.parametrize("layout", [PLAIN, UPPER], ids=["plain", "quoted"])
-def test_no_increment_of_a_name_that_is_short_enough_is_too_long(layout: Layout) -> None:
+@pytest.mark.parametrize("quoted", [b"", b"A-Z", b"a", b"0-9", b"3", b"^x", b"dg-"])
+def test_no_increment_of_a_name_that_is_short_enough_is_too_long(quoted: bytes) -> None:
+    layout = Layout(Quoting.parse(quoted, b""))
     for char in (b"x", b"X", b";"):
         length = max(n for n in range(256) if not layout.increment_name_is_too_long(char * n))
-        path = layout.increment_path(file(char * length), 4_000_000_000, b"snapshot", compressed=True)
-        assert len(path.rpartition(b"/")[2]) <= NAME_MAX
+        for type_, compressed in ((b"snapshot", True), (b"diff", True), (b"missing", False), (b"dir", False)):
+            path = layout.increment_path(file(char * length), 2_015_199_933, type_, compressed=compressed)
+            assert len(path.rpartition(b"/")[2]) <= NAME_MAX
 
 
 # --- the state ------------------------------------------------------------------------------------------------------
