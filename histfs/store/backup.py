@@ -43,6 +43,7 @@ from histfs.store.layout import CHARS_TO_QUOTE, DATA, INCREMENTS, SPECIAL_ESCAPE
 from histfs.store.ledger import Ledger, LedgerWriter
 from histfs.store.lock import locked, marker_text
 from histfs.store.mirror import MirrorUpdate
+from histfs.store.mounts import is_same_place_or_below
 from histfs.store.naming import DEFAULT_NAMING, Naming, check_naming, settle_layout
 from histfs.store.ordered import Ordered
 from histfs.store.owners import Owners
@@ -123,7 +124,7 @@ def backup(
 
 
 def _check_apart(source: Path, repository: Path) -> None:
-    if Path(os.path.realpath(source)).is_relative_to(os.path.realpath(repository)):
+    if is_same_place_or_below(source, repository):
         raise UsageError(
             "the source lies in the repository", path=source, advice="choose a repository outside of the source"
         )

@@ -15,6 +15,7 @@ pytest.register_assert_rewrite("tests.store.sessions")
 
 from tests.store import rich  # noqa: E402 - after the line above
 from tests.store.killing import Killer  # noqa: E402
+from tests.store.places import is_root  # noqa: E402
 from tests.store.sessions import Sessions  # noqa: E402
 
 
@@ -48,6 +49,16 @@ def racy() -> None:
 @pytest.fixture
 def real_sync() -> None:
     """Asking for it keeps the barriers."""
+
+
+@pytest.fixture
+def other_file_systems() -> None:
+    """Asking for it skips the test where nothing can be mounted by who has a namespace of mounts of their own."""
+    if (
+        not is_root()
+        or subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode
+    ):
+        pytest.skip("only root can mount")
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from histfs.store.backup import backup
 from histfs.store.selection import Option, Selection
 from histfs.store.target import Manner, Step
 from tests.comparison import Manifest, difference, read
-from tests.store.places import is_root
 from tests.store.sessions import DAY, FIRST, Sessions
 from tests.store.test_merge import DELETE, FORCE, MERGE, Restored, run
 from tests.trees import Dir, File, Node, Symlink, build
@@ -222,15 +221,6 @@ MOUNTS = {
     "read-only": "mount -t tmpfs none {0} && touch {0}/precious && mount -o remount,ro {0}",
     "bind": "mount --bind {1} {0}",
 }
-
-
-@pytest.fixture
-def other_file_systems() -> None:
-    if (
-        not is_root()
-        or subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode
-    ):
-        pytest.skip("only root can mount")
 
 
 @pytest.mark.usefixtures("other_file_systems")

@@ -5,6 +5,9 @@ import hashlib
 import os
 import pwd
 import random
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from histfs.store.look import entry_of
 from histfs.store.source import Found, Source, Unreadable
 from histfs.store.tree import Tree
 from histfs.store.walk import Walk
+from tests.comparison import read
 from tests.store.places import is_root, make_deep, open_descriptors
 from tests.store.sessions import FIRST, Sessions
 from tests.trees import Device, Dir, Fifo, File, Link, Socket, Symlink, build
@@ -480,6 +484,28 @@ def test_a_source_in_the_repository_is_refused(sessions: Sessions) -> None:
     sessions.source = sessions.repository.with_name("link")
     with pytest.raises(UsageError):
         sessions.backup()
+
+
+@pytest.mark.usefixtures("other_file_systems")
+@pytest.mark.parametrize("of", ["repository", "repository/d", "repository/rdiff-backup-data", "."])
+def test_a_source_in_the_repository_is_known_where_it_is_mounted_again(
+    sessions: Sessions, tmp_path: Path, of: str
+) -> None:
+    """The repository that is mounted again with all around it is left out, as by any other path."""
+    build(sessions.source, TREE)
+    sessions.backup()
+    before = read(sessions.repository)
+    again = tmp_path.with_name(f"{tmp_path.name}-again")
+    again.mkdir()
+    command = shlex.join(map(str, [sys.executable, "-m", "histfs", "backup", again, sessions.repository]))
+    script = f"mount --bind {tmp_path / of} {again} && {command}"
+    ran = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True)
+    if of == ".":
+        assert "is the repository itself, and is left out" in ran.stderr, ran
+        assert sorted(path.name for path in sessions.repository.iterdir()) == [sessions.data.name, "source"]
+    else:
+        assert (ran.returncode, ran.stderr.count("the source lies in the repository")) == (1, 1), ran
+        assert read(sessions.repository) == before
 
 
 def test_names_of_owners_are_ascii(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
