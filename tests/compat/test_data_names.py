@@ -8,7 +8,7 @@ import pytest
 
 from histfs.cli import main
 from tests.oracle import Oracle
-from tests.trees import Dir, File, build
+from tests.trees import MTIME, Dir, File, build
 
 FIRST = 1_700_000_000
 # What only one of the two has: the catalog, and a lock.
@@ -44,7 +44,7 @@ def test_names(scratch: Path, rdiff_backup: Oracle, general: list[str], compress
     source, ours, theirs = scratch / "source", scratch / "ours", scratch / "theirs"
     for number in range(3):
         shutil.rmtree(source, ignore_errors=True)
-        build(source, Dir({"File": File(b"%d" % number), "Dir": Dir({f"X{number}": File()})}))
+        build(source, Dir({"File": File(b"%d" % number, mtime=MTIME + number), "Dir": Dir({f"X{number}": File()})}))
         options = [f"--current-time={FIRST + number}", "--no-fsync", *general]
         assert main([*options, "backup", *compression, str(source), str(ours)]) == 0
         theirs_command = ["--api-version=201", *options, "backup", *compression, str(source), str(theirs)]
