@@ -209,10 +209,18 @@ class Copies:
 
     def copy(self, found: Found, path: bytes, attributes: Attributes) -> tuple[int, bytes]:
         """Copy it to the new name `path` at once; its size and SHA1 (hex). Raises SourceError, OSError."""
-        return self.begin(found, path, attributes).result()
+        copying = self.begin(found, path, attributes)
+        try:
+            return copying.result()
+        except SourceError:
+            self._tree.unlink(path)
+            raise
 
     def begin(self, found: Found, path: bytes, attributes: Attributes) -> "LargeCopy":
-        """The same, while the caller does something else if the file is large. Raises SourceError, OSError."""
+        """The same, while the caller does something else if the file is large. Raises SourceError, OSError.
+
+        If waiting for it raises SourceError, the caller removes what there is of `path`, who may be looking at it.
+        """
         source_fd = self._source.open_file(found)
         try:
             fd = self._create(path)
@@ -220,10 +228,14 @@ class Copies:
             os.close(source_fd)
             raise
         copying = LargeCopy(self._hashing if self.is_large(found) else None)
-        copying.start(
-            self._large if self.is_large(found) else None,
-            lambda: self._fill(found, path, attributes, source_fd, fd, copying),
-        )
+        try:
+            copying.start(
+                self._large if self.is_large(found) else None,
+                lambda: self._fill(found, path, attributes, source_fd, fd, copying),
+            )
+        except SourceError:
+            self._tree.unlink(path)
+            raise
         return copying
 
     def _fill(
@@ -234,9 +246,6 @@ class Copies:
             expected = found.status.st_size if self.is_large(found) else 0
             size = write_blocks(fd, blocks, sparse=True, expected_bytes=expected)
             self._tree.set_file_attributes(fd, attributes)
-        except SourceError:
-            self._tree.unlink(path)
-            raise
         except OSError as exc:
             exc.filename = path
             raise

@@ -298,6 +298,7 @@ class MirrorUpdate:
             size, sha1 = copying.result()
         except SourceError:
             self._increments.discard_diff(old)
+            self._tree.unlink(temporary)
             raise
         record = found.entry._replace(sha1=sha1)
         self._batch.add_bytes(size + increment_bytes)

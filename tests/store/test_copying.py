@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from histfs.errors import EXIT_FILE_WARNING, StorageError
+from histfs.errors import EXIT_FILE_WARNING, SourceError, StorageError
 from histfs.store import copying
 from histfs.store.copying import Copies
 from histfs.store.entry import Kind
@@ -255,6 +255,34 @@ def test_a_large_file_that_changes_meanwhile_stays_as_it_was(
     sessions.states.popitem()
     sessions.backup()
     sessions.assert_mirror_is(sessions.now)
+
+
+def test_a_large_file_that_has_changed_before_it_is_compared_stays_as_it_was(
+    sessions: Sessions, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy is given up before anybody has opened it."""
+    _rewritten(image)
+    begin, open_file = Copies.begin, Source.open_file
+
+    def open_changed(source: Source, found: Found) -> int:
+        with image.open("ab") as file:
+            file.write(b"more")
+        return open_file(source, found)
+
+    def begin_and_wait(copies: Copies, found: Found, path: bytes, attributes: Attributes) -> copying.LargeCopy:
+        copy = begin(copies, found, path, attributes)
+        with pytest.raises(SourceError):
+            copy.result()
+        return copy
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Source, "open_file", open_changed)
+        patch.setattr(Copies, "begin", begin_and_wait)
+        outcome = sessions.backup(may_report=True)
+    assert (outcome.source_errors, outcome.source_warnings) == (0, 1)
+    assert sessions.increments() == set()
+    assert sorted(os.listdir(sessions.repository)) == ["a", "image", "rdiff-backup-data"]
+    assert sessions.content(b"image", sessions.now) == IMAGE
 
 
 def test_a_disk_that_is_full_when_a_large_file_is_copied(
