@@ -31,6 +31,7 @@ STATISTICS = SessionStatistics(
 PLAIN = {
     "extras": ALL_EXTRAS,
     "on_block": None,
+    "checksum": False,
     "force": False,
     "with_parents": False,
     "fsync": True,

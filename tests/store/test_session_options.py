@@ -12,6 +12,7 @@ from histfs.errors import HistfsError, NotARepositoryError
 from histfs.store import emptying, files
 from histfs.store.backup import backup
 from histfs.store.files import WritableTree
+from histfs.store.mounts import Mount, mounts
 from histfs.store.naming import Naming
 from histfs.store.repository import Repository
 from histfs.store.tree import Tree
@@ -84,7 +85,8 @@ def test_other_file_systems_are_not_emptied(sessions: Sessions, is_seen: str, mo
 
         monkeypatch.setattr(WritableTree, "stat", of_device)
     else:
-        monkeypatch.setattr(emptying, "_mounts", lambda: iter([os.fsencode(sessions.repository / "a")]))
+        mount = Mount(os.fsencode(sessions.repository / "a"), b"0:1", b"/")
+        monkeypatch.setattr(emptying, "mounts", lambda: iter([mount]))
     before = sorted(sessions.repository.rglob("*"))
     with pytest.raises(NotARepositoryError, match="nothing was removed"):
         sessions.backup(force=True)
@@ -100,7 +102,7 @@ def test_other_file_systems_are_not_emptied(sessions: Sessions, is_seen: str, mo
 
 
 def test_mounts_are_listed() -> None:
-    assert b"/proc" in emptying._mounts()
+    assert b"/proc" in [mount.place for mount in mounts()]
 
 
 def test_emptying_that_is_killed_goes_on_only_by_force(sessions: Sessions, killer: Killer) -> None:
