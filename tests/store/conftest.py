@@ -10,13 +10,10 @@ import pytest
 from histfs.store import copying, ledger
 from histfs.store.catalog import place
 from histfs.store.files import WritableTree
-
-pytest.register_assert_rewrite("tests.store.sessions")
-
-from tests.store import rich  # noqa: E402 - after the line above
-from tests.store.killing import Killer  # noqa: E402
-from tests.store.places import is_root  # noqa: E402
-from tests.store.sessions import Sessions  # noqa: E402
+from tests.store import rich
+from tests.store.killing import Killer
+from tests.store.places import is_root
+from tests.store.sessions import Sessions
 
 
 @pytest.fixture(autouse=True)
