@@ -1,12 +1,11 @@
 """`histfs backup SRC REPO`: add a session to a repository."""
 
 import argparse
-from pathlib import Path
 
 from histfs.cli import general, options, selection
 from histfs.cli.output import Output, counted, moment, with_units
-from histfs.cli.progress import Expected, progress
-from histfs.errors import EXIT_FILE_ERROR, EXIT_FILE_WARNING, EXIT_WARNING, HistfsError
+from histfs.cli.progress import of_last_session, progress
+from histfs.errors import EXIT_FILE_ERROR, EXIT_FILE_WARNING, EXIT_WARNING
 
 DESCRIPTION = """\
 Copy the state of SRC into REPO, as a new session. Afterwards REPO holds a plain
@@ -75,7 +74,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
 
     line_end = b"\0" if arguments.null_separator else b"\n"
     general.keep_log(arguments, output, arguments.repository, "backup")
-    with progress(output, "backing up", arguments.progress, _expected(arguments.repository)) as step:
+    with progress(output, "backing up", arguments.progress, of_last_session(arguments.repository)) as step:
 
         def tell(fate: Fate, path: bytes, size_bytes: int, files: int) -> None:
             output.begin_log()
@@ -123,15 +122,3 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             f"{statistics.deleted_files} deleted; {statistics.source_file_bytes} bytes"
         )
     return exit_code
-
-
-def _expected(repository: Path) -> Expected:
-    """What the last session has counted."""
-    from histfs.store.repository import Repository
-
-    try:
-        with Repository.open(repository) as opened:
-            statistics = opened.statistics(opened.sessions()[-1])
-    except HistfsError:  # there is none yet; what is wrong otherwise, the session tells
-        statistics = None
-    return Expected() if statistics is None else Expected(statistics.source_files, statistics.source_file_bytes)

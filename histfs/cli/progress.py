@@ -8,9 +8,11 @@ happens to the terminal, the work goes on. rich draws the line on a terminal, an
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from histfs.cli.output import LINES, Output, counted, error_is_terminal, roughly
+from histfs.errors import HistfsError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -37,6 +39,18 @@ class Step(Protocol):
     def __call__(self, size_bytes: int, files: int = 1) -> None: ...
 
     def block(self, size_bytes: int) -> None: ...
+
+
+def of_last_session(repository: Path) -> Expected:
+    """What the last session has counted."""
+    from histfs.store.repository import Repository
+
+    try:
+        with Repository.open(repository) as opened:
+            statistics = opened.statistics(opened.sessions()[-1])
+    except (HistfsError, IndexError):  # there is none yet; what is wrong otherwise, the work itself tells
+        statistics = None
+    return Expected() if statistics is None else Expected(statistics.source_files, statistics.source_file_bytes)
 
 
 @contextmanager

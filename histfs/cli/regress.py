@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from histfs.cli import general, options
 from histfs.cli.output import Output, iso_time, moment
+from histfs.cli.progress import of_last_session, progress
 from histfs.errors import EXIT_WARNING
 
 if TYPE_CHECKING:
@@ -58,17 +59,21 @@ def add_to(verbs: "options.Verbs") -> None:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
+    from histfs.store.recovery import tell_nobody
     from histfs.store.regress import regress
 
     options.compression(arguments)  # what is undone leaves nothing that these options concern
     general.keep_log(arguments, output, arguments.repository, "regress")
-    outcome = regress(
-        arguments.repository,
-        report=output.report,
-        force=arguments.force,
-        fsync=arguments.fsync,
-        owners=options.owners(arguments),
-    )
+    with progress(output, "undoing", arguments.progress, of_last_session(arguments.repository)) as step:
+        outcome = regress(
+            arguments.repository,
+            report=output.report,
+            force=arguments.force,
+            fsync=arguments.fsync,
+            owners=options.owners(arguments),
+            tell=tell_nobody if step is None else step,
+            on_block=None if step is None else step.block,
+        )
     if outcome is not None:
         output.begin_log()
     if options.wants_document(arguments):

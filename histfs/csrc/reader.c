@@ -10,6 +10,8 @@
 #define HISTFS_BUCKETS 4096
 #define HISTFS_NOWAIT_READS 64     /* system calls that may be made where nothing may take long, */
 #define HISTFS_NOWAIT_MEMBERS 2    /* and members that may be inflated */
+#define HISTFS_LARGE (128u << 10)      /* bytes of a read from which on the version is taken to be read in order; */
+#define HISTFS_AHEAD (512u << 10)      /* of each file so much is read ahead then */
 #define HISTFS_GZIP_HEADER 10      /* bytes; without any of the parts that a header may have */
 #define HISTFS_GZIP_SUMS 8
 
@@ -33,7 +35,7 @@ typedef struct {
     histfs_version_t const *version;
     histfs_reading_t *reading;
     struct libdeflate_decompressor *inflater;
-    int nowait;
+    int nowait, is_large;
     unsigned reads, inflated;
 } histfs_call_t;
 
@@ -197,10 +199,25 @@ void histfs_version_release(histfs_version_t const *self)
     pthread_mutex_unlock(&self->members->lock);
 }
 
+/* What of a file is to be read ahead, where somebody reads at `offset`: how much from `start` on. With the lock. The kernel
+   would not do it: several threads read a file through one descriptor, in no order that it could see. */
+static size_t histfs_ahead(histfs_source_t *source, uint64_t offset, size_t size, uint64_t *start)
+{
+    if (offset < source->ahead_from || offset > source->ahead_to)
+        source->ahead_from = source->ahead_to = offset;
+    if (offset + size + HISTFS_AHEAD / 2 <= source->ahead_to)
+        return 0;
+    *start = source->ahead_to;
+    source->ahead_to += size + HISTFS_AHEAD;
+    return size + HISTFS_AHEAD;
+}
+
 /* Reads `size` bytes of the file of a source. */
 static int histfs_file_read(histfs_call_t *call, histfs_source_t *source, char *buffer, uint64_t offset, size_t size)
 {
     pthread_mutex_t *lock = &call->version->members->lock;
+    uint64_t ahead_from = 0;
+    size_t ahead = 0;
     int fd, result = RS_DONE;
 
     if (call->nowait && ++call->reads > HISTFS_NOWAIT_READS)
@@ -208,9 +225,13 @@ static int histfs_file_read(histfs_call_t *call, histfs_source_t *source, char *
     pthread_mutex_lock(lock);
     fd = source->fd;
     source->users += fd >= 0;
+    if (call->is_large && fd >= 0)
+        ahead = histfs_ahead(source, offset, size, &ahead_from);
     pthread_mutex_unlock(lock);
     if (fd < 0)
         return HISTFS_NOT_OPEN;
+    if (ahead)
+        posix_fadvise(fd, (off_t)ahead_from, (off_t)ahead, POSIX_FADV_WILLNEED);
     while (size && result == RS_DONE) {
         struct iovec part = { buffer, size };
         ssize_t got = call->nowait ? preadv2(fd, &part, 1, (off_t)offset, RWF_NOWAIT)
@@ -389,7 +410,7 @@ static int histfs_version_go_on(histfs_call_t *call, char *buffer, uint64_t offs
 int histfs_version_read(histfs_version_t const *self, char *buffer, uint64_t offset, size_t size, int nowait,
                         histfs_reading_t *reading)
 {
-    histfs_call_t call = { self, reading, NULL, nowait, 0, 0 };
+    histfs_call_t call = { self, reading, NULL, nowait, size >= HISTFS_LARGE && !nowait, 0, 0 };
     int result;
 
     reading->error = 0;

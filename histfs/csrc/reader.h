@@ -7,7 +7,7 @@
 typedef struct histfs_members histfs_members_t;
 
 /* Where bytes lie: in memory, or in a file, which may be closed while nobody reads from it. The numbers are set before
-   the first use and do not change, but for `fd` and `users`. */
+   the first use and do not change, but for the last four. */
 typedef struct {
     unsigned char const *memory;   /* NULL: in a file */
     uint64_t size;                 /* of the bytes, where it is known; else the largest number */
@@ -15,6 +15,7 @@ typedef struct {
     size_t member_count;           /* 0: the bytes are in the file as they are; else in gzip members, */
     uint64_t const *offsets;       /* which begin there in the file, */
     uint64_t const *raw_offsets;   /* and there in the bytes; both end with where the last one ends */
+    uint64_t ahead_from, ahead_to; /* what the kernel was told of the file that it will be read next */
     int fd;                        /* -1: not open */
     int users;                     /* who read from `fd` now */
 } histfs_source_t;

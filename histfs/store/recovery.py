@@ -35,6 +35,10 @@ from histfs.store.snapshot import Snapshot
 from histfs.store.special import make_special, mirror_mode
 
 
+def tell_nobody(_size_bytes: int) -> None:
+    """Who wants to know says so."""
+
+
 def recover(
     tree: WritableTree,
     path: Path,
@@ -43,13 +47,17 @@ def recover(
     owners: Owners,
     force: bool = False,
     check_emptying: Callable[[WritableTree], None] | None = None,
+    tell: Callable[[int], object] = tell_nobody,
+    on_block: Callable[[int], object] | None = None,
 ) -> bool:
     """Undo an unfinished session of the repository at `path`, whose lock is held; whether there was one.
 
     `check_emptying`: where no session was ever recorded, whatever else lies in the directory goes, unless this raises.
+    `tell` is told the size of each file that is as it was, `on_block` that of each block that is read for one before.
     Raises LockedError if its writer still runs (`force`: all the same), DamagedError if it cannot be undone.
     """
     repository = Repository(tree, path)
+    repository.on_block = on_block
     state = read_state(tree, repository.layout)
     if state.is_failed_first_session:
         return _undo_first_session(tree, path, check_emptying)
@@ -72,7 +80,7 @@ def recover(
         return False
     if not force:
         check_writer_is_gone(tree, state.markers[unfinished])
-    _Regress(tree, repository, state, good, unfinished, report, owners).run()
+    _Regress(tree, repository, state, good, unfinished, report, owners, tell).run()
     return True
 
 
@@ -142,6 +150,7 @@ class _Regress:
         unfinished: int,
         report: Callable[[HistfsError], None],
         owners: Owners,
+        tell: Callable[[int], object],
     ) -> None:
         self._tree = tree
         self._repository = repository
@@ -151,6 +160,7 @@ class _Regress:
         self._unfinished = unfinished
         self._report = report
         self._owners = owners
+        self._tell = tell
         self._batch = Batch(tree)
         self._is_root = os.geteuid() == 0
         self._extras = Extras(xattrs=good in state.xattrs, acls=good in state.acls)  # else nobody knows what they were
@@ -205,6 +215,7 @@ class _Regress:
                 self._restore_file(snapshot, node, path, status, touched.get(self._layout.increments_of(node.entry)))
             else:
                 self._restore_special(node.entry, path, status)
+            self._tell(node.entry.size_bytes)
             self._batch.apply_if_large()
         while directories:
             self._leave(directories.pop())
@@ -287,7 +298,7 @@ class _Regress:
         with snapshot.open(node.entry, node.sha1) as content:
             fd = self._tree.create_file(temporary)
             try:
-                write_blocks(fd, content.blocks(), sparse=True)
+                write_blocks(fd, self._repository.told(content.blocks()), sparse=True)
                 mtime = content.mtime_ns if content.mtime_ns is not None else node.entry.mtime_s * 10**9
                 self._tree.set_file_attributes(fd, self._attributes(node.entry, None)._replace(mtime_ns=mtime))
             except BaseException:

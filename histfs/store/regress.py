@@ -17,7 +17,7 @@ from histfs.store.format.listing import difference
 from histfs.store.layout import DATA, read_layout, read_state
 from histfs.store.lock import marker_text, open_locked
 from histfs.store.owners import Owners
-from histfs.store.recovery import recover
+from histfs.store.recovery import recover, tell_nobody
 from histfs.store.repository import Repository
 
 
@@ -36,12 +36,15 @@ def regress(
     force: bool = False,
     fsync: bool = True,
     owners: Owners = BY_NAME,
+    tell: Callable[[int], object] = tell_nobody,
+    on_block: Callable[[int], object] | None = None,
 ) -> RegressOutcome | None:
     """Bring the repository back to its newest finished session; None if there is nothing to undo.
 
     `force` goes on even if the process that began the session seems to run; and if all sessions have finished, the
     newest of them is undone, unless it is the only one. Without `fsync` a crash of the system may cost the repository.
-    Raises HistfsError.
+    `tell` is told the size in bytes of each file that is as it was, `on_block` that of each block that is read for one
+    before. Raises HistfsError.
     """
     advice = "run `histfs regress` again when the cause is mended"
     with open_locked(repository, verb="regress", advice=advice, fsync=fsync) as tree:
@@ -50,7 +53,7 @@ def regress(
         if force and len(state.markers) == 1 and len(state.sessions) > 1:
             undone, had_finished = state.sessions[-1], True
             _open_again(tree, Repository(tree, repository))
-        if not recover(tree, repository, report=report, owners=owners, force=force):
+        if not recover(tree, repository, report=report, owners=owners, force=force, tell=tell, on_block=on_block):
             return None
         return RegressOutcome(undone, read_state(tree, read_layout(tree)).mirror_time, had_finished)
 

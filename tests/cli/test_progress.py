@@ -165,6 +165,16 @@ def test_a_line_on_a_terminal(place, word, command):
     assert (place / "code").read_text() == "0 True"
 
 
+def test_a_line_while_a_session_is_undone(place):
+    on_terminal(place, "-q", "--current-time=1000000000", "backup", "source", "repo")
+    (place / "source" / "0").write_text("another text")
+    on_terminal(place, "-q", "--current-time=1000000001", "backup", "source", "repo")
+    seen = on_terminal(place, "--force", "regress", "repo")
+    assert "undoing" in seen
+    assert "21 files, 80 bytes" in seen
+    assert (place / "code").read_text() == "0 True"
+
+
 @pytest.mark.parametrize("command", ["remove increments --older-than=0B repo", "remove file repo/0"])
 def test_a_line_while_something_is_removed(place, command):
     on_terminal(place, "-q", "--current-time=1000000000", "backup", "source", "repo")
@@ -174,6 +184,17 @@ def test_a_line_while_something_is_removed(place, command):
     assert ("removing" if "increments" in command else "reading lists") in seen
     assert re.search(r"\b\d+ files, ", seen)
     assert (place / "code").read_text() == "0 True"
+
+
+def test_blocks_of_a_large_file_are_told_while_a_session_is_undone(place, capfd, monkeypatch):
+    for time in (1_000_000_000, 1_000_000_001):
+        (place / "source" / "large").write_bytes(os.urandom(2 << 20))
+        on_terminal(place, "-q", f"--current-time={time}", "backup", "source", "repo")
+    monkeypatch.setattr(module, "_FIRST_SAID_AFTER_S", 0.0)
+    monkeypatch.setattr(module, "_SAID_EVERY_S", 0.0)
+    assert main(["--progress", "--force", "regress", str(place / "repo")]) == 0
+    lines = [line for line in capfd.readouterr().err.splitlines() if "undoing" in line]
+    assert len({line.split(",")[1] for line in lines}) >= 8
 
 
 @pytest.mark.parametrize("verb", ["backup", "restore", "restore again", "verify", "compare"])
