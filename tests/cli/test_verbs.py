@@ -398,7 +398,10 @@ class TestVerify:
 class TestRegress:
     def test_nothing_to_undo(self, cli):
         ran = cli("regress", "repo")
-        assert cli.calls["regress"] == (Path("repo"), {"force": False, "fsync": True, "owners": BY_NAME})
+        assert cli.calls["regress"] == (
+            Path("repo"),
+            {"force": False, "fsync": True, "owners": BY_NAME, "on_block": None},
+        )
         assert (ran.code, ran.err) == (0, "")
 
     def test_undone(self, cli):
