@@ -28,8 +28,6 @@ _WINDOW_BYTES = 2 << 20
 _TRUST_GAINED = 3
 _SURE = 8
 _MOST_TRUST = 24
-
-
 _FIRST_CRAWL = 2
 _LARGEST_CRAWL = 32  # directories; who asks waits for them
 _CRAWLS_WAITING = 16

@@ -22,8 +22,7 @@ _PAGES_KEPT = 64
 # fuse_attr: inode, size, blocks, atime, mtime, ctime; nanoseconds, mode, links, uid, gid, device, block size, flags;
 # fuse_dirent: inode, offset, length of the name, type.
 _RECORD = struct.Struct("=QQQQIIQQQqqqIIIIIIIIIIQQII")
-_PADDING = (b"", *(bytes(8 - length % 8) if length % 8 else b"" for length in range(1, NAME_MAX + 1)))
-_FILE = stat.S_IFREG
+_PADDING = tuple(bytes(-length % 8) for length in range(NAME_MAX + 1))  # to a multiple of 8 bytes
 _TYPE = 0o170000
 _MOST = 2**32 - 1
 _TYPE_SHIFT = 12  # from a mode to what readdir(3) calls d_type
@@ -80,7 +79,7 @@ def pack(children: Iterable[Child], entry_valid_s: float) -> bytes:
             known_valid_s = shown_valid_s
             valid_s, valid_ns = _split(shown_valid_s)
         length = len(name)
-        blocks = (size + 511) // 512 if mode & _TYPE == _FILE else 0
+        blocks = (size + 511) // 512 if mode & _TYPE == stat.S_IFREG else 0
         parts.append(
             pack_record(
                 inode, 0, name_s, valid_s, name_ns, valid_ns,
