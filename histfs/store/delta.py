@@ -2,28 +2,34 @@
 
 Large files change in place more often than not, so the two are compared first, page by page: what is equal at the same
 offset is a copy, found at the speed of memory. What differs for a page or a few is a literal, which is less than
-librsync would make of it: it finds nothing smaller than a block, which is the root of the size. Only where a long
-stretch differs, as something may have been inserted before it, librsync looks for it in all of the basis. What comes
-out is a delta like any other.
+librsync would make of it: it finds nothing smaller than a block, which is the root of the size. Where more than a block
+differs, as something may have been inserted, cut out or moved before it, librsync looks for the next blocks of the old
+content in all of the new one. What it finds only says how far the two are shifted against each other there: from then
+on they are compared page by page again, so shifted. At last each literal is cut down to the bytes from the first to the
+last that differ, which meets the place of a change exactly. What comes out is a delta like any other.
 """
 
+import errno
 import math
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache
-from itertools import chain, groupby
-from operator import itemgetter
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from histfs import rsync
 from histfs.store.tree import BLOCK_SIZE
 
-_LARGE = 1 << 20  # smaller files are the business of librsync alone
+_LARGE = 64 << 10  # smaller files are the business of librsync alone
 _PAGE = 4096
-_LONG = 64 << 10  # a stretch of bytes that differ; a shorter one is not worth a search
+_LONG = 64 << 10  # bytes that differ; fewer are not worth a search
+_EQUAL_PER_DIFFERENT = 4  # so much that is the same makes up for what differs: repeated content may just look the same
+_MOST_WAITING_BYTES = 1 << 20
+_SEARCHED_BLOCKS = 8  # of a signature, searched at once, as one in the middle is not found where it is cut
 _MAGIC = b"rs\x026"
 _END = b"\0"
 _WIDTHS = ">B", ">H", ">I", ">Q"
+_LITERAL, _COPY = 0x41, 0x45  # the first commands of each kind
 
 
 def make_delta(
@@ -35,25 +41,15 @@ def make_delta(
     """What leads from the content of `new_fd` to that of `old_fd`, in blocks.
 
     The new content may still be written: it will have `new_size` bytes, and `wait_for` is called with the end of what
-    is read next.
+    is read next. Raises OSError.
     """
     size = os.fstat(new_fd).st_size if new_size is None else new_size
-
-    @cache
-    def signature() -> rsync.Signature:
-        wait_for(size)
-        return rsync.Signature.of(new_fd, rsync.recommend(block_len=block_len(size)))
-
-    if min(size, os.fstat(old_fd).st_size) < _LARGE:
-        yield from rsync.delta(signature(), old_fd)
+    contents = _Contents(old_fd, new_fd, os.fstat(old_fd).st_size, size, wait_for)
+    if min(size, contents.old_size) < _LARGE:
+        yield from rsync.delta(contents.signature(), old_fd)
         return
     yield _MAGIC
-    pieces = _compared(old_fd, new_fd, min(_PAGE, block_len(size)), wait_for)
-    for is_equal, group in groupby(pieces, itemgetter(0)):
-        if is_equal:
-            yield _copy([(offset, len(data)) for _, offset, data in group])
-        else:
-            yield from _different((data for _, _, data in group), signature)
+    yield from _commands(_pieces(contents), contents)
     yield _END
 
 
@@ -65,58 +61,267 @@ def block_len(size_bytes: int) -> int:
     return 64 if size_bytes < 10 * 1024 else math.isqrt(size_bytes) & ~15
 
 
-def _compared(
-    old_fd: int, new_fd: int, page: int, wait_for: Callable[[int], object]
-) -> Iterator[tuple[bool, int, bytes]]:
-    """The old content, piece by piece: whether the new one is equal there, the offset, and the old bytes."""
-    offset = 0
-    while old := os.pread(old_fd, BLOCK_SIZE, offset):
-        wait_for(offset + len(old))
-        new = os.pread(new_fd, len(old), offset)
-        if old == new:
-            yield True, offset, old
+class _Piece(NamedTuple):
+    """A range of the old content; it lies in the new one `shift` bytes further on, or nowhere (None)."""
+
+    start: int
+    end: int
+    shift: int | None
+
+
+class _Contents:
+    """The old and the new content. `old_size`, `new_size`: in bytes."""
+
+    def __init__(
+        self, old_fd: int, new_fd: int, old_size: int, new_size: int, wait_for: Callable[[int], object]
+    ) -> None:
+        self._old_fd, self._new_fd = old_fd, new_fd
+        self.old_size, self.new_size = old_size, new_size
+        self._wait_for = wait_for
+
+    def old(self, start: int, end: int) -> bytes:
+        data = os.pread(self._old_fd, end - start, start)
+        if len(data) != end - start:
+            raise OSError(errno.EIO, "became shorter")
+        return data
+
+    def new(self, start: int, end: int) -> bytes:
+        """Fewer bytes where the content ends."""
+        start, end = min(start, self.new_size), min(end, self.new_size)
+        self._wait_for(end)
+        return os.pread(self._new_fd, end - start, start)
+
+    def signature(self) -> rsync.Signature:
+        """Of the new content."""
+        blocks = (self.new(at, at + BLOCK_SIZE) for at in range(0, self.new_size, BLOCK_SIZE))
+        return rsync.Signature.of(blocks, rsync.recommend(block_len=block_len(self.new_size)))
+
+    def equal_after(self, start: int, end: int, shift: int) -> int:
+        """How many bytes of the old content from `start` on, up to `end`, are the same in the new one, so shifted."""
+        at = start
+        while at < end:
+            old = self.old(at, min(at + _PAGE, end))
+            same = _common_start(old, self.new(at + shift, at + shift + len(old)))
+            at += same
+            if same < len(old):
+                break
+        return at - start
+
+    def equal_before(self, start: int, end: int, shift: int) -> int:
+        """The same backwards from `end` on, down to `start`."""
+        at = end
+        lowest = max(start, -shift)
+        while at > lowest:
+            old = self.old(max(at - _PAGE, lowest), at)
+            same = _common_start(old[::-1], self.new(at + shift - len(old), at + shift)[::-1])
+            at -= same
+            if same < len(old):
+                break
+        return end - at
+
+
+def _common_start(one: bytes, other: bytes) -> int:
+    """The number of bytes before the first that differs."""
+    length = min(len(one), len(other))
+    if one[:length] == other[:length]:
+        return length
+    low, high = 0, length  # equal up to `low`, not up to `high`
+    while high - low > 1:
+        middle = (low + high) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
         else:
-            for start in range(0, len(old), page):
-                piece = old[start : start + page]
-                yield piece == new[start : start + page], offset + start, piece
-        offset += len(old)
+            high = middle
+    return low
 
 
-def _copy(pieces: list[tuple[int, int]]) -> bytes:
-    (start, _), (last, length) = pieces[0], pieces[-1]
-    i, number = _number(start)
-    j, size = _number(last + length - start)
-    return bytes([0x45 + 4 * i + j]) + number + size
+# --- what lies where ------------------------------------------------------------------------------------------------
+
+
+def _pieces(contents: _Contents) -> Iterator[_Piece]:
+    """All of the old content, in order."""
+    length = block_len(contents.new_size)
+    page = min(_PAGE, length)
+    enough = max(2 * page + 1, min(length, _LONG))  # a small change may touch two pages
+    search = _Search(contents, length)
+    at = shift = 0
+    while at < contents.old_size:
+        doubt = 0  # bytes that differ, less those that are the same
+        waiting: list[_Piece] = []  # from the first page on that differs, and may lie elsewhere
+        for piece, is_telling in _compared(contents, at, contents.old_size, shift, page):
+            at = piece.end
+            if piece.shift is not None:
+                if not waiting:
+                    yield piece
+                    continue
+                _add(waiting, piece)
+                doubt -= (piece.end - piece.start) // _EQUAL_PER_DIFFERENT if is_telling else 0
+                if doubt <= 0:
+                    yield from waiting
+                    waiting.clear()
+                continue
+            doubt = (doubt if waiting else 0) + piece.end - piece.start
+            _add(waiting, piece)
+            first = waiting[0].start
+            found = search.found_before(first)
+            if found is not None and found.shift != shift and found.start <= piece.end:
+                break
+            if doubt < enough and at - first < _MOST_WAITING_BYTES:
+                continue
+            if found := search.found_in(first):
+                break
+            yield from _before(waiting, search.searched)
+            waiting = list(_behind(waiting, search.searched))
+            doubt = sum(piece.end - piece.start for piece in waiting if piece.shift is None)
+        else:
+            yield from waiting
+            return
+        search.drop()
+        # What was found begins at a block; something may be the same before it, and at the old shift before that.
+        start = max(found.start, first)
+        assert found.shift is not None
+        start -= contents.equal_before(first, start, found.shift)
+        yield from (piece for piece, _ in _compared(contents, first, start, shift, page))
+        at, shift = start, found.shift
+
+
+def _add(pieces: list[_Piece], piece: _Piece) -> None:
+    if pieces and pieces[-1].shift == piece.shift:
+        pieces[-1] = pieces[-1]._replace(end=piece.end)
+    else:
+        pieces.append(piece)
+
+
+def _before(pieces: list[_Piece], at: int) -> Iterator[_Piece]:
+    return (piece._replace(end=min(piece.end, at)) for piece in pieces if piece.start < at)
+
+
+def _behind(pieces: list[_Piece], at: int) -> Iterator[_Piece]:
+    return (piece._replace(start=max(piece.start, at)) for piece in pieces if piece.end > at)
+
+
+def _compared(contents: _Contents, start: int, end: int, shift: int, page: int) -> Iterator[tuple[_Piece, bool]]:
+    """The pieces of a range, if it is shifted; whether it surely is.
+
+    A page of one and the same byte, as there are many in an image of a disk, may be equal to any other.
+    """
+    while start < end:
+        old = contents.old(start, min(start + BLOCK_SIZE, end))
+        new = contents.new(start + shift, start + shift + len(old))
+        if old == new:
+            yield _Piece(start, start + len(old), shift), not _is_uniform(old)
+        else:
+            for at in range(0, len(old), page):
+                part = old[at : at + page]
+                piece = _Piece(start + at, start + at + len(part), shift if part == new[at : at + page] else None)
+                yield piece, piece.shift is not None and not _is_uniform(part)
+        start += len(old)
+
+
+def _is_uniform(data: bytes) -> bool:
+    return data[:64].count(data[:1]) == len(data[:64]) and data.count(data[:1]) == len(data)
+
+
+class _Search:
+    """Finds blocks of the old content anywhere in the new one. `length`: of a block of the signature."""
+
+    def __init__(self, contents: _Contents, length: int) -> None:
+        self._contents = contents
+        self._length = length
+        self._window_bytes = max(BLOCK_SIZE, _SEARCHED_BLOCKS * length)
+        self._signature: rsync.Signature | None = None
+        self._found: deque[_Piece] = deque()
+        self.searched = 0  # the end of what was
+
+    def found_before(self, start: int) -> _Piece | None:
+        """The next range behind `start`, or around it, that is known to be in the new content."""
+        while self._found and self._found[0].end <= start:
+            self._found.popleft()
+        return self._found[0] if self._found else None
+
+    def found_in(self, start: int) -> _Piece | None:
+        """The same, after a search in the next blocks if nothing is known of them."""
+        known = self.found_before(start)
+        if known is not None or start < self.searched:
+            return known
+        end = min(start + self._window_bytes, self._contents.old_size)
+        self._found.extend(self._blocks(start, end))
+        # A block that begins in the last bytes is not found whole.
+        self.searched = end if end == self._contents.old_size else end - self._length + 1
+        return self.found_before(start)
+
+    def drop(self) -> None:
+        """The range that was told of last is used."""
+        self._found.popleft()
+
+    def _blocks(self, start: int, end: int) -> Iterator[_Piece]:
+        if self._signature is None:
+            self._signature = self._contents.signature()
+        parser = rsync.DeltaParser(1)
+        for block in rsync.delta(self._signature, self._contents.old(start, end)):
+            parser.feed(block)
+        for source, offset, size in parser.finish().extents():
+            if source == rsync.BASIS:
+                yield _Piece(start, start + size, offset - start)
+            start += size
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+def _commands(pieces: Iterator[_Piece], contents: _Contents) -> Iterator[bytes]:
+    """The commands for all of the old content."""
+    copy: _Piece | None = None
+    literal: _Piece | None = None  # behind it
+    for piece in pieces:
+        if piece.shift is None:
+            literal = piece if literal is None else literal._replace(end=piece.end)
+            continue
+        following = piece
+        if literal is not None:
+            copy, literal = _with_what_follows(copy, literal, contents)
+        if literal is not None:
+            literal, following = _with_what_precedes(literal, following, contents)
+        if literal is None and copy is not None and copy.shift == following.shift:
+            copy = copy._replace(end=following.end)
+            continue
+        yield from _formatted(copy, literal, contents)
+        copy, literal = following, None
+    if literal is not None:
+        copy, literal = _with_what_follows(copy, literal, contents)
+    yield from _formatted(copy, literal, contents)
+
+
+def _with_what_follows(
+    copy: _Piece | None, literal: _Piece, contents: _Contents
+) -> tuple[_Piece | None, _Piece | None]:
+    """The copy with as much of the literal behind it as is the same, and the rest of that."""
+    if copy is None or copy.shift is None:
+        return copy, literal
+    at = literal.start + contents.equal_after(literal.start, literal.end, copy.shift)
+    return copy._replace(end=at), literal._replace(start=at) if at < literal.end else None
+
+
+def _with_what_precedes(literal: _Piece, copy: _Piece, contents: _Contents) -> tuple[_Piece | None, _Piece]:
+    """The same for the copy behind the literal."""
+    assert copy.shift is not None
+    at = literal.end - contents.equal_before(literal.start, literal.end, copy.shift)
+    return literal._replace(end=at) if at > literal.start else None, copy._replace(start=at)
+
+
+def _formatted(copy: _Piece | None, literal: _Piece | None, contents: _Contents) -> Iterator[bytes]:
+    if copy is not None and copy.shift is not None:
+        i, number = _number(copy.start + copy.shift)
+        j, size = _number(copy.end - copy.start)
+        yield bytes([_COPY + 4 * i + j]) + number + size
+    if literal is not None:
+        for start in range(literal.start, literal.end, BLOCK_SIZE):
+            end = min(start + BLOCK_SIZE, literal.end)
+            width, number = _number(end - start)
+            yield b"".join([bytes([_LITERAL + width]), number, contents.old(start, end)])
 
 
 def _number(number: int) -> tuple[int, bytes]:
     """It in the fewest bytes that a command has for it; how many these are, as a power of two."""
     width = next(width for width in range(4) if number < 1 << (8 << width))
     return width, struct.pack(_WIDTHS[width], number)
-
-
-def _different(pieces: Iterator[bytes], signature: Callable[[], rsync.Signature]) -> Iterator[bytes]:
-    """The commands for a stretch that differs."""
-    head, size = [], 0
-    for piece in pieces:
-        head.append(piece)
-        size += len(piece)
-        if size >= _LONG:
-            yield from _without_frame(rsync.delta(signature(), chain(head, pieces)))
-            return
-    width, number = _number(size)
-    yield b"".join([bytes([0x41 + width]), number, *head])
-
-
-def _without_frame(delta: Iterable[bytes]) -> Iterator[bytes]:
-    """The commands of a delta, without the magic before them and the end."""
-    rest = b""
-    begun = False
-    for block in delta:
-        rest += block
-        if not begun and len(rest) >= len(_MAGIC):
-            rest = rest[len(_MAGIC) :]
-            begun = True
-        if begun:
-            yield rest[: -len(_END)]
-            rest = rest[-len(_END) :]

@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from histfs.store.compression import Seekable
@@ -61,3 +62,47 @@ def check_there_are_indexes(repository: Path) -> None:
         ("log", "snapshot"): False,
         ("gone", "snapshot"): False,
     }
+
+
+EDITS: dict[str, Callable[[bytes], bytes]] = {
+    "inserted": lambda old: old[:4097] + RNG.randbytes(100_000) + old[4097:],
+    "cut": lambda old: old[:500_000] + old[600_001:],
+    "moved": lambda old: old[200_000:900_000] + old[:200_000] + old[900_000:],
+    "scattered": lambda old: altered(old, 100_000),
+    "both": lambda old: altered(old[:4097] + RNG.randbytes(100_000) + old[4097:], 100_000),
+    "sown": lambda old: b"new".join(old[start : start + 50_001] for start in range(0, len(old), 50_001)),
+}
+CONTENTS = {
+    "noise": RANDOM,
+    "text": TEXT,
+    "image": b"".join(RNG.randbytes(2048) + TEXT[:2048] for _ in range(300)),
+    "holes": b"".join(RNG.randbytes(16384) + bytes(49152) for _ in range(20)),
+}
+
+
+def test_increments_are_no_larger_than_those_of_another_writer(scratch: Path, rdiff_backup: Oracle) -> None:
+    """What was inserted, cut out or moved is found, whatever lies around it."""
+    names = [(content, edit) for content in CONTENTS for edit in EDITS]
+    before = Dir({f"{content} {edit}": File(CONTENTS[content], mtime=1) for content, edit in names})
+    after = Dir({f"{content} {edit}": File(EDITS[edit](CONTENTS[content]), mtime=2) for content, edit in names})
+    source = scratch / "source"
+    for number, tree in enumerate((before, after)):
+        shutil.rmtree(source, ignore_errors=True)
+        build(source, tree)
+        agreement.histfs_backup(source, scratch / "ours", at=FIRST_SESSION + number * 60)
+        rdiff_backup.backup(source, scratch / "theirs", at=FIRST_SESSION + number * 60).check()
+    ours, theirs = increment_sizes(scratch / "ours"), increment_sizes(scratch / "theirs")
+    assert ours.keys() == theirs.keys()
+    assert len(ours) == len(names)
+    larger = {name: (size, theirs[name]) for name, size in ours.items() if size > 1.02 * theirs[name]}
+    assert larger == {}
+    restored = scratch / "restored"
+    rdiff_backup.restore(scratch / "ours", restored, at=FIRST_SESSION).check()
+    for name in ours:
+        assert (restored / name).read_bytes() == CONTENTS[name.split()[0]]
+
+
+def increment_sizes(repository: Path) -> dict[str, int]:
+    """By the names of the files, in bytes."""
+    increments = (repository / "rdiff-backup-data" / "increments").glob("*.diff.gz")
+    return {path.name.split(".")[0]: path.stat().st_size for path in increments}

@@ -85,8 +85,41 @@ def test_what_moved_is_found(searches: list[object]) -> None:
         IMAGE[2 * MiB :] + IMAGE[: 2 * MiB],
     ):
         searches.clear()
-        assert literal_bytes(check(IMAGE, new)) < 20_000
+        assert literal_bytes(check(IMAGE, new)) <= 5000
         assert len(searches) == 1
+
+
+def test_the_place_of_a_change_is_met_exactly() -> None:
+    inserted, cut = b"in the middle", 70_001
+    there = IMAGE[: MiB + 33] + inserted + IMAGE[MiB + 33 :]
+    assert check(IMAGE, there) == [Copy(0, MiB + 33), Copy(MiB + 33 + len(inserted), len(IMAGE) - MiB - 33)]
+    without = IMAGE[: MiB + 33] + IMAGE[MiB + 33 + cut :]
+    assert literal_bytes(check(IMAGE, without)) == cut
+    (before, literal, after) = check(IMAGE, overwritten(IMAGE, MiB + 33, size=10))
+    assert isinstance(literal, Literal)
+    assert len(literal.data) <= 10
+    assert isinstance(before, Copy)
+    assert isinstance(after, Copy)
+
+
+def test_changes_behind_an_insertion_cost_their_pages(searches: list[object]) -> None:
+    places = [100_000, 500_000, 900_000, 2 * MiB]
+    commands = check(IMAGE, b"inserted" + overwritten(IMAGE, *places, size=4096))
+    assert literal_bytes(commands) <= len(places) * 4096
+    assert len(searches) == 1
+
+
+@pytest.mark.parametrize("repeated", [bytes(3000), CHANCE.randbytes(1500) * 2])
+def test_what_is_repeated_everywhere_hides_nothing(repeated: bytes) -> None:
+    """Pages that are equal at any shift, and others between them that tell which is right."""
+    image = b"".join(CHANCE.randbytes(5192) + repeated for _ in range(300))
+    for new in (
+        image[:99] + CHANCE.randbytes(8192) + image[99:],
+        image[300_000:] + image[:300_000],
+        image[:MiB] + image[MiB + 8192 :],
+        overwritten(image, *range(0, len(image), 200_000), size=4096),
+    ):
+        assert literal_bytes(check(image, new)) <= 13 * 4096
 
 
 def test_long_and_short_stretches(searches: list[object]) -> None:
@@ -120,6 +153,8 @@ def test_any_edits(data: st.DataObject) -> None:
         patch.setattr(delta_module, "_LARGE", 1)
         patch.setattr(delta_module, "_PAGE", 8)
         patch.setattr(delta_module, "_LONG", 40)
+        patch.setattr(delta_module, "_MOST_WAITING_BYTES", data.draw(st.sampled_from([1, 40, 200])))
+        patch.setattr(delta_module, "_EQUAL_PER_DIFFERENT", data.draw(st.sampled_from([1, 4, 100])))
         patch.setattr(delta_module, "BLOCK_SIZE", 64)
         patch.setattr(delta_module, "block_len", lambda _: 8)
         check(old, new)
