@@ -46,6 +46,9 @@ class Pages:
     def __len__(self) -> int:
         return len(self._pages)
 
+    def clear(self) -> None:
+        self._pages.clear()
+
     def take(self, inode: int, offset: int) -> Page | None:
         return self._pages.pop((inode, offset), None)
 

@@ -30,6 +30,7 @@ int histfs_fuse_is_by_inode(void);
 int histfs_fuse_keep_content(uint64_t inode, const char *data, size_t size);
 int histfs_fuse_keep_listing(uint64_t inode, uint64_t offset, const char *data, size_t size, int is_last);
 int histfs_fuse_reply_listing(uint64_t inode, uint64_t offset);
+void histfs_fuse_forget_listings(void);
 int histfs_fuse_serve(uint64_t inode, uint64_t size, uintptr_t reader, uintptr_t version);
 int histfs_fuse_withdraw(uint64_t inode);
 uint64_t histfs_fuse_reads(uint64_t inode);

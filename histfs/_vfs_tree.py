@@ -12,16 +12,14 @@ from itertools import groupby
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
+from histfs._vfs_rights import FOREVER_S, Grants, Policy
 from histfs.errors import DamagedError, HistfsError, NotADirectoryEntryError, NotFoundError
-from histfs.store.accounts import BY_NAME, resolved
 from histfs.store.catalog import LIVE, Catalog, Listed, Version
 from histfs.store.catalog.schema import ROOT
-from histfs.store.entry import Acl, Entry, Extras, Xattrs
+from histfs.store.entry import Entry, Extras
 from histfs.store.extras import SessionExtras
-from histfs.store.format import posix_acl
 
 ROOT_INODE = 1
-FOREVER_S = 86_400.0  # for what cannot change while it is mounted
 UNKNOWN_S = 0.0
 
 # All numbers fit a signed 64 bit number. Bit 62 tells versions from directories. Of a directory's time, moved to be
@@ -41,7 +39,6 @@ _OVERFLOW_ID = 65_534  # "nobody": what Linux shows for an id that it cannot sho
 _DIRECTORIES_KEPT = 10_000
 _QUICK_KEPT = 16_384
 _TOPS_KEPT = 256
-_XATTRS_KEPT = 1024
 
 # Directory offsets: 0 starts, 1 comes after ".", 2 after "..", and 3 more than its number after an entry.
 AFTER_DOT, AFTER_DOTS, AFTER_0 = 1, 2, 3
@@ -216,13 +213,14 @@ class _Recent:
 class Tree:
     """A catalog in use. `users` is the history's, guarded by its lock; the methods are explained there."""
 
-    def __init__(self, catalog: Catalog, root: Callable[[], Attributes]) -> None:
+    def __init__(self, catalog: Catalog, root: Callable[[], Attributes], policy: Policy) -> None:
         self.users = 1
         self.catalog = catalog
+        self._grants = Grants(catalog, policy)
+        self._valid_s = policy.valid_s
         self._root = root
         self._oldest = min(catalog.sessions, default=0)
         self._top = lru_cache(_TOPS_KEPT)(catalog.root)
-        self._xattrs = lru_cache(_XATTRS_KEPT)(self._read_xattrs)
         self._directories = _Directories(catalog)
         self._quick = _Recent()  # what was listed is likely to be read
         self._last_asked: tuple[int, Version | None] = (0, None)
@@ -255,8 +253,9 @@ class Tree:
             above = ROOT_INODE if is_top else directory_inode(session_time, self._directories.tag(parent))
             children.append(Child(b"..", _dot(above), AFTER_DOTS))
         after = None if offset < AFTER_0 else self._version(offset - AFTER_0).name
+        changes = self._grants.changes(directory, session_time, after, limit)
         for listed in self.catalog.names(directory, session_time, after, limit):
-            shown = self._listed_attributes(listed, directory, session_time)
+            shown = self._listed_attributes(listed, directory, session_time, changes.get(listed.name))
             if shown is not None:
                 is_small = 0 < listed.size_bytes <= SMALL_BYTES and listed.mode & _TYPE == stat.S_IFREG
                 if is_small and listed.is_live and listed.is_plain:
@@ -264,18 +263,25 @@ class Tree:
                 children.append(Child(listed.name, shown, listed.number + AFTER_0, listed.target, is_small))
         return children
 
-    def _listed_attributes(self, listed: Listed, parent: int, session_time: int) -> Attributes | None:
-        """What a name in a listing shows; None if it is not there."""
-        number, name, mode, uid, gid, size, mtime_s, _, _, _, directory, tag, is_plain = listed
+    def _listed_attributes(
+        self, listed: Listed, parent: int, session_time: int, changed_mode: int | None
+    ) -> Attributes | None:
+        """What a name in a listing shows; None if it is not there. `changed_mode`: if it is not the one recorded."""
+        number, name, mode, uid, gid, size, mtime_s, _, _, _, directory, tag, is_plain, extras = listed
+        if self._grants.is_owners:
+            is_plain = is_plain and extras is None
+            mode = self._grants.policy.mode(mode, ())
+        elif changed_mode is not None:
+            mode = changed_mode
         if not is_plain or (directory and tag is None) or uid > _MAX_ID or gid > _MAX_ID or size < 0:
             version = self.catalog.child(parent, name, session_time)
             return None if version is None else self._shown(version, session_time)
         if tag is None:
-            return Attributes(_VERSION | number, mode, 1, uid, gid, 0, size, mtime_s)
+            return Attributes(_VERSION | number, mode, 1, uid, gid, 0, size, mtime_s, self._valid_s)
         tag = self._directories.keep(tag, directory, parent)
         # A snapshot's top carries its session's time, for `ls -lt` in the root.
         shown_mtime_s = session_time if tag == TOP_TAG else mtime_s
-        return Attributes(directory_inode(session_time, tag), mode, 1, uid, gid, 0, size, shown_mtime_s)
+        return Attributes(directory_inode(session_time, tag), mode, 1, uid, gid, 0, size, shown_mtime_s, self._valid_s)
 
     def target(self, inode: int) -> bytes | None:
         number = number_of(inode)
@@ -289,10 +295,7 @@ class Tree:
         else:
             session_time, directory, parent = self._place(inode)
             version = self._version_of(directory, parent, session_time)
-        return NO_XATTRS if version.extras is None else self._xattrs(version.extras)
-
-    def _read_xattrs(self, number: int) -> Mapping[bytes, bytes]:
-        return shown_xattrs(*self.catalog.extras(number))
+        return self._grants.xattrs(version)
 
     def open(self, inode: int, repository: Repository, only_if_quick: bool, at_most: int = _MAX_SIGNED) -> File | None:
         number = number_of(inode)
@@ -388,7 +391,7 @@ class Tree:
         tag = self._directories.tag(version.directory, version.parent)
         # A snapshot's top carries its session's time, for `ls -lt` in the root.
         mtime_s = session_time if tag == TOP_TAG else version.mtime_s
-        return _attributes(version, directory_inode(session_time, tag), 1, mtime_s)
+        return self._attributes(version, directory_inode(session_time, tag), 1, mtime_s)
 
     def _of_file(self, version: Version) -> Attributes:
         nlink, kind = 1, version.mode & _TYPE
@@ -400,10 +403,25 @@ class Tree:
             nlink = self.catalog.links(version, self.catalog.time_of(version))[1]
         # What has none recorded carries the time of the first session that had it: the same in all snapshots.
         mtime_s = max(version.first, self._oldest) if kind in _WITHOUT_MTIME else version.mtime_s
-        shown = _attributes(version, version_inode(version.number), nlink, mtime_s)
+        shown = self._attributes(version, version_inode(version.number), nlink, mtime_s)
         if kind in (stat.S_IFCHR, stat.S_IFBLK):
             shown = shown._replace(rdev=_shown_device(*self.catalog.entry(version).device_number))
         return shown
+
+    def _attributes(self, version: Version, inode: int, nlink: int, mtime_s: int) -> Attributes:
+        mode, uid, gid = self._grants.of(version).mode, version.uid, version.gid
+        size = version.size_bytes if mode & _TYPE != stat.S_IFLNK else len(version.target or b"")
+        return Attributes(
+            inode,
+            mode,
+            nlink,
+            uid if 0 <= uid <= _MAX_ID else _OVERFLOW_ID,
+            gid if 0 <= gid <= _MAX_ID else _OVERFLOW_ID,
+            0,
+            size if 0 <= size <= _MAX_SIGNED else min(max(0, size), _MAX_SIGNED),
+            mtime_s if -_MAX_SIGNED <= mtime_s <= _MAX_SIGNED else min(max(-_MAX_SIGNED, mtime_s), _MAX_SIGNED),
+            self._valid_s,
+        )
 
 
 def _is_plain(version: Version) -> bool:
@@ -414,26 +432,6 @@ def _is_plain(version: Version) -> bool:
 
 def _dot(inode: int) -> Attributes:
     return Attributes(inode, stat.S_IFDIR | 0o500, 1, 0, 0, 0, 0, 0, UNKNOWN_S)
-
-
-def _attributes(version: Version, inode: int, nlink: int, mtime_s: int) -> Attributes:
-    mode, uid, gid = version.mode, version.uid, version.gid
-    size = version.size_bytes if mode & _TYPE != stat.S_IFLNK else len(version.target or b"")
-    return Attributes(
-        inode,
-        mode,
-        nlink,
-        uid if 0 <= uid <= _MAX_ID else _OVERFLOW_ID,
-        gid if 0 <= gid <= _MAX_ID else _OVERFLOW_ID,
-        0,
-        size if 0 <= size <= _MAX_SIGNED else min(max(0, size), _MAX_SIGNED),
-        mtime_s if -_MAX_SIGNED <= mtime_s <= _MAX_SIGNED else min(max(-_MAX_SIGNED, mtime_s), _MAX_SIGNED),
-    )
-
-
-def shown_xattrs(xattrs: Xattrs, acl: Acl | None) -> Mapping[bytes, bytes]:
-    """Extended attributes as the kernel has them, lists among them, with the ids that names have here."""
-    return dict(xattrs) | posix_acl.shown(resolved(acl or (), BY_NAME).acl)
 
 
 def shown_id(number: int) -> int:

@@ -38,7 +38,7 @@ from histfs._fs_listing import BLOCK_SIZE, NAME_MAX, Page, Pages, keep
 from histfs._fs_open_files import OpenFiles
 from histfs._fs_read_ahead import ReadAhead, small_files
 from histfs.errors import DamagedError, HistfsError, StorageError
-from histfs.fuse import end_serving, is_by_inode, next_failure, pyfuse3, reply_listing
+from histfs.fuse import end_serving, forget_listings, is_by_inode, next_failure, pyfuse3, reply_listing
 from histfs.vfs import (
     FOREVER_S,
     NO_XATTRS,
@@ -151,6 +151,8 @@ class Operations(pyfuse3.Operations):
         return _absent(NOTIFIED_S) if session_time is None else _entry(await self._top(session_time), NOTIFIED_S)
 
     async def _top(self, session_time: int) -> Attributes:
+        if self._history.rights_change:
+            return await self._ask(self._history.attributes, directory_inode(session_time, TOP_TAG))
         while (top := self._history.top(session_time)) is None:
             job = functools.partial(self._in_thread, self._readers, self._history.read_top, session_time)
             await self._flights.run(directory_inode(session_time, TOP_TAG), job)
@@ -194,7 +196,7 @@ class Operations(pyfuse3.Operations):
     async def _xattrs(self, inode: int) -> Mapping[bytes, bytes]:
         if inode == ROOT_INODE:
             return NO_XATTRS
-        if (session_time := time_of_top(inode)) is not None:
+        if not self._history.rights_change and (session_time := time_of_top(inode)) is not None:
             await self._top(session_time)
             return self._history.xattrs_of_top(session_time)
         return await self._ask(self._history.xattrs, inode) if self._history.has_xattrs else NO_XATTRS
@@ -227,7 +229,10 @@ class Operations(pyfuse3.Operations):
         files = [] if page is None else page.files
         while True:
             if page is None or page.is_told:
-                children = await self._ask(self._history.children, fh, offset, _NAMES_AT_ONCE)
+                taken, children = -1, []
+                while taken != self._history.catalogs_taken:  # of an old one nothing may be kept
+                    taken = self._history.catalogs_taken
+                    children = await self._ask(self._history.children, fh, offset, _NAMES_AT_ONCE)
                 files += small_files(children)
                 page = Page(children, len(children) < _NAMES_AT_ONCE, files)
                 if fh != ROOT_INODE and offset == start_id and self._keep_reply(fh, offset, page):
@@ -397,7 +402,13 @@ class Operations(pyfuse3.Operations):
         return monotonic() < self._slow_until
 
     async def _update(self) -> None:
-        await self._flights.run(ROOT_INODE, functools.partial(self._in_thread, self._updaters, self._history.update))
+        await self._flights.run(ROOT_INODE, self._take_catalog)
+
+    async def _take_catalog(self) -> None:
+        await self._in_thread(self._updaters, self._history.update)
+        if self._history.rights_change:
+            self._pages.clear()
+            forget_listings()
 
     async def _in_thread(self, limiter: trio.CapacityLimiter, function: Callable[..., T], *args: object) -> T:
         return await trio.to_thread.run_sync(function, *args, limiter=limiter, abandon_on_cancel=True)

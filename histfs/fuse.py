@@ -11,6 +11,7 @@ from types import ModuleType
 
 __all__ = [
     "end_serving",
+    "forget_listings",
     "is_by_inode",
     "keep_content",
     "keep_listing",
@@ -78,6 +79,12 @@ def reply_listing(inode: int, offset: int) -> bool:
     False, and the reply stays empty, if there is nothing. In the session's thread, as all of the following.
     """
     return _compiled is not None and bool(_compiled.lib.histfs_fuse_reply_listing(inode, offset))
+
+
+def forget_listings() -> None:
+    """Keep none of the listings: what they show of the files is not true any more. No reply may be under way."""
+    if _compiled is not None:
+        _compiled.lib.histfs_fuse_forget_listings()
 
 
 def serve(inode: int, size_bytes: int, reader: tuple[int, int]) -> bool:

@@ -25,11 +25,11 @@ from contextlib import closing, contextmanager, suppress
 from datetime import tzinfo
 from typing import NamedTuple, Protocol
 
+from histfs._vfs_rights import FOREVER_S, Policy
 from histfs._vfs_tree import (
     AFTER_0,
     AFTER_DOT,
     AFTER_DOTS,
-    FOREVER_S,
     NO_XATTRS,
     ROOT_INODE,
     SMALL_BYTES,
@@ -46,7 +46,6 @@ from histfs._vfs_tree import (
     number_of,
     place_of,
     shown_id,
-    shown_xattrs,
     time_of_top,
     version_inode,
 )
@@ -54,6 +53,7 @@ from histfs.errors import DamagedError, HistfsError, NotFoundError
 from histfs.store.catalog import Catalog
 from histfs.store.entry import ALL_EXTRAS
 from histfs.store.layout import State
+from histfs.store.rights import OldModes
 from histfs.store.when import snapshot_names
 
 __all__ = [
@@ -70,6 +70,7 @@ __all__ = [
     "File",
     "History",
     "NotReadyError",
+    "Policy",
     "directory_inode",
     "number_of",
     "place_of",
@@ -115,8 +116,9 @@ class History:
     """All snapshots of a repository, as directories below one root.
 
     `open_catalog` gives a catalog of the repository as it is now; it may take its time. `zone` is the time zone of the
-    directories' names (None: local), `owner` the user and group of the root. All but `root`, `names` and `top` raise
-    NotReadyError where only an `update` can tell, and NotFoundError for what is not there.
+    directories' names (None: local), `owner` the user and group of the root; `policy` says by which rights versions
+    are shown. All but `root`, `names` and `top` raise NotReadyError where only an `update` can tell, and NotFoundError
+    for what is not there.
     """
 
     def __init__(
@@ -126,11 +128,13 @@ class History:
         zone: tzinfo | None,
         *,
         owner: tuple[int, int] = (0, 0),
+        policy: Policy = Policy(),  # noqa: B008 - a value
     ) -> None:
         self._repository = repository
         self._open_catalog = open_catalog
         self._zone = zone
         self._owner = owner
+        self.policy = policy
         self._lock = threading.Lock()
         self._sessions = _Sessions((), frozenset(), {})
         self._tops: dict[int, _Top] = {}  # those that were read without a catalog
@@ -138,6 +142,7 @@ class History:
         self._state: State | None = None  # at the last look
         self._is_current = False  # whether the catalog knew all of it
         self._is_doubtful = False  # whether it has to be asked again
+        self.catalogs_taken = 0  # how often `update` took another one
 
     # The root
 
@@ -152,13 +157,21 @@ class History:
         return self._sessions.names
 
     def top(self, session_time: int) -> Attributes | None:
-        """The directory of a snapshot, if it is known. NotFoundError if there is none, DamagedError."""
+        """The directory of a snapshot, if it is known. NotFoundError if there is none, DamagedError.
+
+        It can be known without a catalog (`read_top`) unless `rights_change`.
+        """
         self._sessions.check(session_time)
         with self._lent_if_there() as tree:
             if tree is not None and session_time in tree.catalog.sessions:
                 return tree.attributes(directory_inode(session_time, TOP_TAG))
         read = self._tops.get(session_time)
         return None if read is None else read.attributes
+
+    @property
+    def rights_change(self) -> bool:
+        """Whether another session may change by which rights old versions are shown. Then a catalog is needed."""
+        return self.policy.old_modes is OldModes.STRICT
 
     def read_top(self, session_time: int) -> Attributes:
         """The directory of a snapshot, of its list alone: who looks at the root need not wait for the catalog.
@@ -172,8 +185,9 @@ class History:
             with snapshot.extras(ALL_EXTRAS, lambda error: log.warning("%s", error)) as extras:
                 entry = extras.added_to(entry)
         top = self._unread_top(session_time)
-        top = top._replace(mode=stat.S_IFDIR | entry.safe_mode, uid=shown_id(entry.uid), gid=shown_id(entry.gid))
-        read = _Top(top._replace(valid_s=FOREVER_S), shown_xattrs(entry.xattrs, entry.acl))
+        mode = self.policy.mode(stat.S_IFDIR | entry.safe_mode, entry.acl)
+        top = top._replace(mode=mode, uid=shown_id(entry.uid), gid=shown_id(entry.gid), valid_s=FOREVER_S)
+        read = _Top(top, self.policy.xattrs(entry.xattrs, entry.acl))
         return self._tops.setdefault(session_time, read).attributes
 
     def xattrs_of_top(self, session_time: int) -> Mapping[bytes, bytes]:
@@ -235,9 +249,10 @@ class History:
         """Take a catalog that knows what is there now: slow where it has to be built. DamagedError, StorageError."""
         if self.refresh():
             return
-        new = Tree(self._open_catalog(), self.root)
+        new = Tree(self._open_catalog(), self.root, self.policy)
         with self._lock:
             self._tree, old = new, self._tree
+            self.catalogs_taken += 1
         self._tops.clear()
         self._give_back(old)
         self.refresh()

@@ -27,6 +27,7 @@ LAYERS = [
     {"fuse"},
     {"vfs"},
     {"_vfs_tree"},
+    {"_vfs_rights"},
     {"store"},
     {"rsync"},
     {"_rsync_reading"},
@@ -89,11 +90,20 @@ STORE_LAYERS = [
         "walk",
         "xattrs",
     },
-    {"owners", "plan", "selection", "when", "format"},
+    {"owners", "plan", "rights", "selection", "when", "format"},
     {"entry"},
 ]
 BUILD_SCRIPTS = {"_fuse_build", "_rsync_build", "_tree_build"}  # not part of the running program
-PURE = {"store.format", "store.entry", "store.owners", "store.plan", "store.selection", "store.when", "remote.protocol"}
+PURE = {
+    "store.format",
+    "store.entry",
+    "store.owners",
+    "store.plan",
+    "store.rights",
+    "store.selection",
+    "store.when",
+    "remote.protocol",
+}
 IMPURE = re.compile(
     "asyncio|cffi|gzip|io|isal|logging|os|pathlib|pyfuse3|random|select|shutil|signal|socket|sqlite3|subprocess|sys|tempfile"
     "|threading|time|trio|zlib"

@@ -6,6 +6,7 @@ from datetime import UTC
 from histfs.cli import options
 from histfs.cli.output import Output
 from histfs.errors import printable
+from histfs.store.rights import OldModes
 
 DESCRIPTION = """\
 Show every session of REPO as a folder in MNT, named by its time, with
@@ -45,6 +46,18 @@ def add_to(verbs: "options.Verbs") -> None:
         "/etc/fuse.conf, unless you are root)",
     )
     parser.add_argument(
+        "--old-modes",
+        metavar="POLICY",
+        choices=[each.value for each in OldModes],
+        help="what others may read of old versions: strict (the default), what they could read then and can read now; "
+        "as-stored, what they could read then; owner, what is their own",
+    )
+    parser.add_argument(
+        "--all-attributes",
+        action="store_true",
+        help="with --allow-other: show security.* and trusted.* attributes too (root only)",
+    )
+    parser.add_argument(
         "--log-file",
         metavar="FILE",
         type=options.path,
@@ -73,6 +86,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         zone=UTC if arguments.utc else None,
         foreground=arguments.foreground,
         allow_other=arguments.allow_other,
+        old_modes=None if arguments.old_modes is None else OldModes(arguments.old_modes),
+        all_attributes=arguments.all_attributes,
         log_file=arguments.log_file,
         debug=arguments.debug,
         cache=options.cache_directory(),

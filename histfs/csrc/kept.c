@@ -272,6 +272,12 @@ static int histfs_reply_from_listing(fuse_req_t req, uint64_t inode, uint64_t of
     return is_there;
 }
 
+/* Keep none of what was listed, for the session's thread. */
+static void histfs_fuse_forget_listings(void)
+{
+    histfs_drop_listings();
+}
+
 /* Promise that the next reply, which is to be an empty one, is to be what is kept of a directory; whether it is. */
 static int histfs_fuse_reply_listing(uint64_t inode, uint64_t offset)
 {

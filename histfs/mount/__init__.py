@@ -22,14 +22,15 @@ from urllib.parse import quote_from_bytes
 
 import trio
 
-from histfs.errors import HistfsError, MountError, printable
+from histfs.errors import HistfsError, MountError, UsageError, printable
 from histfs.fs import Operations
 from histfs.mount import background, place, session
 from histfs.mount.place import unmount
 from histfs.store.catalog import Catalog, open_catalog
 from histfs.store.content.shared import Sizes
 from histfs.store.repository import Repository
-from histfs.vfs import History
+from histfs.store.rights import OldModes
+from histfs.vfs import History, Policy
 
 __all__ = ["mount", "unmount"]
 
@@ -51,6 +52,7 @@ class _Request(NamedTuple):
     debug: bool
     cache: Path | None = None
     memory_bytes: int = 64 << 20
+    policy: Policy = Policy()
 
 
 def mount(
@@ -59,6 +61,8 @@ def mount(
     *,
     zone: tzinfo | None,
     allow_other: bool,
+    old_modes: OldModes | None = None,
+    all_attributes: bool = False,
     foreground: bool,
     log_file: Path | None,
     debug: bool,
@@ -75,6 +79,9 @@ def mount(
     listed already; in the foreground `on_progress` then hears every few seconds, from another thread, how many records
     were read (in the background the log does). `memory_bytes` is how much may be kept in memory to read faster.
 
+    `old_modes` says by which rights old versions are shown to others, with `allow_other` (None: the strict way);
+    `all_attributes` shows these also what root alone can set.
+
     A mount of histfs there whose process has died is cleaned up. Returns the exit code 0.
 
     Raises NotARepositoryError, UsageError (places that overlap, not empty, mounted already), MountError, StorageError.
@@ -89,6 +96,7 @@ def mount(
         debug,
         None if cache is None else _resolved(cache),
         memory_bytes,
+        _policy(allow_other=allow_other, old_modes=old_modes, all_attributes=all_attributes),
     )
     _check(request)
     task = partial(_run, request, on_progress)
@@ -102,6 +110,18 @@ def mount(
 
 def _resolved(path: Path) -> Path:
     return Path(os.path.realpath(path))
+
+
+def _policy(*, allow_other: bool, old_modes: OldModes | None, all_attributes: bool) -> Policy:
+    """What is shown of rights and attributes. Who mounts for nobody else sees what is recorded. UsageError."""
+    is_root = os.geteuid() == 0
+    if all_attributes and not is_root:
+        raise UsageError("--all-attributes is for root, who alone can set such attributes")
+    if old_modes is not None and not allow_other:
+        raise UsageError("--old-modes says what others may read", advice="with --allow-other they are let in")
+    if not allow_other:
+        return Policy(OldModes.AS_STORED, privileged=is_root)
+    return Policy(old_modes or OldModes.STRICT, privileged=all_attributes)
 
 
 def _check(request: _Request) -> None:
@@ -121,7 +141,7 @@ def _run(request: _Request, on_progress: Callable[[int], None], on_ready: Callab
     with logging_to, Repository.open(request.repository, sizes) as repository:
         _allow_many_open_files()
         open_now = partial(_open_catalog, request, repository, _progress(request, on_progress))
-        history = History(repository, open_now, request.zone, owner=(os.geteuid(), os.getegid()))
+        history = History(repository, open_now, request.zone, owner=(os.geteuid(), os.getegid()), policy=request.policy)
         history.refresh()
         operations = Operations(
             history, request.repository, small_bytes=request.memory_bytes // 8, enforces_acls=request.allow_other

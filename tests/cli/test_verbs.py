@@ -436,6 +436,7 @@ class TestMount:
         monkeypatch.setenv("XDG_CACHE_HOME", "/c")
         defaults = {"cache": Path("/c/histfs"), "memory_bytes": 64 << 20}
         options = {"zone": None, "foreground": False, "allow_other": False, "log_file": None, "debug": False}
+        options |= {"old_modes": None, "all_attributes": False}
         ran = cli("mount", "repo", "m\x1b")
         del cli.calls["mount"][2]["on_progress"]
         assert cli.calls["mount"] == (Path("repo"), Path("m\x1b"), {**options, **defaults})

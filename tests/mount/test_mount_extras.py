@@ -95,7 +95,7 @@ def test_programs_see_them(mounted):
 
 
 @root_only
-@pytest.mark.parametrize("mounted", [["--allow-other"]], indirect=True)
+@pytest.mark.parametrize("mounted", [["--allow-other", "--old-modes=as-stored"]], indirect=True)
 @pytest.mark.parametrize(
     ("user", "group", "readable"),
     [

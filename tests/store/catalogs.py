@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from histfs.errors import DamagedError
-from histfs.store.catalog import LIVE, Catalog, Listed, Version, open_catalog
+from histfs.store.catalog import LIVE, Access, Catalog, Listed, Version, open_catalog
 from histfs.store.entry import Entry
 from histfs.store.repository import Repository
 
@@ -27,6 +27,8 @@ def versions_at(catalog: Catalog, time: int) -> Iterator[Version]:
                 tags = [catalog.tag(child.directory) if child.directory else None for child in page]
                 expected = [listed(child, tag, oldest) for child, tag in zip(page, tags, strict=True)]
                 assert list(catalog.names(version.directory, time, after, 3)) == expected
+                changed = list(catalog.changed_access(version.directory, time, after, 3))
+                assert changed == [pair for child in page for pair in changed_access(catalog, child)]
                 below += page
                 after = page[-1].name
             pending += reversed(below)
@@ -53,7 +55,22 @@ def listed(version: Version, tag: int | None, oldest: int) -> Listed:
         version.directory,
         tag,
         is_plain,
+        version.extras,
     )
+
+
+def changed_access(catalog: Catalog, version: Version) -> list[tuple[bytes, Access, Access]]:
+    """What a listing says of another version at the same path in the newest session."""
+    if version.last == LIVE:
+        return []
+    newest = [access_of(other) for other in catalog.versions(version.parent, version.name) if other.last == LIVE]
+    assert version.link is not None or catalog.newest_access(version) == newest
+    assert set(newest) <= set(catalog.newest_access(version))
+    return [(version.name, access_of(version), other) for other in newest]
+
+
+def access_of(version: Version) -> Access:
+    return Access(version.mode, version.uid, version.gid, version.extras)
 
 
 def entries_at(catalog: Catalog, time: int) -> list[Entry]:

@@ -10,108 +10,22 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from histfs.errors import DamagedError, NotFoundError, StorageError
 from histfs.store.catalog.lists import Lists
+from histfs.store.catalog.rows import ACCESS, AT, LISTED, VERSION, Access, Listed, Version, shared, version_of_row
 from histfs.store.catalog.schema import DATABASE_ERRORS, LIVE, ROOT, is_busy, read_known
-from histfs.store.entry import Acl, Entry, Kind, LinkGroup, Xattrs, join, name_of, parent_of, sort_key
+from histfs.store.entry import Acl, Entry, LinkGroup, Xattrs, join, name_of, parent_of, sort_key
 from histfs.store.format.attributes import parse_access_control_list, parse_extended_attributes
-from histfs.store.format.columns import IS_DIRECTORY, TYPE_BITS, TYPE_MASK, number_of, signed, unsigned
+from histfs.store.format.columns import TYPE_MASK, number_of, signed
 from histfs.store.layout import State
 from histfs.store.repository import Repository
 
-_SYMLINK = TYPE_BITS[Kind.SYMLINK]
-_CHARACTER_DEVICE = TYPE_BITS[Kind.CHARACTER_DEVICE]
-_BLOCK_DEVICE = TYPE_BITS[Kind.BLOCK_DEVICE]
-_KINDS = {bits: kind for kind, bits in TYPE_BITS.items()}
 _MOST_KEPT = 4096
 _HALF = (1 << 32) - 1
 _K = TypeVar("_K")
 _V = TypeVar("_V")
-
-
-class Version(NamedTuple):
-    """A path at the sessions from `first` to `last` (LIVE: the newest session has it).
-
-    `number` is the same in every catalog of every copy of the repository. Versions of one path with the same record,
-    which went and came back, have the same number; all others have different ones.
-    """
-
-    number: int
-    parent: int  # the id of the directory it is in
-    name: bytes
-    first: int
-    last: int
-    mode: int  # st_mode, with the type
-    uid: int
-    gid: int
-    mtime_s: int
-    size_bytes: int
-    device_number: int | None  # major << 32 | minor
-    target: bytes | None
-    sha1: bytes | None  # hex digits, as recorded: for the first member of a link group only
-    directory: int  # the id of the directory that it is, else 0
-    link: tuple[int, int, int] | None  # inode, device and number of links in the source
-    alternate_mirror: int | None
-    alternate_increment: int | None
-    extras: int | None  # stands for its extended attributes and access control list, see `Catalog.extras`
-
-    @property
-    def kind(self) -> Kind:
-        """Raises DamagedError if the catalog has none that there is."""
-        try:
-            return _KINDS[self.mode & TYPE_MASK]
-        except KeyError:
-            raise DamagedError("has no type in the catalog", path=self.name) from None
-
-    @property
-    def is_directory(self) -> bool:
-        return self.mode & TYPE_MASK == IS_DIRECTORY
-
-
-# The fields of Version in their order, and the three parts of `link` behind them.
-_VERSION = """
-    ifnull(v.number & -1, 0), ifnull(v.parent & -1, 0), ifnull(cast(v.name as blob), x''),
-    ifnull(max(v.first & -1, :oldest), 0), ifnull(v.last & -1, 0),
-    ifnull(v.mode & 65535, 0), ifnull(v.uid & 4294967295, 0), ifnull(v.gid & 4294967295, 0),
-    ifnull(v.mtime_s & -1, 0), ifnull(v.size_bytes & -1, 0), v.device_number & -1, cast(v.target as blob),
-    cast(nullif(lower(hex(v.sha1)), '') as blob), ifnull(v.directory & -1, 0),
-    null, v.alternate_mirror & -1, v.alternate_increment & -1, v.extras & -1,
-    v.link_inode & -1, v.link_device & -1, v.link_count & -1
-"""
-_FIELDS = 18
-# The fields of Listed in their order.
-_LISTED = f"""
-    ifnull(v.number & -1, 0), ifnull(cast(v.name as blob), x''), ifnull(v.mode & 65535, 0),
-    ifnull(v.uid & 4294967295, 0), ifnull(v.gid & 4294967295, 0),
-    ifnull(case v.mode & {TYPE_MASK} when {_SYMLINK} then length(cast(v.target as blob)) else v.size_bytes & -1 end, 0),
-    ifnull(case v.mode & {TYPE_MASK} when {_SYMLINK} then max(v.first & -1, :oldest) else v.mtime_s & -1 end, 0),
-    cast(v.target as blob), cast(v.sha1 as blob), ifnull(v.last = {LIVE} and v.alternate_mirror is null, 0),
-    ifnull(v.directory & -1, 0),
-    case when v.directory then (select tag & -1 from directory d where d.id = v.directory) end,
-    ifnull(v.link_inode is null and (v.mode & {TYPE_MASK} not in ({_SYMLINK}, {_CHARACTER_DEVICE}, {_BLOCK_DEVICE})
-        or v.mode & {TYPE_MASK} = {_SYMLINK} and v.last = {LIVE}), 0)
-"""
-_AT = "v.first <= :time and v.last >= :time"
-
-
-class Listed(NamedTuple):
-    """What a listing shows of a version."""
-
-    number: int
-    name: bytes
-    mode: int
-    uid: int
-    gid: int
-    size_bytes: int  # of a symbolic link: of its target
-    mtime_s: int  # of a symbolic link: when the first session was that had it
-    target: bytes | None
-    sha1: bytes | None  # not as hex digits
-    is_live: bool  # that it is in the mirror, where its name says
-    directory: int
-    tag: int | None  # of a directory that has one
-    is_plain: bool  # that this is all there is to it: it is no device, has no other links, and is no link of old
 
 
 class _Kept(OrderedDict[_K, _V]):
@@ -212,17 +126,17 @@ class Catalog:
 
     def child(self, directory: int, name: bytes, time: int) -> Version | None:
         """What `name` in the directory with the id `directory` was at `time`."""
-        where = f"v.parent = :directory and v.name = :name and {_AT}"
+        where = f"v.parent = :directory and v.name = :name and {AT}"
         return self._first(where, {"directory": directory, "name": name, "time": time})
 
     def children(self, directory: int, time: int, after: bytes | None = None, limit: int = 1000) -> list[Version]:
         """Up to `limit` of what was in a directory at `time`, by name, those that come after the name `after`."""
-        where = f"v.parent = :directory and v.name > :after and {_AT} order by v.name limit :limit"
+        where = f"v.parent = :directory and v.name > :after and {AT} order by v.name limit :limit"
         return self._versions(where, {"directory": directory, "after": after or b"", "time": time, "limit": limit})
 
     def names(self, directory: int, time: int, after: bytes | None = None, limit: int = 1000) -> Iterator[Listed]:
         """As `children`, but only what a listing shows, and quicker."""
-        query = f"select {_LISTED} from version v where v.parent = :directory and v.name > :after and {_AT}"
+        query = f"select {LISTED} from version v where v.parent = :directory and v.name > :after and {AT}"
         values = {"directory": directory, "after": after or b"", "time": time, "limit": limit, "oldest": self._oldest}
         with self._reading():
             rows = self._database.execute(f"{query} order by v.name limit :limit", values).fetchall()
@@ -244,6 +158,40 @@ class Catalog:
         directory = self.directory_at(parent_of(path))
         return [] if directory is None else self.versions(directory, name_of(path))
 
+    def newest_access(self, version: Version) -> list[Access]:
+        """What the newest session says of the path of `version`, and of all that were ever links of the same file.
+
+        Nothing of those that are not there any more.
+        """
+        if version.link is None:
+            query = f"select {ACCESS.format('w')} from version w where w.parent = :parent and w.name = :name"
+            values: dict[str, object] = {"parent": version.parent, "name": version.name}
+        else:
+            inode, device = map(signed, version.link[:2])
+            query = f"""select distinct {ACCESS.format("w")} from version v
+                join version w on w.parent = v.parent and w.name = v.name
+                where v.link_inode = :inode and v.link_device = :device and v.size_bytes = :size_bytes
+                and v.mode = :mode and v.uid = :uid and v.gid = :gid and v.mtime_s = :mtime_s"""
+            names = ("size_bytes", "mode", "uid", "gid", "mtime_s")
+            values = {"inode": inode, "device": device, **dict(zip(names, shared(version), strict=True))}
+        with self._reading():
+            rows = self._database.execute(f"{query} and w.last = {LIVE}", values).fetchall()
+        return list(map(Access._make, rows))
+
+    def changed_access(
+        self, directory: int, time: int, after: bytes | None = None, limit: int = 1000
+    ) -> Iterator[tuple[bytes, Access, Access]]:
+        """The names in a directory that have another version now than at `time`, with both; in pages as `names`."""
+        query = f"""select v.name, {ACCESS.format("v")}, {ACCESS.format("w")} from (
+            select * from version v where v.parent = :directory and v.name > :after and {AT}
+            order by v.name limit :limit
+        ) v join version w on w.parent = :directory and w.name = v.name and w.last = {LIVE} where v.last < {LIVE}"""
+        values = {"directory": directory, "after": after or b"", "time": time, "limit": limit}
+        size = len(Access._fields)
+        with self._reading():
+            rows = self._database.execute(query, values).fetchall()
+        return ((name, Access._make(old[:size]), Access._make(old[size:])) for name, *old in rows)
+
     def total_bytes(self, path: bytes, time: int) -> int:
         """The size of all that was at and below `path` at `time`; each link of a file counts."""
         own = next((version for version in self.versions_of(path) if version.first <= time <= version.last), None)
@@ -251,8 +199,8 @@ class Catalog:
             return 0 if own is None else own.size_bytes
         query = f"""with recursive inside (id) as (
             select :directory union select v.directory from inside join version v on v.parent = inside.id
-            where v.directory != 0 and {_AT}
-        ) select ifnull(sum(v.size_bytes & -1), 0) from inside join version v on v.parent = inside.id where {_AT}"""
+            where v.directory != 0 and {AT}
+        ) select ifnull(sum(v.size_bytes & -1), 0) from inside join version v on v.parent = inside.id where {AT}"""
         with self._reading():
             return int(self._database.execute(query, {"directory": own.directory, "time": time}).fetchone()[0])
 
@@ -287,7 +235,7 @@ class Catalog:
     def _group(self, version: Version, time: int) -> tuple[Version, int, bytes | None]:
         """The first member of the link group of `version` at `time`, how many there are, and their digest."""
         assert version.link is not None
-        key = *version.link[:2], time, *_shared(version)
+        key = *version.link[:2], time, *shared(version)
         group = self._groups.get(key)
         if group is None:
             first, first_path, count = version, None, 0
@@ -305,12 +253,12 @@ class Catalog:
         """The members of the link group of `version` at `time`, each with what sorts it as lists are sorted."""
         assert version.link is not None
         inode, device = map(signed, version.link[:2])
-        where = f"v.link_inode = :inode and v.link_device = :device and {_AT}"
+        where = f"v.link_inode = :inode and v.link_device = :device and {AT}"
         values = {"inode": inode, "device": device, "time": time, "oldest": self._oldest}
         with self._reading():  # not all at once: there may be a million
-            for row in self._database.execute(f"select {_VERSION} from version v where {where}", values):
-                member = _version(row)
-                if _shared(member) == _shared(version) and self._is_reachable(member.parent, time):
+            for row in self._database.execute(f"select {VERSION} from version v where {where}", values):
+                member = version_of_row(row)
+                if shared(member) == shared(version) and self._is_reachable(member.parent, time):
                     yield sort_key(self._path_of(member)), member
 
     def entry(self, version: Version) -> Entry:
@@ -404,10 +352,10 @@ class Catalog:
         return next(iter(self._versions(where, values)), None)
 
     def _versions(self, where: str, values: dict[str, object]) -> list[Version]:
-        query = f"select {_VERSION} from version v where {where}"
+        query = f"select {VERSION} from version v where {where}"
         with self._reading():
             rows = self._database.execute(query, {**values, "oldest": self._oldest}).fetchall()
-        return list(map(_version, rows))
+        return list(map(version_of_row, rows))
 
     def _row(self, query: str, *values: object) -> tuple[Any, ...] | None:
         with self._reading():
@@ -432,17 +380,3 @@ class Catalog:
                     path=self._repository.path,
                     advice="it is made anew when it is opened again",
                 ) from exc
-
-
-def _version(row: tuple[Any, ...]) -> Version:
-    """The Version of a row of the columns _VERSION."""
-    version = Version._make(row[:_FIELDS])
-    if row[_FIELDS] is None:
-        return version
-    inode, device, count = (unsigned(part or 0) for part in row[_FIELDS:])
-    return version._replace(link=(inode, device, count))
-
-
-def _shared(version: Version) -> tuple[int, ...]:
-    """See Entry.shared_attributes."""
-    return version.size_bytes, version.mode, version.uid, version.gid, version.mtime_s
