@@ -164,7 +164,11 @@ class History:
         self._sessions.check(session_time)
         with self._lent_if_there() as tree:
             if tree is not None and session_time in tree.catalog.sessions:
-                return tree.attributes(directory_inode(session_time, TOP_TAG))
+                try:
+                    return tree.attributes(directory_inode(session_time, TOP_TAG))
+                except DamagedError:
+                    if not tree.catalog.is_damaged:
+                        raise
         read = self._tops.get(session_time)
         return None if read is None else read.attributes
 
@@ -334,10 +338,16 @@ class History:
                     raise NotFoundError("there is no catalog yet")
                 yield tree
         except (NotFoundError, DamagedError) as exc:
+            self._is_current &= not self._has_lost_catalog()
             if self._is_current:
                 self._is_doubtful |= isinstance(exc, DamagedError)  # the catalog itself may be damaged
                 raise
             raise NotReadyError("the catalog is not up to date") from exc
+
+    def _has_lost_catalog(self) -> bool:
+        """Whether the catalog itself cannot be read, as when its writer was killed."""
+        with self._lent_if_there() as tree:
+            return tree is not None and tree.catalog.is_damaged
 
     @contextmanager
     def _lent_if_there(self) -> Iterator[Tree | None]:

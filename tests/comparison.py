@@ -27,6 +27,8 @@ _MAX_LINES = 40
 _REPETITION = re.compile(r"(.{1,16}?)\1{30,}")  # the middle of a long name
 _BLOCK_BYTES = 1 << 20
 _OF_THE_SYSTEM = (b"security.selinux", b"security.SMACK64", b"security.ima", b"security.evm")
+_LISTS_OF_XFS = (b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFAULT")  # second names of access control lists
+_HIDDEN = (*_OF_THE_SYSTEM, *_LISTS_OF_XFS)
 
 
 def type_of(mode: int) -> str:
@@ -117,7 +119,7 @@ def _xattrs(full: bytes) -> tuple[tuple[bytes, bytes], ...]:
         if exc.errno != errno.EOPNOTSUPP:
             raise
         return ()
-    return tuple((name, os.getxattr(full, name, follow_symlinks=False)) for name in names if name not in _OF_THE_SYSTEM)
+    return tuple((name, os.getxattr(full, name, follow_symlinks=False)) for name in names if name not in _HIDDEN)
 
 
 def _sha1(full: bytes, size: int) -> str:

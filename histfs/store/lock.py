@@ -1,5 +1,6 @@
 """One writer at a time: flock(2) on lock.yml (docs/format.md 8.4); and whether the writer of a marker still runs."""
 
+import contextlib
 import fcntl
 import os
 import re
@@ -64,7 +65,8 @@ def locked(tree: WritableTree, *, verb: str) -> Iterator[None]:
         try:
             yield
         finally:
-            os.ftruncate(fd, 0)
+            with contextlib.suppress(OSError):  # which would hide how it ended
+                os.ftruncate(fd, 0)
     finally:
         os.close(fd)  # which also gives the lock up
 

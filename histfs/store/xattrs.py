@@ -14,6 +14,9 @@ _USER = b"user."
 _NOT_RECORDED = b"system."
 # Every file has them where the system uses them.
 _OF_THE_SYSTEM = (b"security.selinux", b"security.SMACK64", b"security.ima", b"security.evm")
+# As which XFS shows lists to root a second time: to take them away would take the lists away.
+_LISTS_OF_XFS = (b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFAULT")
+_NOT_OURS = (*_OF_THE_SYSTEM, *_LISTS_OF_XFS)
 # By the file system, for this user, for this kind of file, for this name or value, in this place.
 _REFUSED = (
     *(errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL),
@@ -56,11 +59,11 @@ def set_xattrs(magic: str, present: list[bytes], xattrs: Xattrs, *, owned: bool)
     This comes after owner and mode, which clear some. `owned`: the file belongs to whom it should.
     """
     is_refused = False
-    wanted = dict(xattrs)
+    wanted = {name: value for name, value in xattrs if name not in _LISTS_OF_XFS}
     if not owned:  # as setuid
         wanted.pop(_CAPABILITY, None)
     for name in present:
-        if name not in wanted and name not in _OF_THE_SYSTEM and not name.startswith(_NOT_RECORDED):
+        if name not in wanted and name not in _NOT_OURS and not name.startswith(_NOT_RECORDED):
             _try_remove(magic, name)
     for name, value in wanted.items():
         if name in present and _has(magic, name, value):

@@ -145,6 +145,8 @@ class FakeVersion(NamedTuple):
 
 
 class FakeCatalog:
+    is_damaged = False
+
     def __init__(self, repository):
         self._repository = repository
         self.sessions = tuple(sorted(repository.trees))

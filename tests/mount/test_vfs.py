@@ -455,6 +455,26 @@ def test_a_catalog_that_cannot_be_made_leaves_the_old_one():
     assert history.find(FIRST, b"same") is not None
 
 
+def test_another_catalog_is_taken_in_the_place_of_one_that_cannot_be_read(monkeypatch):
+    """Who asks meanwhile is told to ask again, and not that a file is damaged."""
+    history = Tree({FIRST: EVERYTHING})
+    catalog = history._tree.catalog
+
+    def fail(*_):
+        catalog.is_damaged = True
+        raise DamagedError("the catalog cannot be read")
+
+    monkeypatch.setattr(catalog, "child", fail)
+    monkeypatch.setattr(catalog, "is_current", lambda _state: not catalog.is_damaged)
+    assert history.top(FIRST) is None
+    with pytest.raises(NotReadyError):
+        history.child(directory_inode(FIRST, TOP_TAG), b"a")
+    assert not history.is_current
+    history.update()
+    assert history.is_current
+    assert history.find(FIRST, b"a").size_bytes == 1000
+
+
 def test_a_catalog_in_use_is_not_closed():
     history = Tree({FIRST: OLD})
     inside, go_on = threading.Event(), threading.Event()

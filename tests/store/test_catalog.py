@@ -239,6 +239,19 @@ def test_progress_is_told_when_there_is_work(sessions: Sessions, tmp_path: Path)
         assert seen == [2]
 
 
+def test_a_catalog_that_cannot_be_read_any_more_is_not_current(sessions: Sessions) -> None:
+    """As when a session was killed while it wrote to it."""
+    build(sessions.source, Dir({"a": File(b"1")}))
+    sessions.backup()
+    with sessions.open() as repository, open_catalog(repository) as catalog:
+        assert catalog.is_current(repository.state())
+        assert not catalog.is_damaged
+        with open(sessions.data / "histfs/catalog.sqlite", "r+b") as file:
+            file.write(b"no database any more" * 100)
+        assert not catalog.is_current(repository.state())
+        assert catalog.is_damaged
+
+
 def test_the_catalog_that_is_open_notices_a_new_session(sessions: Sessions) -> None:
     build(sessions.source, Dir({"a": File()}))
     sessions.backup()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from histfs.errors import DamagedError, HistfsError, UsageError
+from histfs.store import xattrs
 from histfs.store.accounts import user_name
 from histfs.store.backup import backup
 from histfs.store.entry import ALL_EXTRAS, NO_EXTRAS, AclEntry, Entry, Extras, Kind
@@ -231,6 +232,16 @@ def test_a_file_system_without_any(sessions: Sessions, monkeypatch: pytest.Monke
         patch.setattr(os, "listxattr", refuse)
         assert sessions.backup().source_errors == 0
         assert sessions.backup().statistics.changed_files == 0
+
+
+def test_what_xfs_shows_of_a_list_a_second_time_is_neither_set_nor_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the list itself, which has its own way."""
+    changes: list[bytes] = []
+    monkeypatch.setattr(os, "setxattr", lambda _magic, name, _value: changes.append(name))
+    monkeypatch.setattr(os, "removexattr", lambda _magic, name: changes.append(name))
+    shown = b"trusted.SGI_ACL_FILE"
+    assert not xattrs.set_xattrs("nowhere", [shown, b"user.old"], ((shown, b"raw"), (b"user.new", b"")), owned=True)
+    assert changes == [b"user.old", b"user.new"]
 
 
 def test_links_are_not_followed(sessions: Sessions) -> None:

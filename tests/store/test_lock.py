@@ -1,10 +1,11 @@
 """One writer at a time, and markers of writers that live, died, or were cut off."""
 
+import errno
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,22 @@ def test_a_session_needs_the_lock(unfinished: Sessions) -> None:
         pytest.raises(LockedError, match="histfs test"),
     ):
         unfinished.backup()
+
+
+def test_a_disk_that_fails_at_the_end_does_not_hide_how_it_ended(
+    tree: WritableTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_at_the_end(action: Callable[[], None]) -> None:
+        def fail(_fd: int, _size: int) -> None:
+            raise OSError(errno.ENOSPC, "full")
+
+        with monkeypatch.context() as patch, locked(tree, verb="backup"):
+            patch.setattr(os, "ftruncate", fail)
+            action()
+
+    def stop() -> None:
+        raise ZeroDivisionError
+
+    fail_at_the_end(lambda: None)
+    with pytest.raises(ZeroDivisionError):
+        fail_at_the_end(stop)

@@ -9,7 +9,7 @@ import sqlite3
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Self, TypeVar
 
 from histfs.errors import DamagedError, NotFoundError, StorageError
@@ -47,7 +47,7 @@ class Catalog:
         self._repository = repository
         self._discard = discard
         self._lock = threading.RLock()  # a query is asked while the rows of another come in
-        self._is_damaged = False
+        self.is_damaged = False  # as a query has found: another catalog must be opened
         self._groups: _Kept[tuple[int, ...], tuple[Version, int, bytes | None]] = _Kept()
         self._paths: _Kept[int, bytes] = _Kept()
         self._reachable: _Kept[tuple[int, int], bool] = _Kept()
@@ -77,9 +77,10 @@ class Catalog:
 
     def is_current(self, state: State) -> bool:
         """Whether the catalog is that of a repository whose data directory says `state`. Raises StorageError."""
-        if self._is_damaged:
+        with suppress(DamagedError):
+            self._read_identity()
+        if self.is_damaged:
             return False
-        self._read_identity()
         newest_list = self._known.identity.newest_list
         return self.sessions == state.sessions and newest_list == Lists(self._repository, state).newest_list()
 
@@ -372,8 +373,8 @@ class Catalog:
             except DATABASE_ERRORS as exc:
                 if is_busy(exc):
                     raise StorageError("the catalog is being written to", path=self._repository.path) from exc
-                if not self._is_damaged:
-                    self._is_damaged = True
+                if not self.is_damaged:
+                    self.is_damaged = True
                     self._discard()
                 raise DamagedError(
                     f"the catalog cannot be read ({exc})",

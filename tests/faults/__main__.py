@@ -1,0 +1,108 @@
+"""Tries every point of the operations, and prints what became of them as a table for docs/reliability.md.
+
+python -m tests.faults                         everything: tens of minutes
+python -m tests.faults --faults 'SIGKILL|EIO' --operations session --step 10
+"""
+
+import argparse
+import os
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from tests.faults import places, supervise
+from tests.faults.campaign import FAULTS, Task, Verdict, run
+from tests.faults.judge import KINDS
+from tests.faults.operations import OPERATIONS
+from tests.faults.places import FILE_SYSTEMS, Memory
+
+_SHORT_SEEDS = 40
+
+
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__.partition("\n")[0])
+    parser.add_argument("--operations", default="", metavar="REGEX", help="only those (default: all)")
+    parser.add_argument("--faults", default="", metavar="REGEX", help="only those (default: all)")
+    parser.add_argument("--places", default="", metavar="REGEX", help="only there (memory, XFS, ext4, ...)")
+    parser.add_argument("--step", type=int, default=1, help="every which point (default: every one)")
+    parser.add_argument("--first", type=int, default=1, help="the first point")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--all-problems", action="store_true", help="print every problem, not a few of each kind")
+    return parser.parse_args(arguments)
+
+
+def tasks_of(arguments: argparse.Namespace) -> list[Task]:
+    found = []
+    for fault in FAULTS.values():
+        for place in [kind.name for kind in FILE_SYSTEMS] if fault.needs_disk else [Memory.name]:
+            for operation in OPERATIONS:
+                wanted = (arguments.operations, operation), (arguments.faults, fault.name), (arguments.places, place)
+                if not all(re.search(pattern, name) for pattern, name in wanted):
+                    continue
+                limit = _SHORT_SEEDS if fault.name.startswith("short") else None
+                found.append(Task(operation, fault.name, place, arguments.step, arguments.first, limit))
+    return sorted(found, key=lambda task: task.place)
+
+
+class Tally:
+    """Points and problems by row of the table."""
+
+    def __init__(self) -> None:
+        self.points = Counter[tuple[str, str, str]]()
+        self.good = Counter[tuple[str, str, str]]()
+        self.kinds = Counter[tuple[str, str, str, str]]()
+
+    def add(self, task: Task, verdict: Verdict) -> None:
+        row = task.operation, task.fault, task.place
+        self.points[row] += 1
+        kinds = {problem.kind for problem in verdict.problems}
+        self.good[row] += not kinds - {"unreadable"}
+        for kind in kinds:
+            self.kinds[*row, kind] += 1
+
+    def table(self) -> list[str]:
+        """Markdown."""
+        kinds = ["unreadable", "lost", "corrupt", "dishonest", "litter"]
+        titles = ["operation", "fault", "where", "points", "recovered", "unreadable before", *kinds[1:]]
+        lines = [f"| {' | '.join(titles)} |", "|" + "---|" * 3 + "---:|" * (len(titles) - 3)]
+        for row, points in self.points.items():
+            counts = [points, self.good[row], *(self.kinds[*row, kind] for kind in kinds)]
+            lines.append(f"| {' | '.join(row)} | {' | '.join(map(str, counts))} |")
+        totals = [sum(self.points.values()), sum(self.good.values())]
+        totals += [sum(count for row, count in self.kinds.items() if row[3] == kind) for kind in kinds]
+        return [*lines, f"| **all** | | | {' | '.join(map(str, totals))} |"]
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    if reason := supervise.obstacle():
+        _tell(f"nothing can be tried: {reason}")
+        return 2
+    tasks = tasks_of(arguments)
+    if reason := places.obstacle():
+        _tell(f"power cuts are left out: {reason}")
+        tasks = [task for task in tasks if task.place == Memory.name]
+    tally, began = Tally(), time.monotonic()
+
+    def tell(task: Task, verdict: Verdict) -> None:
+        tally.add(task, verdict)
+        for problem in verdict.problems:
+            if arguments.all_problems or tally.kinds[task.operation, task.fault, task.place, problem.kind] <= 3:
+                where = f"{task.operation}, {task.fault}, {task.place}, point {verdict.point} ({verdict.hit})"
+                _tell(f"{problem.kind}: {where}: {problem.text}\n")
+
+    run(tasks, jobs=arguments.jobs, tell=tell)
+    points, bad = sum(tally.points.values()), sum(tally.kinds.values())
+    said = [*tally.table(), "", f"{points} points in {time.monotonic() - began:.0f} s; {bad} problems."]
+    said += [f"{kind}: {KINDS[kind]}" for kind in sorted({row[3] for row in tally.kinds})]
+    sys.stdout.write("\n".join(said) + "\n")
+    return bool(bad)
+
+
+if __name__ == "__main__":
+    sys.exit(main(parsed()))
