@@ -9,6 +9,7 @@ the lock away for the whole of each function here.
 - `histfs_walk_*` goes through a tree in the order of the metadata files, for `histfs.store.walk`, and compares it with
   what an earlier session saw, record by record, until something is different.
 - `histfs_copy_files` copies files from one directory to another, and hashes them, for `histfs.store.copying`.
+- `histfs_moved_*` finds the records of a ledger that may be of a file under another name, for `histfs.store.moved`.
 """
 
 from pathlib import Path
@@ -16,8 +17,8 @@ from pathlib import Path
 from cffi import FFI
 
 C_SOURCES = Path(__file__).parent / "csrc"
-HEADERS = ["walk.h", "copy.h"]
-FILES = ["walk.c", "sha1.c", "copy.c"]
+HEADERS = ["walk.h", "copy.h", "moved.h"]
+FILES = ["walk.c", "sha1.c", "copy.c", "moved.c"]
 
 DECLARATIONS = """
 void histfs_read_files(

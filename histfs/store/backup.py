@@ -44,6 +44,7 @@ from histfs.store.ledger import Ledger, LedgerWriter
 from histfs.store.lock import locked, marker_text
 from histfs.store.mirror import MirrorUpdate
 from histfs.store.mounts import is_same_place_or_below
+from histfs.store.moved import Moves, Places
 from histfs.store.naming import DEFAULT_NAMING, Naming, check_naming, settle_layout
 from histfs.store.ordered import Ordered
 from histfs.store.owners import Owners
@@ -285,13 +286,27 @@ class _Session:
 
         with ExitStack() as stack:
             copies = stack.enter_context(Copies(self._source, self._tree))
+            moves = self._moves(previous, ledger, batch, copies, stack)
             mirror = MirrorUpdate(
-                *(self._tree, self._layout, self._source, batch, increments, report, self._owners, copies, self._links)
+                *(self._tree, self._layout, self._source, batch, increments, report, self._owners, copies),
+                *(self._links, moves),
             )
             ordered = Ordered(mirror, records, self._ledger, self._layout, lambda error: self._count(error, records))
             steps = self._steps(previous, ledger, records.line_end, lambda: ordered.count, report, stack)
             self._update_paths(mirror, steps, ordered, records)
             mirror.finish()
+
+    def _moves(
+        self, previous: int | None, ledger: Ledger | None, batch: Batch, copies: Copies, stack: ExitStack
+    ) -> Moves | None:
+        """What may have moved; None where nothing tells what was where."""
+        if previous is None or ledger is None:
+            return None
+        list_path = self._state.metadata[previous].snapshot
+        assert list_path is not None  # of which the ledger is
+        places = Places(self._tree, ledger, list_path)
+        stack.callback(places.close)
+        return Moves(self._tree, self._layout, self._source, batch, copies, self._owners, places)
 
     def _steps(
         self,

@@ -2,9 +2,11 @@
 
 A file is read once, hashed and written meanwhile, and nothing that was just written is read again. One that is not what
 it was when the walk looked at it, or that cannot be copied for any other reason, leaves nothing behind: whoever waits
-for it does it again, one step at a time, and finds out what is wrong.
+for it does it again, one step at a time, and finds out what is wrong. What is in the repository already is copied by
+the system (`clone`).
 """
 
+import errno
 import hashlib
 import os
 import struct
@@ -27,6 +29,9 @@ _BUFFER_BYTES = 256 * 1024
 _BATCH_FILES = 200
 _BATCH_BYTES = 8 << 20
 _BATCH_DIRECTORIES = 16
+_CLONE_BYTES = 256 << 20
+# What tells that copy_file_range(2) is not for these two files, here.
+_CANNOT_CLONE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV)
 _MOST_UPDATES = 8  # blocks that wait to be hashed
 _MOST_BATCHES = 6  # that run or wait
 _COPY = struct.Struct("=iiIIQQqqIIIiI20s")  # struct histfs_copy in `_tree_build`
@@ -46,6 +51,21 @@ def remove_stranger(tree: WritableTree, path: bytes) -> None:
             advice="use one that tells upper from lower case and leaves the bytes of names as they are",
         )
     tree.remove_tree(path)
+
+
+def clone(source_fd: int, fd: int) -> int:
+    """Have the system copy one file to the other, from where they are; how many bytes it took. The rest is as before.
+
+    File systems that can do so let both share the blocks. Raises OSError.
+    """
+    size = 0
+    try:
+        while some := os.copy_file_range(source_fd, fd, _CLONE_BYTES):
+            size += some
+    except OSError as exc:
+        if exc.errno not in _CANNOT_CLONE:
+            raise
+    return size
 
 
 class Copy:

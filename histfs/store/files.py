@@ -25,6 +25,7 @@ from histfs.store.owners import Owners
 from histfs.store.tree import NotRegularError, Tree
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _ZEROS = bytes(128 * 1024)
 
 
@@ -136,27 +137,18 @@ class WritableTree(Tree):
     def open_lock_file(self, path: bytes) -> int:
         """A descriptor of the file `path`, made if it is missing, to lock and to write."""
         with self._at(path) as (directory, name):
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            return os.open(name, flags, 0o600, dir_fd=directory)
+            return os.open(name, _OPEN | os.O_RDWR | os.O_CREAT, 0o600, dir_fd=directory)
 
     def open_to_change(self, path: bytes) -> int:
         """A descriptor to read and write the regular file `path`."""
         with self._at(path) as (directory, name):
-            fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise NotRegularError(errno.EINVAL, "is not a regular file", path)
-        return fd
+            return _regular(os.open(name, _OPEN | os.O_RDWR, dir_fd=directory), path)
 
     def open_to_append(self, path: bytes) -> int:
         """A descriptor to write at the end of the regular file `path`, made if it is missing."""
         with self._at(path) as (directory, name):
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            fd = os.open(name, flags, 0o600, dir_fd=directory)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise NotRegularError(errno.EINVAL, "is not a regular file", path)
-        return fd
+            flags = _OPEN | os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            return _regular(os.open(name, flags, 0o600, dir_fd=directory), path)
 
     def make_directory(self, path: bytes) -> None:
         with self._at(path) as (directory, name):
@@ -404,6 +396,13 @@ def _sync_host_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _regular(fd: int, path: bytes) -> int:
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise NotRegularError(errno.EINVAL, "is not a regular file", path)
+    return fd
 
 
 def write_blocks(fd: int, blocks: Iterable[bytes | bytearray], *, sparse: bool = False, expected_bytes: int = 0) -> int:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from histfs.errors import UsageError, printable
 from histfs.store import plan
 from histfs.store.compression import compress_seekable
+from histfs.store.copying import clone
 from histfs.store.delta import make_delta
 from histfs.store.entry import Entry, Kind, join
 from histfs.store.files import Attributes, WritableTree
@@ -126,7 +127,7 @@ class IncrementWriter:
         if old.kind is Kind.REGULAR or stat.S_ISREG(status.st_mode):  # an empty one stands for a special one (4.5)
             fd = self._tree.open_file(mirror_path)
             try:
-                return self._create(old, b"snapshot", file_blocks(fd), status)
+                return self._create(old, b"snapshot", file_blocks(fd), status, fd)
             finally:
                 os.close(fd)
         path = self._layout.increment_path(old, self._time, b"snapshot")
@@ -139,8 +140,18 @@ class IncrementWriter:
             make_special(self._tree, path, old, attributes)
         return 0
 
-    def _create(self, entry: Entry, type_: bytes, blocks: Iterator[bytes], status: os.stat_result | None) -> int:
-        """A regular increment file. `status`: of the mirror file, for the fraction of a second in its mtime."""
+    def _create(
+        self,
+        entry: Entry,
+        type_: bytes,
+        blocks: Iterator[bytes],
+        status: os.stat_result | None,
+        blocks_fd: int | None = None,
+    ) -> int:
+        """A regular increment file; its size. `status`: of the mirror file, for the fraction of a second in its mtime.
+
+        `blocks_fd`: where `blocks` are read from, from its position on.
+        """
         is_content = type_ in (b"diff", b"snapshot")
         compressed = is_content and self._compression.is_for(entry.path)
         path = self._layout.increment_path(entry, self._time, type_, compressed=compressed)
@@ -148,9 +159,16 @@ class IncrementWriter:
             blocks = compress_seekable(blocks, commands=type_ == b"diff")
         # Without setuid and setgid: an increment is not a program, and the record keeps these bits.
         attributes = Attributes(entry.mode & 0o777, *self._owners.of(entry), mtime_ns(entry, status))
-        return self._tree.fill_file(
-            self._create_file(path), path, blocks, attributes=None if type_ == b"missing" else attributes
-        )
+        fd = self._create_file(path)
+        cloned = 0
+        try:
+            if blocks_fd is not None and not compressed:
+                cloned = clone(blocks_fd, fd)
+        except OSError as exc:
+            os.close(fd)
+            exc.filename = path
+            raise
+        return cloned + self._tree.fill_file(fd, path, blocks, attributes=None if type_ == b"missing" else attributes)
 
     def _create_file(self, path: bytes) -> int:
         try:

@@ -36,7 +36,8 @@ log = logging.getLogger(__name__)
 
 LEDGER = join(OWN, b"ledger")
 _NEW = LEDGER + b".new"
-_BLOCK_BYTES = 4096 * SEEN_BYTES
+BLOCK_RECORDS = 4096
+_BLOCK_BYTES = BLOCK_RECORDS * SEEN_BYTES
 _SETTLED_AFTER_NS = 2 * 10**9
 _MOST_DIRECTORIES = 1 << 20  # whose change times are looked up in the end
 _MOST_PENDING = 1000
@@ -88,11 +89,15 @@ class Ledger:
         os.close(self._fd)
 
     def blocks(self) -> Iterator[bytes]:
-        """The records, some thousands at a time."""
-        offset = HEADER_BYTES
-        while block := os.pread(self._fd, _BLOCK_BYTES, offset):
+        """The records, BLOCK_RECORDS at a time."""
+        number = 0
+        while block := self.block(number):
             yield block
-            offset += len(block)
+            number += 1
+
+    def block(self, number: int) -> bytes:
+        """Those from BLOCK_RECORDS times `number` on."""
+        return os.pread(self._fd, _BLOCK_BYTES, HEADER_BYTES + number * _BLOCK_BYTES)
 
     def record(self, number: int) -> Seen | None:
         data = os.pread(self._fd, SEEN_BYTES, HEADER_BYTES + number * SEEN_BYTES)

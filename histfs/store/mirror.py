@@ -7,25 +7,23 @@ once: nothing is lost if it is there too early, as the list of the last session 
 
 import os
 import secrets
-import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
 from histfs.errors import DamagedError, HistfsError, SourceError
-from histfs.store import plan
+from histfs.store import held, plan
 from histfs.store.batch import Batch
 from histfs.store.copying import Copies, remove_stranger
 from histfs.store.entry import Entry, Kind, LinkDigests, is_below, join
-from histfs.store.files import Attributes, WritableTree
-from histfs.store.increments import IncrementWriter, mtime_ns
+from histfs.store.files import WritableTree
+from histfs.store.increments import IncrementWriter
 from histfs.store.layout import Layout
 from histfs.store.long_names import LongNames
+from histfs.store.moved import SMALLEST, Moves
 from histfs.store.owners import Owners
 from histfs.store.records import Update
 from histfs.store.source import Found, Source
-from histfs.store.special import make_special, mirror_mode
-
-_MOST_KNOWN_OWNERS = 1000
+from histfs.store.special import make_special
 
 _Key = tuple[int, int]
 
@@ -46,6 +44,12 @@ class _Directory(NamedTuple):
     new: Entry | None
     status: os.stat_result | None  # of the source; None: the attributes in the mirror stay those of the record
     replacement: bytes | None  # the temporary file that takes the directory's place in the end
+    goes_last: bool = False  # it does not exist any more, and what was in it may be found elsewhere
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the session leaves a directory here."""
+        return self.new is not None and self.new.kind is Kind.DIRECTORY
 
 
 class MirrorUpdate:
@@ -66,7 +70,9 @@ class MirrorUpdate:
         owners: Owners,
         copies: Copies,
         links: plan.Links = plan.ALL_LINKS,
+        moves: Moves | None = None,
     ) -> None:
+        self._moves = moves
         self._links = links
         self._copies = copies
         self.before_changes: Callable[[], None] = copies.wait  # called before anything is changed that was there
@@ -76,10 +82,8 @@ class MirrorUpdate:
         self._batch = batch
         self._increments = increments
         self._report = report
-        self._owners = owners
+        self._attributes = held.MirrorAttributes(source.extras, owners).of
         self._long_names = LongNames(tree, layout)
-        self._known_owners: dict[tuple[int, bytes | None, int, bytes | None], tuple[int, int]] = {}
-        self._is_root = os.geteuid() == 0
         self._temporary = layout.temporary_names(secrets.randbits(62))
         self._directories: list[_Directory] = []
         self._marked = 0  # so many of `_directories`, from the root, need their attributes set when they are left
@@ -110,10 +114,28 @@ class MirrorUpdate:
         increment_bytes = self._preserve(old, None)
         if old.kind is Kind.DIRECTORY:
             self._open_up(old)
-            self._directories.append(_Directory(old.path, old, None, None, None))
+            self._directories.append(_Directory(old.path, old, None, None, None, self._may_go_last()))
         else:
-            self._batch.unlink(self._layout.mirror_path(old))
+            self._remove_file(old, self._layout.mirror_path(old))
         return Update(None, True, increment_bytes)
+
+    def _may_go_last(self) -> bool:
+        """Whether what does not exist any more here need not make way for anything else."""
+        above = self._directories[-1]
+        return self._moves is not None and (above.goes_last or above.is_there)
+
+    def _remove_file(self, old: Entry, path: bytes) -> None:
+        above = self._directories[-1]
+        may_have_moved = old.kind is Kind.REGULAR and old.size_bytes >= SMALLEST and self._may_go_last()
+        if self._moves is not None:
+            self._moves.gone(path)
+        if above.goes_last and old.alternate_mirror is None:
+            self._batch.add_last_bytes(old.size_bytes)  # it goes with its directory
+        elif may_have_moved:
+            self._batch.remove_last(path)
+            self._batch.add_last_bytes(old.size_bytes)
+        else:
+            self._batch.unlink(path)
 
     def keep(self, old: Entry) -> Update:
         """The source cannot tell what the path is now: the record stays as it was.
@@ -122,6 +144,8 @@ class MirrorUpdate:
         """
         self._enter(old.path)
         self._old_digests.remember(old)
+        if self._moves is not None:
+            self._moves.kept(old.path)
         if old.kind is Kind.DIRECTORY:
             self._directories.append(_Directory(old.path, old, old, None, None))
         return Update(old._replace(link_group=None, sha1=self._old_digests.of(old)), False, None, True)
@@ -134,7 +158,10 @@ class MirrorUpdate:
         """Leave all directories and make all changes that wait."""
         while self._directories:
             self._leave()
-        self._apply()
+        self.before_changes()
+        if self._moves is not None:
+            self._moves.finish()
+        self._batch.finish()
 
     def settle(self, update: Update) -> Update:
         """What became of a path whose copy had been begun. Raises SourceError, and then there is nothing of it."""
@@ -166,9 +193,13 @@ class MirrorUpdate:
         directory = self._directories.pop()
         is_marked = len(self._directories) < self._marked
         self._marked = min(self._marked, len(self._directories))
-        if directory.new is None or directory.new.kind is not Kind.DIRECTORY:
+        if directory.new is None or not directory.is_there:
             assert directory.old is not None
-            self._batch.remove_directory(self._layout.mirror_path(directory.old))
+            path = self._layout.mirror_path(directory.old)
+            if not directory.goes_last:
+                self._batch.remove_directory(path)
+            elif not self._directories[-1].goes_last:
+                self._batch.remove_last(path, is_directory=True)
             if directory.replacement is not None:
                 self._batch.replace(directory.replacement, self._layout.mirror_path(directory.old))
         elif is_marked:
@@ -210,16 +241,7 @@ class MirrorUpdate:
         return Update(new, change is not plan.Change.NONE, increment_bytes)
 
     def _open_up(self, entry: Entry) -> bool:
-        """Make sure that we may write in the mirror's directory `entry`; False if there is none."""
-        path = self._layout.mirror_path(entry)
-        try:
-            status = self._tree.stat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        if not stat.S_ISDIR(status.st_mode):
-            return False
-        self._tree.open_up(path, status)
-        return True
+        return held.open_up(self._tree, self._layout.mirror_path(entry))
 
     def _make_directory(self, path: bytes) -> None:
         if not path:
@@ -251,6 +273,11 @@ class MirrorUpdate:
     def _file(self, old: Entry | None, found: Found, key: _Key | None) -> Update:
         """A file, or the first of a link group."""
         new = found.entry
+        if old is None and self._moves is not None:
+            sha1 = self._moves.take(found, self._layout.mirror_path(new), self._attributes(new, found.status))
+            if sha1 is not None:
+                record = new._replace(sha1=sha1)
+                return Update(record, True, self._preserve(None, record))
         if old is None and key is None and self._copies.can_take(found):
             self._touch()
             self._batch.add_bytes(new.size_bytes)
@@ -258,7 +285,7 @@ class MirrorUpdate:
             return Update(new, True, copy=self._copies.add(found, path, self._attributes(new, found.status)))
         change = plan.change(old, new, self._links)
         status = self._intact_mirror_file(old)
-        stays = status is not None and self._may_stay(status, key, change)
+        stays = status is not None and self._may_stay(status, key, change) and not self._is_shared(old)
         sha1 = None if old is None else self._old_digests.of(old)
         is_same_file = status is not None and found.has_time_of(status) and not self._is_another_file(old, found)
         seems_same = stays and is_same_file and change in (plan.Change.NONE, plan.Change.ATTRIBUTES)
@@ -278,6 +305,10 @@ class MirrorUpdate:
             self._replace(old, record, temporary)
             return Update(record, True)
         return Update(record, True, self._preserve_and_replace(old, record, temporary))
+
+    def _is_shared(self, old: Entry | None) -> bool:
+        """Whether the mirror's file is already also what something else is now."""
+        return old is not None and self._moves is not None and self._moves.is_shared(self._layout.mirror_path(old))
 
     def _is_another_file(self, old: Entry | None, found: Found) -> bool:
         """Whether it may be another file of the same size and time, going by the numbers that tell hard links."""
@@ -341,23 +372,7 @@ class MirrorUpdate:
         return Update(new, True, self._preserve_and_replace(old, new, temporary))
 
     def _intact_mirror_file(self, old: Entry | None) -> os.stat_result | None:
-        """The status of the mirror's file for the record `old`; None if it is not there as recorded (reported)."""
-        if old is None or old.kind is not Kind.REGULAR:
-            return None
-        try:
-            status = self._tree.stat(self._layout.mirror_path(old))
-        except (FileNotFoundError, NotADirectoryError):
-            status = None
-        if status is not None and stat.S_ISREG(status.st_mode) and status.st_size == old.size_bytes:
-            return status
-        self._report(
-            DamagedError(
-                "is missing or damaged in the mirror: its last version is lost, unless the source still has it",
-                path=old.path,
-                advice="`histfs verify` tells which older versions are",
-            )
-        )
-        return None
+        return held.intact_file(self._tree, self._layout, old, self._report)
 
     def _may_stay(self, status: os.stat_result, key: _Key | None, change: plan.Change) -> bool:
         """Whether the file or link group `key` may go on with this mirror file, shared with nobody who would mind."""
@@ -433,18 +448,3 @@ class MirrorUpdate:
         if old is None:
             return path
         return join(path.rpartition(b"/")[0], next(self._temporary))
-
-    def _owner(self, entry: Entry) -> tuple[int, int]:
-        """The numbers of the owner here; few different ones are in a tree."""
-        there = entry.uid, entry.uname, entry.gid, entry.gname
-        found = self._known_owners.get(there)
-        if found is None:
-            if len(self._known_owners) >= _MOST_KNOWN_OWNERS:
-                self._known_owners.clear()
-            found = self._known_owners[there] = self._owners.of(entry)
-        return found
-
-    def _attributes(self, entry: Entry, status: os.stat_result | None) -> Attributes:
-        mtime = mtime_ns(entry, status) if entry.kind.has_mtime else None
-        attributes = Attributes(mirror_mode(entry, is_root=self._is_root), *self._owner(entry), mtime)
-        return attributes.with_extras(entry, self._source.extras, self._owners)

@@ -294,6 +294,13 @@ class Source:
         except OSError:
             return False
 
+    def has_lost(self, path: bytes) -> bool:
+        """Whether it is certain that nothing is at `path` any more."""
+        try:
+            return not self._tree.exists(path)
+        except OSError:
+            return False
+
     def is_cache(self, directory: bytes) -> bool:
         """Whether the directory has the mark of a cache."""
         try:
