@@ -290,7 +290,7 @@ class Copies:
         return not self.is_large(found) and found.status.st_nlink == 1 and not entry.xattrs and entry.acl == ()
 
     def add(self, found: Found, path: bytes, attributes: Attributes) -> Copy:
-        """Copy what was `found` to the new name `path` in the mirror. Raises OSError."""
+        """Copy what was `found` to the new name `path` in the mirror. Raises SourceError, OSError."""
         directories = self._directories(parent_of(found.path), parent_of(path))
         batch = self._batch
         name_at = len(batch.names)

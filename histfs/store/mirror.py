@@ -19,7 +19,7 @@ from histfs.store.files import WritableTree
 from histfs.store.increments import IncrementWriter
 from histfs.store.layout import Layout
 from histfs.store.long_names import LongNames
-from histfs.store.moved import SMALLEST, Moves
+from histfs.store.moved import Moves
 from histfs.store.owners import Owners
 from histfs.store.records import Update
 from histfs.store.source import Found, Source
@@ -126,9 +126,7 @@ class MirrorUpdate:
 
     def _remove_file(self, old: Entry, path: bytes) -> None:
         above = self._directories[-1]
-        may_have_moved = old.kind is Kind.REGULAR and old.size_bytes >= SMALLEST and self._may_go_last()
-        if self._moves is not None:
-            self._moves.gone(path)
+        may_have_moved = self._moves is not None and self._moves.gone(old, path) and self._may_go_last()
         if above.goes_last and old.alternate_mirror is None:
             self._batch.add_last_bytes(old.size_bytes)  # it goes with its directory
         elif may_have_moved:

@@ -244,9 +244,10 @@ class Moves:
         """Whether the mirror's file has another name now, and must not be changed."""
         return there in self._ahead
 
-    def gone(self, there: bytes) -> None:
-        """The old name goes."""
+    def gone(self, old: Entry, there: bytes) -> bool:
+        """The old name goes: whether the file may be found elsewhere."""
         self._ahead.discard(there)
+        return old.kind is Kind.REGULAR and old.size_bytes >= SMALLEST
 
     def kept(self, path: bytes) -> None:
         """The record of this path stays, whatever the source has."""

@@ -356,8 +356,11 @@ class Source:
             return found._replace(trouble=_extras_error(exc, found.path))
 
     def open_directory(self, path: bytes) -> int:
-        """A descriptor of a directory that the walk is in. Raises OSError."""
-        return self._tree.open_directory(path)
+        """A descriptor of a directory that the walk is in. Raises SourceError."""
+        try:
+            return self._tree.open_directory(path)
+        except OSError as exc:
+            raise source_error(exc, path, "cannot be entered") from exc
 
     def open_file(self, found: Found) -> int:
         """A descriptor of the regular file that was `found`; SourceError if it cannot be read or is another one now."""

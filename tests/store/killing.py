@@ -1,8 +1,9 @@
 """A session that is killed between two changes of the disk, without a process that dies.
 
-Only `histfs.store.files` (and the lock) change the disk, through the module `os` and syncfs(2). Here they get an `os`
-that counts the changes and, at the chosen one, raises `Killed` before it is made. A write is cut in half. From then
-on every further change raises too: what runs while the exception travels up would not run in a killed process.
+Only `histfs.store.files` and its parts, `copying` and the lock change the disk, through the module `os` and syncfs(2).
+Here they get an `os` that counts the changes and, at the chosen one, raises `Killed` before it is made. A write is cut
+in half. From then on every further change raises too: what runs while the exception travels up would not run in a
+killed process.
 
 `lose_data` turns a kill into a power cut of the worst kind that file systems allow: names are ahead of data, so that
 what was written since the last barrier has its name and no content.
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from histfs.store import files, lock, xattrs
+from histfs.store import copying, files, lock, xattrs
 
 _CHANGES = (
     *("chmod", "chown", "ftruncate", "fsync", "link", "mkdir", "mknod"),
@@ -39,6 +40,7 @@ class Killer:
         monkeypatch.setattr(files, "os", proxy)
         monkeypatch.setattr(lock, "os", proxy)
         monkeypatch.setattr(xattrs, "os", proxy)
+        monkeypatch.setattr(copying, "os", proxy)
         monkeypatch.setattr(files.WritableTree, "sync", lambda _tree: self.sync())
 
     def count(self) -> None:
@@ -102,6 +104,12 @@ class _Os:
             os.write(fd, bytes(data)[: len(data) // 2])
         self._killer.count()
         return os.write(fd, data)
+
+    def copy_file_range(self, source: int, target: int, count: int) -> int:
+        status = os.fstat(target)
+        self._killer.unsynced.add((status.st_dev, status.st_ino))
+        self._killer.count()
+        return os.copy_file_range(source, target, count)
 
     def fsync(self, fd: int) -> None:
         self._killer.count()

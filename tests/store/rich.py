@@ -10,6 +10,7 @@ from tests.store.sessions import Sessions
 from tests.trees import MTIME, Device, Dir, Fifo, File, Link, Socket, Symlink, build
 
 _TEXT = b"".join(b"line %d\n" % number for number in range(400))
+_LARGE = b"".join(b"%x" % (number**7) for number in range(3000))  # enough to be looked for where it has been moved
 LONG = "L" * 206  # too long for an increment (docs/format.md 3.4)
 LONGEST = "M" * 255
 
@@ -46,6 +47,9 @@ def first(source: Path) -> None:
         "g3-c": Link("g3-a"),
         "g3-d": Link("g3-a"),
         "g4": File(b"group four"),  # gets a link
+        "m-photos": Dir({"1.jpg": File(_LARGE[:17000]), "below": Dir({"2": File(_LARGE[:18000])})}),  # all are moved
+        "m-texts": Dir({"3.jpg": File(_LARGE[:19000]), "4": File(_LARGE[:20000])}),
+        "m-one": File(_LARGE[:21000]),
     }
     if os.geteuid() == 0:
         entries |= {"device": Device("c", 1, 3), "owned": File(b"owned", owner=(1234, 4321), mode=0o4755)}
@@ -102,6 +106,10 @@ def fourth(source: Path) -> None:
     os.link(source / "g3-c", source / "g3-d")
     build(source / "brought", Dir({"x": File(b"x", mtime=MTIME + 3), "y": Dir({"z": Link("x")})}))
     _write(source, "kept/more", b"more", 3)
+    (source / "m-photos").rename(source / "a-photos")  # comes before its old place, the others after it
+    (source / "m-texts").rename(source / "brought/texts")
+    (source / "brought/texts/4").rename(source / "n-four")
+    (source / "m-one").rename(source / "m-texts")
     if os.geteuid() == 0:
         (source / "device").unlink()
         build_device(source / "device")
