@@ -8,12 +8,14 @@ import argparse
 import os
 import re
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
-from tests.faults import places, supervise
-from tests.faults.campaign import FAULTS, Task, Verdict, run
+from tests.faults import places, rdiff_backup, supervise
+from tests.faults.campaign import FAULTS, Task, Verdict, Worker, run, sensitivity, without_barriers
 from tests.faults.judge import KINDS
 from tests.faults.operations import OPERATIONS
 from tests.faults.places import FILE_SYSTEMS, Memory
@@ -29,6 +31,9 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--step", type=int, default=1, help="every which point (default: every one)")
     parser.add_argument("--first", type=int, default=1, help="the first point")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--rdiff-backup", action="store_true", help="the same with sessions of rdiff-backup")
+    parser.add_argument("--without-barriers", action="store_true", help="break histfs, to see that it is noticed")
+    parser.add_argument("--sensitivity", action="store_true", help="cut each file of a repository: what is noticed?")
     parser.add_argument("--all-problems", action="store_true", help="print every problem, not a few of each kind")
     return parser.parse_args(arguments)
 
@@ -37,7 +42,7 @@ def tasks_of(arguments: argparse.Namespace) -> list[Task]:
     found = []
     for fault in FAULTS.values():
         for place in [kind.name for kind in FILE_SYSTEMS] if fault.needs_disk else [Memory.name]:
-            for operation in OPERATIONS:
+            for operation in [rdiff_backup.NAME] if arguments.rdiff_backup else OPERATIONS:
                 wanted = (arguments.operations, operation), (arguments.faults, fault.name), (arguments.places, place)
                 if not all(re.search(pattern, name) for pattern, name in wanted):
                     continue
@@ -75,6 +80,22 @@ class Tally:
         return [*lines, f"| **all** | | | {' | '.join(map(str, totals))} |"]
 
 
+def _measure_sensitivity() -> int:
+    """A line for each file; 1 if one with data, an increment or a record is cut and nobody notices."""
+    with tempfile.TemporaryDirectory(dir=places.MEMORY) as scratch:
+        found = sensitivity(Worker(Path(scratch)).workshop(Memory.name))
+    for name, is_noticed in found:
+        sys.stdout.write(f"{'noticed' if is_noticed else 'NOT noticed'} {name!r}\n")
+    sys.stdout.write(f"{sum(noticed for _, noticed in found)} of {len(found)} files noticed\n")
+    return any(not noticed and not _SAYS_NOTHING.match(name) for name, noticed in found)
+
+
+# What nothing depends on, or what is made anew: logs, statistics, who writes, indexes.
+_SAYS_NOTHING = re.compile(
+    r"rdiff-backup-data/(\w+\.log|\w+_statistics\..*|current_mirror\..*|histfs/.*|\w+_data/next_free)\Z"
+)
+
+
 def _tell(text: str) -> None:
     sys.stderr.write(text + "\n")
 
@@ -87,6 +108,10 @@ def main(arguments: argparse.Namespace) -> int:
     if reason := places.obstacle():
         _tell(f"power cuts are left out: {reason}")
         tasks = [task for task in tasks if task.place == Memory.name]
+    if arguments.without_barriers:
+        without_barriers()
+    if arguments.sensitivity:
+        return _measure_sensitivity()
     tally, began = Tally(), time.monotonic()
 
     def tell(task: Task, verdict: Verdict) -> None:

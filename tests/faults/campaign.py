@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from tests.faults import judge, places
+from tests.faults import judge, places, rdiff_backup
 from tests.faults.judge import Problem
-from tests.faults.operations import OPERATIONS, Operation, Workshop
+from tests.faults.operations import FIRST, FOURTH, OPERATIONS, SECOND, THIRD, Operation, Workshop
 from tests.faults.places import Cut, Disk, Memory
 from tests.faults.supervise import Action, Plan, Ran
 
@@ -71,7 +71,7 @@ def try_point(operation: Operation, fault: Fault, point: int) -> Verdict | None:
     w.place.take(operation.base)
     if fault.needs_disk:
         return _cut_power(operation, fault, point)
-    with judge.waiting(lambda: _running(operation)) as ask_running:
+    with judge.waiting(lambda: _running(operation) if operation.reads_running else list) as ask_running:
         ran = w.run(operation.arguments(), fault.at(point))
         if not ran.hits:
             return None
@@ -124,6 +124,25 @@ def _cut_power(operation: Operation, fault: Fault, point: int) -> Verdict | None
     return Verdict(point, ran.text, ran.code, problems)
 
 
+def sensitivity(workshop: Workshop) -> list[tuple[str, bool]]:
+    """Each file of a good repository that is not empty, and whether the judge notices that it is cut in half."""
+    w = workshop
+    found = []
+    for name in w.names_kept("four"):
+        w.place.take("four")
+        path = w.repository / name
+        if not path.is_file() or path.is_symlink() or not path.stat().st_size:
+            continue
+        status = path.stat()
+        os.truncate(path, status.st_size // 2)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        history = w.history(FIRST, SECOND, THIRD, FOURTH)
+        problems = judge.forked(lambda: judge.check_repository(w.repository, history, "lost", w.cache))
+        problems += judge.forked(lambda: judge.check_mirror(w.repository, w.states[FOURTH]))
+        found.append((name, bool(problems)))
+    return found
+
+
 # --- many points ------------------------------------------------------------------------------------------------------
 
 
@@ -147,23 +166,24 @@ class Worker:
         self._operations: dict[str, tuple[Operation, int]] = {}
         _make_small()
 
-    def workshop(self, place_name: str) -> Workshop:
-        if self._workshop is None or self._workshop.place.name != place_name:
+    def workshop(self, place_name: str, kind: type[Workshop] = Workshop) -> Workshop:
+        if self._workshop is None or self._workshop.place.name != place_name or type(self._workshop) is not kind:
             self.close()
             root = self._root / place_name
             shutil.rmtree(root, ignore_errors=True)
             root.mkdir()
-            self._workshop = Workshop(_place(root, place_name))
+            self._workshop = kind(_place(root, place_name))
             self._workshop.prepare()
         return self._workshop
 
     def operation(self, place_name: str, name: str) -> tuple[Operation, int]:
         """It, and the number of its points."""
-        workshop = self.workshop(place_name)
+        is_other = name == rdiff_backup.NAME
+        workshop = self.workshop(place_name, rdiff_backup.RdiffBackupWorkshop if is_other else Workshop)
         if name not in self._operations:
             operation = make_operation(name, workshop)
             workshop.place.take(operation.base)
-            ran = workshop.check_run(operation.arguments(), (0, 2))
+            ran = workshop.check_run(operation.arguments(), (0, 2, 8, 10))
             if ran.blind:
                 raise RuntimeError("something is changed through shared memory, where nothing can be seen")
             self._operations[name] = operation, ran.calls
@@ -189,6 +209,8 @@ class Worker:
 
 def make_operation(name: str, workshop: Workshop) -> Operation:
     """By its name, after which an @ may tell at which part a session was broken off."""
+    if name == rdiff_backup.NAME:
+        return rdiff_backup.RdiffBackupSession(workshop)
     kind, _, part = name.partition("@")
     if not part:
         return OPERATIONS[kind](workshop)
@@ -201,6 +223,14 @@ def _place(root: Path, name: str) -> Memory | Disk:
         return Memory(root)
     [kind] = [kind for kind in places.FILE_SYSTEMS if kind.name == name]
     return Disk(root, kind)
+
+
+def without_barriers() -> None:
+    """Let nothing in this process wait for the disk: a session as it must not be, for the harness to find."""
+    from histfs.store.files import WritableTree
+
+    WritableTree.sync = lambda _tree: None  # type: ignore[method-assign]
+    os.fsync = lambda _fd: None
 
 
 def _make_small() -> None:

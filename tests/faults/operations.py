@@ -120,6 +120,12 @@ class Workshop:
     def names(self) -> list[str]:
         return judge.names_in(self.repository)
 
+    def names_kept(self, box: str) -> list[str]:
+        """The names in a repository that was kept, with their numbers."""
+        self.place.take(box)
+        walked = os.walk(self.repository)
+        return sorted(os.path.relpath(os.path.join(at, name), self.repository) for at, _, names in walked for name in names)
+
     def history(self, *times: int, may_be_gone: Sequence[int] = ()) -> History:
         return {time: Expected([self.states[time]], time in may_be_gone) for time in (*times, *may_be_gone)}
 
