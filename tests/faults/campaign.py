@@ -10,29 +10,38 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from tests.faults import judge, places, rdiff_backup
+from tests import comparison
+from tests.faults import judge, logged, places, rdiff_backup
 from tests.faults.judge import Problem
+from tests.faults.logged import Write
 from tests.faults.operations import FIRST, FOURTH, OPERATIONS, SECOND, THIRD, Operation, Workshop
-from tests.faults.places import Cut, Disk, Memory
+from tests.faults.places import Cut, Disk, Memory, copy_image
 from tests.faults.supervise import Action, Plan, Ran
 
+_FINE = (0, 2, 8, 10)  # exit codes: perhaps with a warning
 ERRORS = ("EIO", "ENOSPC", "EDQUOT", "EMFILE", "ENOMEM")
 
 
 class Fault(NamedTuple):
-    """What happens at a point."""
+    """What happens at a point, which is a call; or, where there is no plan, what `where` says."""
 
     name: str
-    plan: Plan
+    plan: Plan | None
     needs_disk: bool = False
+    where: str = "call"
+    operations: str = ""  # a pattern for those that it makes sense for
 
     def at(self, point: int) -> Plan:
+        assert self.plan is not None
         return self.plan._replace(at=point)
 
 
@@ -52,6 +61,9 @@ FAULTS = {
         Fault("short reads and writes", Plan(Action.SHORTEN)),
         Fault("power cut, committed only", Plan(Action.CUT_POWER, number=Cut.COMMITTED_ONLY), needs_disk=True),
         Fault("power cut, metadata ahead", Plan(Action.CUT_POWER, number=Cut.METADATA_AHEAD), needs_disk=True),
+        Fault("power cut after a block", None, True, "block", "^(session|remove|regress)"),
+        Fault("the same, unflushed blocks lost", None, True, "lost block", "^(session|remove|regress)"),
+        Fault("full disk", None, True, "space", "^(?!catalog)"),
     )
 }
 
@@ -69,6 +81,8 @@ def try_point(operation: Operation, fault: Fault, point: int) -> Verdict | None:
     """None: the command came to its end before that point."""
     w = operation.workshop
     w.place.take(operation.base)
+    if fault.where == "space":
+        return _fill(operation, point)
     if fault.needs_disk:
         return _cut_power(operation, fault, point)
     with judge.waiting(lambda: _running(operation) if operation.reads_running else list) as ask_running:
@@ -79,6 +93,8 @@ def try_point(operation: Operation, fault: Fault, point: int) -> Verdict | None:
     if ran.is_hung:
         problems.append(Problem("hung", ran.text))
     problems += judge.forked(operation.read(operation.history(), "unreadable"))
+    if operation.mounts and operation.workshop.markers():
+        problems += judge.forked(lambda: _mounted(operation)())
     problems += _claims(operation, fault, ran)
     problems += operation.after(ran)
     return Verdict(point, ran.text, ran.code, problems)
@@ -86,11 +102,29 @@ def try_point(operation: Operation, fault: Fault, point: int) -> Verdict | None:
 
 def _claims(operation: Operation, fault: Fault, ran: Ran) -> list[Problem]:
     problems = operation.claims(ran)
-    if fault.plan.action is Action.SHORTEN and ran.code != 0:  # which is no fault at all
+    if fault.plan is not None and fault.plan.action is Action.SHORTEN and ran.code != 0:  # which is no fault at all
         problems.append(Problem("stuck", f"ended with {ran.code}: {ran.output}"))
     if "a bug in histfs" in ran.output:
         problems.append(Problem("dishonest", f"what is no bug is called one: {ran.output}"))
     return problems
+
+
+def _mounted(operation: Operation) -> Callable[[], list[Problem]]:
+    """A real mount, and what is found through it when it is asked; then it ends."""
+    from tests.compat.agreement import mount
+
+    stack = ExitStack()
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=operation.workshop.place.root)))
+    mountpoint, said = stack.enter_context(mount(operation.workshop.repository, scratch))
+    for name in os.listdir(mountpoint)[-1:]:
+        comparison.read(mountpoint / name)
+
+    def check() -> list[Problem]:
+        with stack:
+            found = judge.check_mounted(mountpoint, operation.history(), "unreadable")
+        return found + [Problem("unreadable", f"the mount said: {line}") for line in said]
+
+    return check
 
 
 def _running(operation: Operation) -> Callable[[], list[Problem]]:
@@ -98,6 +132,8 @@ def _running(operation: Operation) -> Callable[[], list[Problem]]:
     from histfs.errors import NotARepositoryError
     from tests.faults.shown import Shown
 
+    if operation.mounts and operation.workshop.markers():
+        return _mounted(operation)
     try:
         shown = Shown(operation.workshop.repository, operation.workshop.place.root / "cache of a mount")
     except NotARepositoryError:
@@ -136,11 +172,119 @@ def sensitivity(workshop: Workshop) -> list[tuple[str, bool]]:
         status = path.stat()
         os.truncate(path, status.st_size // 2)
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-        history = w.history(FIRST, SECOND, THIRD, FOURTH)
-        problems = judge.forked(lambda: judge.check_repository(w.repository, history, "lost", w.cache))
+        problems = judge.forked(
+            lambda: judge.check_repository(w.repository, w.history(FIRST, SECOND, THIRD, FOURTH), "lost", w.cache)
+        )
         problems += judge.forked(lambda: judge.check_mirror(w.repository, w.states[FOURTH]))
         found.append((name, bool(problems)))
     return found
+
+
+def counted_calls(workshop: Workshop) -> tuple[Counter[str], Counter[str]]:
+    """The calls of one session that change something: as supervised, and as strace sees them.
+
+    strace does not see what leads through /proc/self/fd, and is not asked about barriers.
+    """
+    from tests.compat import killing
+
+    w = workshop
+    log = w.place.root / "log of calls"
+    w.place.take("three")
+    w.run(w.backup_arguments(FOURTH), log=log)
+    ours = Counter(line.split(b" ")[0].decode() for line in log.read_bytes().split(b"\0")[:-1])
+    w.place.take("three")
+    script = "import sys; from tests.faults import campaign; sys.exit(campaign.be_histfs())"
+    points = killing.points([sys.executable, "-c", script, *w.backup_arguments(FOURTH)], w.place.box)
+    return ours, Counter(point.syscall for point in points)
+
+
+def be_histfs() -> int:
+    """One command, as it is run here but in a process of its own."""
+    from histfs.cli import main
+
+    _make_small()
+    return main(sys.argv[1:])
+
+
+_SIZES = 24  # of full disks that are tried
+
+
+def _fill(operation: Operation, point: int) -> Verdict:
+    """Leave only so much room on the disk: from none to many times what the command needs in the end."""
+    w = operation.workshop
+    before = _free_bytes(w.place.box)
+    w.check_run(operation.arguments(), _FINE)
+    needed = max(before - _free_bytes(w.place.box), 200_000)
+    w.place.take(operation.base)
+    filler = w.place.box / "filler"
+    room = needed * 16 * (point - 1) ** 2 // _SIZES**2
+    fd = os.open(filler, os.O_WRONLY | os.O_CREAT, 0o600)
+    step = _free_bytes(w.place.box)
+    while step >= 4096:  # what the filler itself takes is known to nobody
+        step = min(step, _free_bytes(w.place.box) - room)
+        try:
+            os.posix_fallocate(fd, os.fstat(fd).st_size, max(step, 1))
+        except OSError:
+            step //= 2
+    os.close(fd)
+    ran = w.run(operation.arguments())
+    problems = judge.forked(operation.read(operation.history(), "unreadable"))
+    problems += operation.claims(ran)
+    filler.unlink()
+    problems += operation.after(ran)
+    return Verdict(point, f"room for {room} bytes of {needed}", ran.code, problems)
+
+
+def _free_bytes(path: Path) -> int:
+    os.sync()
+    found = os.statvfs(path)
+    return found.f_bfree * found.f_frsize  # root may use all of it
+
+
+class Recording(NamedTuple):
+    """What one run of an operation wrote to its disk."""
+
+    log: Path
+    entries: list[Write | None]
+    writes: list[int]  # which of the entries are no flushes
+    finished_at: int  # in the log: what was written when the command had ended
+
+
+def record(operation: Operation) -> Recording:
+    w = operation.workshop
+    assert isinstance(w.place, Disk)
+    image, log = w.place.root / "recorded.img", w.place.root / "log of blocks"
+    w.place.down()
+    copy_image(w.place.kept(operation.base), image)
+    with logged.device(image, w.place.root, log) as device:
+        w.place.mount_device(device)
+        try:
+            w.check_run(operation.arguments(), _FINE)
+            finished_at = log.stat().st_size
+        finally:
+            w.place.down()
+    entries = logged.read_log(log)
+    return Recording(log, entries, [number for number, entry in enumerate(entries) if entry], finished_at)
+
+
+def _cut_after_block(operation: Operation, recording: Recording, fault: Fault, point: int) -> Verdict:
+    w = operation.workshop
+    assert isinstance(w.place, Disk)
+    image = w.place.root / "assembled.img"
+    entries = recording.entries[: recording.writes[point - 1] + 1]
+    seed = point if fault.where == "lost block" else None
+    logged.assemble(w.place.kept(operation.base), recording.log, entries, image, seed=seed)
+    w.place.take_image(image)
+    problems = judge.forked(operation.read(operation.history(), "unreadable"))
+    last = entries[-1]
+    assert last is not None
+    if last.data_at > recording.finished_at and seed is None:
+        problems += operation.claims(_SUCCESS)
+    problems += operation.after(None)
+    return Verdict(point, f"block write {point} of {len(recording.writes)}", -signal.SIGKILL, problems)
+
+
+_SUCCESS = Ran(0, "", 0, 0, "", 0, False)
 
 
 # --- many points ------------------------------------------------------------------------------------------------------
@@ -160,8 +304,9 @@ class Task(NamedTuple):
 class Worker:
     """One process that tries points. It keeps what was prepared for a place and an operation."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, mounts: bool = False) -> None:
         self._root = root
+        self._mounts = mounts
         self._workshop: Workshop | None = None
         self._operations: dict[str, tuple[Operation, int]] = {}
         _make_small()
@@ -170,8 +315,7 @@ class Worker:
         if self._workshop is None or self._workshop.place.name != place_name or type(self._workshop) is not kind:
             self.close()
             root = self._root / place_name
-            shutil.rmtree(root, ignore_errors=True)
-            root.mkdir()
+            root.mkdir(parents=True)
             self._workshop = kind(_place(root, place_name))
             self._workshop.prepare()
         return self._workshop
@@ -182,8 +326,9 @@ class Worker:
         workshop = self.workshop(place_name, rdiff_backup.RdiffBackupWorkshop if is_other else Workshop)
         if name not in self._operations:
             operation = make_operation(name, workshop)
+            operation.mounts = self._mounts
             workshop.place.take(operation.base)
-            ran = workshop.check_run(operation.arguments(), (0, 2, 8, 10))
+            ran = workshop.check_run(operation.arguments(), _FINE)
             if ran.blind:
                 raise RuntimeError("something is changed through shared memory, where nothing can be seen")
             self._operations[name] = operation, ran.calls
@@ -191,11 +336,20 @@ class Worker:
 
     def try_task(self, task: Task, part: int, parts: int) -> Iterator[Verdict]:
         """Part `part` of `parts` of the points."""
-        operation, calls = self.operation(task.place, task.operation)
+        operation, limit = self.operation(task.place, task.operation)
         fault = FAULTS[task.fault]
-        points = range(task.first, (calls if task.limit is None else task.limit) + 1, task.step)
+        recording = None
+        if fault.where.endswith("block"):
+            recording = record(operation)
+            limit = len(recording.writes)
+        elif fault.where == "space":
+            limit = _SIZES
+        points = range(task.first, (limit if task.limit is None else task.limit) + 1, task.step)
         for point in points[part::parts]:
-            verdict = try_point(operation, fault, point)
+            if recording is None:
+                verdict = try_point(operation, fault, point)
+            else:
+                verdict = _cut_after_block(operation, recording, fault, point)
             if verdict is not None:
                 yield verdict
 
@@ -244,8 +398,11 @@ def _make_small() -> None:
     ledger._SETTLED_AFTER_NS = -(10**12)
 
 
-def run(tasks: Sequence[Task], *, jobs: int = 1, tell: Callable[[Task, Verdict], None]) -> None:
-    """Try all tasks in `jobs` processes, which share the points of each. RuntimeError if one of them fails."""
+def run(tasks: Sequence[Task], *, jobs: int = 1, mounts: bool = False, tell: Callable[[Task, Verdict], None]) -> None:
+    """Try all tasks in `jobs` processes, which share the points of each; with real `mounts` as well.
+
+    RuntimeError if one of them fails.
+    """
     scratch = Path(tempfile.mkdtemp(prefix="histfs-faults-", dir=places.MEMORY))
     workers: dict[int, int] = {}  # the processes by the descriptors that they are heard through
     try:
@@ -254,7 +411,7 @@ def run(tasks: Sequence[Task], *, jobs: int = 1, tell: Callable[[Task, Verdict],
             child = os.fork()
             if child == 0:
                 os.close(reader)
-                _work(tasks, part, jobs, scratch / str(part), writer)
+                _work(tasks, part, jobs, Worker(scratch / str(part), mounts=mounts), writer)
             os.close(writer)
             workers[reader] = child
         for line in _lines(list(workers)):
@@ -283,17 +440,15 @@ def _lines(readers: Sequence[int]) -> Iterator[bytes]:
                 del begun[reader]
 
 
-def _work(tasks: Sequence[Task], part: int, parts: int, root: Path, writer: int) -> NoReturn:
+def _work(tasks: Sequence[Task], part: int, parts: int, worker: Worker, writer: int) -> NoReturn:
     try:
         with open(writer, "w", closefd=False) as out:
             try:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                root.mkdir()
                 if any(task.place != Memory.name for task in tasks):
                     places.enter_own_mounts()
                 _import_all()
                 gc.freeze()
-                worker = Worker(root)
                 for number, task in enumerate(tasks):
                     for verdict in worker.try_task(task, part, parts):
                         out.write(json.dumps([number, verdict]) + "\n")

@@ -10,15 +10,19 @@ import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic as time_now
+from time import sleep
 from typing import NamedTuple, NoReturn
 
 from histfs.errors import NotARepositoryError
-from tests.comparison import Manifest, difference
+from tests.comparison import Manifest, difference, read
 from tests.faults.shown import Shown
 from tests.mirrors import read_mirror
 
 DATA = "rdiff-backup-data"
+_NOTICED_WITHIN_S = 5.0
 
 
 class Problem(NamedTuple):
@@ -93,6 +97,25 @@ def check_repository(repository: Path, history: History, kind: str, cache: Path 
         return [Problem(kind, traceback.format_exc(limit=-3))]
     with shown:
         return check_history(shown, history, kind)
+
+
+def check_mounted(mountpoint: Path, history: History, kind: str) -> list[Problem]:
+    """The same through a mount that is there, whose names are in UTC; it may take a moment to notice what is new."""
+    sure = {time for time, expected in history.items() if not expected.may_be_gone}
+    until = time_now() + _NOTICED_WITHIN_S
+    while True:
+        names = {name: _time_of(name) for name in os.listdir(mountpoint)}
+        if sure <= set(names.values()) <= set(history) or time_now() > until:
+            break
+        sleep(0.05)
+    places = {at: mountpoint / name for name, at in names.items()}
+    return check_sessions(names.values(), lambda at: read(places[at]), history, kind)
+
+
+def _time_of(name: str) -> int:
+    text = name.removeprefix("@")
+    form = "%Y-%m-%dT%H:%M:%S" if text.count(":") == 2 else "%Y-%m-%dT%H:%M"
+    return int(datetime.strptime(text, form).replace(tzinfo=UTC).timestamp())
 
 
 def check_mirror(repository: Path, state: Manifest) -> list[Problem]:

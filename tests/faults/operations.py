@@ -24,7 +24,7 @@ from tests.faults.supervise import Action, Plan, Ran
 from tests.store import rich
 from tests.trees import MTIME
 
-TIMES = tuple(1_700_000_000 + number * 86_400 for number in range(7))
+TIMES = tuple(1_700_000_040 + number * 86_400 for number in range(7))
 FIRST, SECOND, THIRD, FOURTH, NEXT, LAST, _ = TIMES
 WARNED = 2
 _LARGE_BYTES = 400_000
@@ -123,8 +123,8 @@ class Workshop:
     def names_kept(self, box: str) -> list[str]:
         """The names in a repository that was kept, with their numbers."""
         self.place.take(box)
-        walked = os.walk(self.repository)
-        return sorted(os.path.relpath(os.path.join(at, name), self.repository) for at, _, names in walked for name in names)
+        paths = [os.path.join(at, name) for at, _, names in os.walk(self.repository) for name in names]
+        return sorted(os.path.relpath(path, self.repository) for path in paths)
 
     def history(self, *times: int, may_be_gone: Sequence[int] = ()) -> History:
         return {time: Expected([self.states[time]], time in may_be_gone) for time in (*times, *may_be_gone)}
@@ -148,6 +148,7 @@ class Operation:
     name = ""
     base = "three"
     reads_running = True  # whether a mount that runs meanwhile is asked as well
+    mounts = False  # whether it is a real one, as is one that is made afterwards
 
     def __init__(self, workshop: Workshop) -> None:
         self.workshop = workshop
