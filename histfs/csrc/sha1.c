@@ -87,12 +87,19 @@ static void histfs_sha1_blocks_here(uint32_t *state, const unsigned char *data, 
     state[4] = (uint32_t)_mm_extract_epi32(e, 3);
 }
 
+/* Asked once: in a virtual machine the question takes longer than the sum of a small file. */
 static int histfs_has_sha(void)
 {
+    static int known; /* any thread may find out, and finds the same */
     unsigned int a, b, c, d;
+    int answer = __atomic_load_n(&known, __ATOMIC_RELAXED);
 
-    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_SSE4_1) && (c & bit_SSSE3) &&
-        __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & 1u << 29);
+    if (!answer) {
+        answer = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_SSE4_1) && (c & bit_SSSE3) &&
+            __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & 1u << 29) ? 1 : -1;
+        __atomic_store_n(&known, answer, __ATOMIC_RELAXED);
+    }
+    return answer > 0;
 }
 #endif
 
