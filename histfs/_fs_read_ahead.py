@@ -72,30 +72,30 @@ class ReadAhead:
                 await trio.to_thread.run_sync(keep, limiter=self._limiter, abandon_on_cancel=True)
 
     def _keep_quick(self, inodes: list[int]) -> list[int]:
-        """Keep files of the mirror for a moment; those that are not, or there was no time for."""
+        """Keep what is quickly read, for a moment; what is not, or there was no time for."""
         until = monotonic() + _HERE_S
         rest: list[int] = []
         for first in range(0, len(inodes), _STEP):
             if monotonic() > until:
                 return rest + inodes[first:]
             step = inodes[first : first + _STEP]
-            kept = self._keep(step, only_live=True)
+            kept = self._keep(step, only_quick=True)
             rest += [inode for inode in step if inode not in kept]
         return rest
 
-    def _keep(self, inodes: list[int], *, only_live: bool = False) -> set[int]:
+    def _keep(self, inodes: list[int], *, only_quick: bool = False) -> set[int]:
         """Read and keep files; those that are kept."""
         kept = set()
         with suppress(HistfsError):  # who asks for it will hear what is wrong
-            for inode, data in self._history.contents(inodes, only_live=only_live):
+            for inode, data in self._history.contents(inodes, only_quick=only_quick):
                 keep_content(inode, data)
                 kept.add(inode)
         return kept
 
     def whole(self, inode: int) -> bytes | bytearray | memoryview | None:
-        """All bytes of a small file that lies in the mirror; None for any other, and where something is wrong."""
+        """All bytes of a small file that is quickly read; None for any other, and where something is wrong."""
         with suppress(HistfsError):  # the long way tells what is wrong
-            return next((data for _, data in self._history.contents([inode], only_live=True)), None)
+            return next((data for _, data in self._history.contents([inode], only_quick=True)), None)
         return None
 
 

@@ -1,22 +1,10 @@
 """What `_tree_build.py` compiles."""
 
-from collections.abc import Sequence
-
 from _cffi_backend import FFI
 
 ffi: FFI
 
 class _Lib:
-    def histfs_read_files(
-        self,
-        directory: int,
-        count: int,
-        names: bytes,
-        sizes: Sequence[int],
-        data: FFI.CData,
-        is_read: FFI.CData,
-        /,
-    ) -> None: ...
     def histfs_walk_new(self, mirror: int, skipped_device: int, skipped_inode: int, /) -> FFI.CData: ...
     def histfs_walk_free(self, walk: FFI.CData, /) -> None: ...
     def histfs_walk_push(self, walk: FFI.CData, directory: int, is_trusted: int, /) -> int: ...

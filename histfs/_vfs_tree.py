@@ -16,6 +16,7 @@ from histfs._vfs_rights import FOREVER_S, Grants, Policy
 from histfs.errors import DamagedError, HistfsError, NotADirectoryEntryError, NotFoundError
 from histfs.store.catalog import LIVE, Catalog, Listed, Version
 from histfs.store.catalog.schema import ROOT
+from histfs.store.content.small import SmallFile
 from histfs.store.entry import Entry, Extras
 from histfs.store.extras import SessionExtras
 
@@ -66,7 +67,7 @@ class Repository(Protocol):
     """Where versions are opened."""
 
     def snapshot(self, session_time: int) -> Snapshot: ...
-    def read_live(self, directory: bytes, files: Sequence[tuple[bytes, int, bytes]]) -> list[memoryview | None]: ...
+    def read_small(self, directory: bytes, files: Sequence[SmallFile]) -> list[memoryview | None]: ...
 
 
 class Attributes(NamedTuple):
@@ -185,28 +186,26 @@ class _Directories:
         self._places[tag] = directory, parent
 
 
-class _Live(NamedTuple):
-    """A file in the mirror."""
+class _Small(NamedTuple):
+    """A file that can be read as a whole together with others in its directory."""
 
     parent: int
-    name: bytes
-    size_bytes: int
-    sha1: bytes  # not as hex digits
+    file: SmallFile
 
 
 class _Recent:
     """Files by number, at least the last half of as many as are kept. Any threads may use it."""
 
     def __init__(self) -> None:
-        self._new: dict[int, _Live] = {}
-        self._old: dict[int, _Live] = {}
+        self._new: dict[int, _Small] = {}
+        self._old: dict[int, _Small] = {}
 
-    def put(self, number: int, live: _Live) -> None:
+    def put(self, number: int, small: _Small) -> None:
         if len(self._new) >= _QUICK_KEPT // 2:
             self._old, self._new = self._new, {}
-        self._new[number] = live
+        self._new[number] = small
 
-    def get(self, number: int) -> _Live | None:
+    def get(self, number: int) -> _Small | None:
         return self._new.get(number) or self._old.get(number)
 
 
@@ -258,8 +257,10 @@ class Tree:
             shown = self._listed_attributes(listed, directory, session_time, changes.get(listed.name))
             if shown is not None:
                 is_small = 0 < listed.size_bytes <= SMALL_BYTES and listed.mode & _TYPE == stat.S_IFREG
-                if is_small and listed.is_live and listed.is_plain:
-                    self._quick.put(listed.number, _Live(directory, listed.name, listed.size_bytes, listed.sha1 or b""))
+                if is_small and listed.is_plain:
+                    at = None if listed.is_live else session_time
+                    file = SmallFile(listed.name, listed.size_bytes, listed.sha1 or b"", at)
+                    self._quick.put(listed.number, _Small(directory, file))
                 children.append(Child(listed.name, shown, listed.number + AFTER_0, listed.target, is_small))
         return children
 
@@ -311,22 +312,23 @@ class Tree:
         return File(content, entry.size_bytes, entry.path, at, content.hold())
 
     def contents(
-        self, inodes: Iterable[int], repository: Repository, only_live: bool
+        self, inodes: Iterable[int], repository: Repository, only_quick: bool
     ) -> Iterator[tuple[int, bytes | bytearray | memoryview]]:
         numbers = [number for inode in inodes if (number := number_of(inode)) is not None]
-        lives = {number: self._live(number) for number in numbers}
-        found = [(number, live) for number, live in lives.items() if live is not None]
-        for parent, together in groupby(found, key=lambda pair: pair[1].parent):
+        found = self._small(numbers)
+        rest = [number for number in numbers if number not in found]
+        quick = [(number, found[number]) for number in numbers if number in found]
+        for parent, together in groupby(quick, key=lambda pair: pair[1].parent):
             in_directory = list(together)
-            files = [(live.name, live.size_bytes, live.sha1.hex().encode()) for _, live in in_directory]
-            read = repository.read_live(self.catalog.path(parent), files)
+            read = repository.read_small(self.catalog.path(parent), [small.file for _, small in in_directory])
             for (number, _), data in zip(in_directory, read, strict=True):
                 if data is not None:
                     yield version_inode(number), data
-        for number, live in lives.items():
-            if live is None and not only_live:
-                with suppress(HistfsError):  # who asks for it will hear what is wrong
-                    yield version_inode(number), self._whole(number, repository)
+                else:
+                    rest.append(number)
+        for number in [] if only_quick else rest:
+            with suppress(HistfsError):  # who asks for it will hear what is wrong
+                yield version_inode(number), self._whole(number, repository)
 
     def _whole(self, number: int, repository: Repository) -> bytes | bytearray:
         """All bytes of a file, if it is small; else NotFoundError. DamagedError, StorageError."""
@@ -341,17 +343,16 @@ class Tree:
         finally:
             file.content.close()
 
-    def _live(self, number: int) -> "_Live | None":
-        """Where a small file lies in the mirror; None for any other."""
-        live = self._quick.get(number)
-        if live is None:
-            version = self._version(number)
-            if not _is_plain(version):
-                return None
-            live = _Live(
-                version.parent, version.name, version.size_bytes, bytes.fromhex((version.sha1 or b"").decode())
-            )
-        return live
+    def _small(self, numbers: Sequence[int]) -> dict[int, _Small]:
+        """How small files are read with others, those of them that are."""
+        found = {number: small for number in numbers if (small := self._quick.get(number)) is not None}
+        for number, version in self.catalog.numbered(set(numbers) - found.keys()).items():
+            if _is_plain(version):
+                at = None if version.last == LIVE else self.catalog.time_of(version)
+                sha1 = bytes.fromhex((version.sha1 or b"").decode())
+                found[number] = _Small(version.parent, SmallFile(version.name, version.size_bytes, sha1, at))
+                self._quick.put(number, found[number])
+        return found
 
     def _version(self, number: int) -> Version:
         last, version = self._last_asked
@@ -425,9 +426,9 @@ class Tree:
 
 
 def _is_plain(version: Version) -> bool:
-    """Whether it is a small file that lies in the mirror, where its name says."""
+    """Whether it is a small file that lies, or whose increments lie, where its name says."""
     is_small = version.mode & _TYPE == stat.S_IFREG and version.size_bytes <= SMALL_BYTES
-    return is_small and version.last == LIVE and version.link is None and version.alternate_mirror is None
+    return is_small and version.link is None and version.alternate_mirror is None
 
 
 def _dot(inode: int) -> Attributes:

@@ -32,6 +32,7 @@ from histfs._rsync_codec import CHUNK, Codec
 from histfs._rsync_files import Basis, Buffer, Source, Target, open_basis, open_target, read_blocks, source_size
 from histfs._rsync_maps import BASIS, HOLE, MAX_EXTENTS, CommandFilter, DeltaParser, ExtentMap
 from histfs._rsync_reading import MapReader, MapSource, Members
+from histfs._rsync_small import MOST_LINKS, Link, SmallVersion, make_small
 from histfs._rsync_types import (
     ERRORS,
     MAX_BLOCK_LEN,
@@ -59,6 +60,7 @@ __all__ = [
     "HOLE",
     "LIBRSYNC_VERSION",
     "MAX_EXTENTS",
+    "MOST_LINKS",
     "BadMagicError",
     "Basis",
     "CommandFilter",
@@ -70,6 +72,7 @@ __all__ = [
     "InternalError",
     "Job",
     "JobStatistics",
+    "Link",
     "LoadSignatureJob",
     "Magic",
     "MapReader",
@@ -82,12 +85,14 @@ __all__ = [
     "Signature",
     "SignatureJob",
     "SignatureParameters",
+    "SmallVersion",
     "Source",
     "Target",
     "TooManyExtentsError",
     "TraceLevel",
     "delta",
     "delta_file",
+    "make_small",
     "patch",
     "patch_file",
     "recommend",

@@ -51,6 +51,7 @@ from histfs._vfs_tree import (
 )
 from histfs.errors import DamagedError, HistfsError, NotFoundError
 from histfs.store.catalog import Catalog
+from histfs.store.content.small import SmallFile
 from histfs.store.entry import ALL_EXTRAS
 from histfs.store.layout import State
 from histfs.store.rights import OldModes
@@ -86,7 +87,7 @@ NOTIFIED_S = 60.0  # for what a new session changes: the kernel is told then
 class Repository(Protocol):
     def state(self) -> State: ...
     def snapshot(self, session_time: int) -> Snapshot: ...
-    def read_live(self, directory: bytes, files: Sequence[tuple[bytes, int, bytes]]) -> list[memoryview | None]: ...
+    def read_small(self, directory: bytes, files: Sequence[SmallFile]) -> list[memoryview | None]: ...
 
 
 class NotReadyError(HistfsError):
@@ -315,16 +316,16 @@ class History:
             return tree.open(inode, self._repository, only_if_quick)
 
     def contents(
-        self, inodes: Sequence[int], *, only_live: bool = False
+        self, inodes: Sequence[int], *, only_quick: bool = False
     ) -> Iterator[tuple[int, bytes | bytearray | memoryview]]:
         """Those of the files that are small, and are what was recorded: inodes, and all their bytes.
 
-        First those that lie in the mirror, which is much quicker than to open each if they are next to each other in a
-        directory; then, unless it is to be `only_live`, the others. DamagedError, StorageError.
+        First those that are read together with others in their directory, which is much quicker than to open each;
+        then, unless it is to be `only_quick`, the others. DamagedError, StorageError.
         """
         if inodes:
             with self._lent(inodes[0]) as tree:
-                yield from tree.contents(inodes, self._repository, only_live)
+                yield from tree.contents(inodes, self._repository, only_quick)
 
     @contextmanager
     def _lent(self, inode: int) -> Iterator[Tree]:

@@ -30,7 +30,7 @@ LAYERS = [
     {"_vfs_rights"},
     {"store"},
     {"rsync"},
-    {"_rsync_reading"},
+    {"_rsync_reading", "_rsync_small"},
     {"_rsync_maps"},
     {"_rsync_codec"},
     {"_rsync_files"},
@@ -113,8 +113,16 @@ IMPURE = re.compile(
 EDGE_ONLY = {"trio", "pyfuse3", "argparse"}  # not for what lies below the mount
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "common", "misc", "constants", "types", "base"}
 MAY_CATCH_EVERYTHING = {"_fs_answers", "mount", "cli"}
-PARTS_OF_RSYNC = {"rsync", "_rsync_codec", "_rsync_files", "_rsync_maps", "_rsync_reading", "_rsync_types"}
-MAY_USE_C = {"rsync", "_rsync_maps", "_rsync_reading"}
+PARTS_OF_RSYNC = {
+    "rsync",
+    "_rsync_codec",
+    "_rsync_files",
+    "_rsync_maps",
+    "_rsync_reading",
+    "_rsync_small",
+    "_rsync_types",
+}
+MAY_USE_C = {"rsync", "_rsync_maps", "_rsync_reading", "_rsync_small"}
 MAY_CHANGE_THE_DISK = {"store.files", "store.xattrs", "store.lock"}  # the lock: its own text, in the lock file
 OWN_EXCEPTIONS = {
     "rsync",

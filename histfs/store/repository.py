@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Self
 
 from histfs.errors import NotARepositoryError, NotFoundError, printable_time, storage_errors
-from histfs.store.content.opening import digest_of
 from histfs.store.content.shared import DEFAULT_SIZES, Shared, Sizes
+from histfs.store.content.small import SmallFile, read_small
 from histfs.store.entry import Entry
 from histfs.store.format.stats import SessionStatistics
 from histfs.store.layout import DATA, Layout, State, read_layout, read_state, read_statistics
@@ -124,21 +124,12 @@ class Repository:
             )
         return Snapshot(self, session_time)
 
-    def read_live(self, directory: bytes, files: Sequence[tuple[bytes, int, bytes]]) -> list[memoryview | None]:
-        """The contents of small files of the mirror in one directory, given name, size and SHA1 (hex) of each.
+    def read_small(self, directory: bytes, files: Sequence[SmallFile]) -> list[memoryview | None]:
+        """The bytes of small files in one directory; None for one that `Snapshot.open` is to look at.
 
-        None for one that is anything else now, for whatever reason; so no lock is needed.
+        A question of speed alone: what is given out is what was recorded, by its SHA1. So no lock is needed.
         """
-        quoted = self.layout.quoted
-        wanted = [(quoted(name), size_bytes) for name, size_bytes, _ in files]
-        try:
-            read = self.tree.read_files(quoted(directory), wanted)
-        except OSError:
-            return [None] * len(files)
-        return [
-            data if data is not None and digest_of(data) == sha1 else None
-            for data, (_, _, sha1) in zip(read, files, strict=True)
-        ]
+        return read_small(self, directory, files)
 
     def recorded(self, session_time: int, path: bytes) -> Node:
         """What the session of `session_time` recorded for `path`; NotFoundError, NotADirectoryEntryError, DamagedError.

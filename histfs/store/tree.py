@@ -11,17 +11,14 @@ is the whole relative path; the operations translate them.
 
 import ctypes
 import errno
-import itertools
 import os
 import stat
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
-
-from histfs._tree import ffi, lib
 
 _WALK = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -263,29 +260,16 @@ class Tree:
             raise OSError(errno.EFBIG, "is too large", path)
         return data
 
-    def read_files(self, directory: bytes, names: Sequence[tuple[bytes, int]]) -> list[memoryview | None]:
-        """The bytes of files in one directory, given their names and sizes; None for what is no such regular file.
-
-        For some small files, as all of them are in memory then. Raises OSError where the directory is none.
-        """
-        if any(name in (b"", b".", b"..") or b"/" in name or b"\0" in name for name, _ in names):
-            raise OSError(errno.EINVAL, "is not a name in a directory", directory)
-        sizes = [size_bytes for _, size_bytes in names]
-        data, is_read = bytearray(sum(sizes)), bytearray(len(names))
-        opened = self._walk(self._root_fd, directory) if directory else self._root_fd
-        try:
-            joined = b"".join(name + b"\0" for name, _ in names)
-            lib.histfs_read_files(
-                opened, len(names), joined, sizes, ffi.from_buffer(data), ffi.from_buffer("unsigned char[]", is_read)
-            )
-        finally:
-            if opened != self._root_fd:
-                os.close(opened)
-        view, ends = memoryview(data).toreadonly(), itertools.accumulate(sizes)
-        return [
-            view[end - size_bytes : end] if was_read else None
-            for was_read, size_bytes, end in zip(is_read, sizes, ends, strict=True)
-        ]
+    @contextmanager
+    def directories(self, *paths: bytes) -> Iterator[list[int]]:
+        """Descriptors of directories, in which names may be opened meanwhile. Raises OSError where one is none."""
+        with ExitStack() as stack:
+            opened = []
+            for path in paths:
+                opened.append(self._walk(self._root_fd, path) if path else self._root_fd)
+                if path:
+                    stack.callback(os.close, opened[-1])
+            yield opened
 
     def open_directory(self, path: bytes) -> int:
         """A descriptor to list the directory `path`; the caller closes it."""

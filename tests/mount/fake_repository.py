@@ -52,7 +52,7 @@ class FakeRepository:
         self.is_cached = True
         self.calls = Counter()  # (what, path), "catalog"
         self.open_now = Counter()  # catalogs and contents that were not closed yet
-        self.has_mirror = False  # whether `read_live` finds anything
+        self.has_mirror = False  # whether `read_small` finds anything
 
     def __enter__(self):
         return self
@@ -86,11 +86,11 @@ class FakeRepository:
         made = entries_of(self.trees[session_time]) + self.extra_entries.get(session_time, [])
         return sorted(made, key=lambda entry: sort_key(entry.path))
 
-    def read_live(self, directory, files):
-        self.calls["live", directory] += len(files)
+    def read_small(self, directory, files):
+        self.calls["small", directory] += len(files)
         contents = self.contents(max(self.trees)) if self.has_mirror else {}
-        paths = [(directory + b"/" if directory else b"") + name for name, _, _ in files]
-        return [memoryview(contents[path]) if path in contents else None for path in paths]
+        paths = [((directory + b"/" if directory else b"") + file.name, file.at) for file in files]
+        return [memoryview(contents[path]) if path in contents and at is None else None for path, at in paths]
 
     def contents(self, session_time):
         return {path: node.content for path, node in walk(self.trees[session_time]) if isinstance(node, File)}
@@ -229,6 +229,9 @@ class FakeCatalog:
 
     def version(self, number):
         return self._versions.get(number)
+
+    def numbered(self, numbers):
+        return {number: self._versions[number] for number in numbers if number in self._versions}
 
     def directory(self, tag):
         return self._tags.get(tag)

@@ -151,6 +151,9 @@ def test_versions_of_a_path(sessions: Sessions) -> None:
         assert catalog.version(first.number) == third
         assert catalog.version(second.number) == second
         assert catalog.version(5) is None
+        asked = [first.number, 5, second.number, first.number]
+        assert catalog.numbered(asked) == {first.number: third, second.number: second}
+        assert catalog.numbered([]) == {}
         assert [catalog.time_of(v) for v in (first, second, third)] == [times[0], times[1], times[4]]
         assert catalog.child(root, b"a", times[1]) == second
         assert catalog.child(root, b"a", times[2]) is None

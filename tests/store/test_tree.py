@@ -280,31 +280,13 @@ def test_the_root_may_be_reached_through_a_link(tmp_path: Path) -> None:
         assert tree.read_small_file(b"file") == b"x"
 
 
-def test_many_files_are_read_at_once(tree: Tree, tmp_path: Path) -> None:
-    directory = tmp_path / "root/a/b"
-    contents = {b"%03d\xff" % number: os.urandom(number * 100) for number in range(50)}
-    for name, content in contents.items():
-        (directory / os.fsdecode(name)).write_bytes(content)
-    os.mkfifo(directory / "fifo")
-    (directory / "link").symlink_to("file")
+def test_directories_are_opened_below_the_root_only(tree: Tree, tmp_path: Path) -> None:
     before = open_descriptors()
-    asked = [(name, len(content)) for name, content in contents.items()]
-    others = [(b"file", 6), (b"file", 5), (b"file", 7), (b"fifo", 0), (b"link", 6), (b"none", 3), (b"c", 4096)]
-    read = tree.read_files(b"a/b", [*asked, *others])
-    assert [None if data is None else bytes(data) for data in read] == [*contents.values(), b"inside", *[None] * 6]
-    assert tree.read_files(b"a/b", []) == []
-    assert open_descriptors() == before
-
-
-@pytest.mark.parametrize("name", [b"", b".", b"..", b"b/file", b"a\0b"])
-def test_what_is_no_name_is_not_read(tree: Tree, name: bytes) -> None:
-    with pytest.raises(OSError) as caught:
-        tree.read_files(b"a", [(name, 0)])
-    assert caught.value.errno == errno.EINVAL
-
-
-def test_files_are_read_in_no_directory_outside(tree: Tree, tmp_path: Path) -> None:
+    with tree.directories(b"a/b", b"") as opened:
+        names = [sorted(os.listdir(f"/proc/self/fd/{fd}")) for fd in opened]
+    assert names == [sorted(os.listdir(tmp_path / "root/a/b")), sorted(os.listdir(tmp_path / "root"))]
     (tmp_path / "root/link").symlink_to(tmp_path / "outside")
     for directory in (b"link", b"../outside", b"none", b"a/b/file"):
-        with pytest.raises(OSError):
-            tree.read_files(directory, [(b"file", 6)])
+        with pytest.raises(OSError), tree.directories(b"a", directory):
+            pass
+    assert open_descriptors() == before

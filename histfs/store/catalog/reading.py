@@ -8,7 +8,7 @@ from then on the catalog is not current: `open_catalog` makes it anew.
 import sqlite3
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Self, TypeVar
 
@@ -128,7 +128,7 @@ class Catalog:
     def child(self, directory: int, name: bytes, time: int) -> Version | None:
         """What `name` in the directory with the id `directory` was at `time`."""
         where = f"v.parent = :directory and v.name = :name and {AT}"
-        return self._first(where, {"directory": directory, "name": name, "time": time})
+        return next(iter(self._versions(where, {"directory": directory, "name": name, "time": time})), None)
 
     def children(self, directory: int, time: int, after: bytes | None = None, limit: int = 1000) -> list[Version]:
         """Up to `limit` of what was in a directory at `time`, by name, those that come after the name `after`."""
@@ -145,7 +145,12 @@ class Catalog:
 
     def version(self, number: int) -> Version | None:
         """The newest version with this number."""
-        return self._first("v.number = :number order by v.last desc limit 1", {"number": number})
+        return self.numbered([number]).get(number)
+
+    def numbered(self, numbers: Collection[int]) -> dict[int, Version]:
+        """The newest version with each of the numbers, where there is one; one query for all."""
+        wanted = ",".join(f"{number:d}" for number in numbers)
+        return {version.number: version for version in self._versions(f"v.number in ({wanted}) order by v.last", {})}
 
     def versions(self, directory: int, name: bytes) -> list[Version]:
         """All that `name` in a directory ever was, oldest first."""
@@ -348,9 +353,6 @@ class Catalog:
         return self._reachable.keep((wanted, time), known if directory and known is not None else True)
 
     # Queries
-
-    def _first(self, where: str, values: dict[str, object]) -> Version | None:
-        return next(iter(self._versions(where, values)), None)
 
     def _versions(self, where: str, values: dict[str, object]) -> list[Version]:
         query = f"select {VERSION} from version v where {where}"

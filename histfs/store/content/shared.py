@@ -104,7 +104,10 @@ class Listings:
 
         Not among them is a directory with such a name: a source directory made it (docs/format.md, trap 20).
         """
-        directory, base = self._layout.increments_of(entry)
+        return self.find_named(*self._layout.increments_of(entry))
+
+    def find_named(self, directory: bytes, base: bytes) -> list[Increment]:
+        """The same, given the directory with the increments, and the (unquoted) base of their names."""
         records = self._records(directory)
         found = []
         at = records.find(b"\0" + base + b".")
