@@ -137,7 +137,10 @@ def main(arguments: argparse.Namespace) -> int:
                 where = f"{task.operation}, {task.fault}, {task.place}, point {verdict.point} ({verdict.hit})"
                 _tell(f"{problem.kind}: {where}: {problem.text}\n")
 
-    run(tasks, jobs=arguments.jobs, mounts=arguments.mounts, tell=tell)
+    try:
+        run(tasks, jobs=arguments.jobs, mounts=arguments.mounts, tell=tell)
+    except KeyboardInterrupt:
+        _tell("stopped: the table has what was tried until now")
     points, bad = sum(tally.points.values()), sum(tally.kinds.values())
     said = [*tally.table(), "", f"{points} points in {time.monotonic() - began:.0f} s; {bad} problems."]
     said += [f"{kind}: {KINDS[kind]}" for kind in sorted({row[3] for row in tally.kinds})]

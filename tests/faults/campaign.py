@@ -362,14 +362,9 @@ class Worker:
 
 
 def make_operation(name: str, workshop: Workshop) -> Operation:
-    """By its name, after which an @ may tell at which part a session was broken off."""
     if name == rdiff_backup.NAME:
         return rdiff_backup.RdiffBackupSession(workshop)
-    kind, _, part = name.partition("@")
-    if not part:
-        return OPERATIONS[kind](workshop)
-    made = type(kind, (OPERATIONS[kind],), {"part": float(part)})
-    return made(workshop)
+    return OPERATIONS[name](workshop)
 
 
 def _place(root: Path, name: str) -> Memory | Disk:

@@ -49,6 +49,9 @@ def make_step(source: Path, number: int) -> None:
     _write(source / f"large-{number}", chance.randbytes(30_000), number)
     with contextlib.suppress(FileNotFoundError):
         (source / f"large-{number - 2}").unlink()
+    if number == 3:
+        (source / "large-2").rename(source / "kept/moved")
+        os.utime(source / "kept", (MTIME + number, MTIME + number))
     os.utime(source, (MTIME + number, MTIME + number))
 
 
@@ -296,6 +299,16 @@ class Regress(NextSession):
         return FOURTH
 
 
+class RegressEarly(Regress):
+    name = "regress, broken early"
+    part = 0.25
+
+
+class RegressLate(Regress):
+    name = "regress, broken late"
+    part = 0.95
+
+
 class StepBack(Operation):
     """The newest good session is undone."""
 
@@ -494,7 +507,7 @@ class CatalogUpdate(Operation):
 OPERATIONS: dict[str, type[Operation]] = {
     kind.name: kind
     for kind in (
-        *(Session, FirstSession, NextSession, Regress, StepBack),
+        *(Session, FirstSession, NextSession, Regress, RegressEarly, RegressLate, StepBack),
         *(RemoveSessions, RemovePaths, Restore, RestoreAnew, CatalogUpdate),
     )
 }
