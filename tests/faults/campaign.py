@@ -25,7 +25,7 @@ from tests.faults.judge import Problem
 from tests.faults.logged import Write
 from tests.faults.operations import FIRST, FOURTH, OPERATIONS, SECOND, THIRD, Operation, Workshop
 from tests.faults.places import Cut, Disk, Memory, copy_image
-from tests.faults.supervise import Action, Plan, Ran
+from tests.faults.supervise import OPENS, READS, Action, Plan, Ran
 
 _FINE = (0, 2, 8, 10)  # exit codes: perhaps with a warning
 ERRORS = ("EIO", "ENOSPC", "EDQUOT", "EMFILE", "ENOMEM")
@@ -58,7 +58,9 @@ FAULTS = {
         Fault("SIGKILL", Plan(Action.KILL)),
         Fault("SIGTERM", Plan(Action.SIGNAL, number=signal.SIGTERM)),
         *_errors(),
-        Fault("short reads and writes", Plan(Action.SHORTEN)),
+        Fault("short reads and writes", Plan(Action.SHORTEN, sees=READS)),
+        Fault("EIO, reads too", Plan(Action.FAIL, number=errno.EIO, sees=READS | OPENS)),
+        Fault("EMFILE, all that is opened", Plan(Action.FAIL, number=errno.EMFILE, sees=OPENS)),
         Fault("power cut, committed only", Plan(Action.CUT_POWER, number=Cut.COMMITTED_ONLY), needs_disk=True),
         Fault("power cut, metadata ahead", Plan(Action.CUT_POWER, number=Cut.METADATA_AHEAD), needs_disk=True),
         Fault("power cut after a block", None, True, "block", "^(session|remove|regress)"),
@@ -344,6 +346,9 @@ class Worker:
             limit = len(recording.writes)
         elif fault.where == "space":
             limit = _SIZES
+        elif fault.plan is not None and fault.plan.sees:
+            operation.workshop.place.take(operation.base)
+            limit = operation.workshop.run(operation.arguments(), Plan(sees=fault.plan.sees)).calls
         points = range(task.first, (limit if task.limit is None else task.limit) + 1, task.step)
         for point in points[part::parts]:
             if recording is None:

@@ -25,6 +25,9 @@ _SOURCE = Path(__file__).with_name("supervisor.c")
 _FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
 
 
+READS, OPENS = 1, 2  # what else may be points: transfers from files, and opening what is there
+
+
 class Action(IntEnum):
     """As in supervisor.c."""
 
@@ -38,7 +41,7 @@ class Action(IntEnum):
 
 class _Plan(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("action", "at", "from_then_on", "number", "fd", "log_fd", "takes_reads")),
+        *((name, ctypes.c_int32) for name in ("action", "at", "from_then_on", "number", "fd", "log_fd", "sees")),
         ("watched", ctypes.c_char_p * 4),
     )
 
@@ -61,6 +64,7 @@ class Plan(NamedTuple):
     number: int = 0
     from_then_on: bool = False
     fd: int = -1
+    sees: int = 0  # READS, OPENS
 
 
 class Ran(NamedTuple):
@@ -121,7 +125,7 @@ def run(
     with tempfile.TemporaryFile() as output:
         child = os.fork()
         if child == 0:
-            _be_supervised(compiled, action, output.fileno(), takes_reads=plan.action is Action.SHORTEN)
+            _be_supervised(compiled, action, output.fileno(), sees=plan.sees)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.setpgid(child, child)  # also here: whoever comes first
         report = _Report()
@@ -129,7 +133,7 @@ def run(
         try:
             places = [os.fsencode(place) for place in watched]
             given = _Plan(plan.action, plan.at, plan.from_then_on, plan.number, plan.fd, log_fd)
-            given.takes_reads = plan.action is Action.SHORTEN
+            given.sees = plan.sees
             given.watched[: len(places)] = places
             with _alarm(timeout_s):
                 failed = compiled.fault_supervise(child, ctypes.byref(given), ctypes.byref(report))
@@ -156,14 +160,14 @@ def _alarm(seconds: float):
         signal.signal(signal.SIGALRM, before)
 
 
-def _be_supervised(compiled: ctypes.CDLL, action: Callable[[], int], output: int, *, takes_reads: bool) -> NoReturn:
+def _be_supervised(compiled: ctypes.CDLL, action: Callable[[], int], output: int, *, sees: int) -> NoReturn:
     """Nothing of the parent's own stack may be unwound here."""
     code = 97
     try:
         os.setpgid(0, 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        if compiled.fault_enter(takes_reads) == 0:
+        if compiled.fault_enter(sees) == 0:
             code = action()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)

@@ -112,7 +112,7 @@ static const struct call changing[] = {
     {SYS_removexattrat, AT, 0, 1, "removexattrat"},
 };
 
-/* For short transfers only. */
+/* Only where they are asked for. */
 static const struct call reading[] = {
     {SYS_read, FD, 0, 0, "read"},
     {SYS_pread64, FD, 0, 0, "pread64"},
@@ -124,6 +124,8 @@ static const struct call reading[] = {
 #define LENGTH(array) (sizeof(array) / sizeof((array)[0]))
 #define MAKES (O_CREAT | O_TRUNC | (O_TMPFILE & ~O_DIRECTORY))
 
+enum sees { READS = 1, OPENS = 2 }; /* transfers from files; opening what is there */
+
 enum action { WATCH, KILL, SIGNAL, FAIL, CUT_POWER, SHORTEN };
 
 struct fault_plan {
@@ -133,7 +135,7 @@ struct fault_plan {
     int32_t number;       /* FAIL: errno; SIGNAL: the signal; CUT_POWER: what the file system is told */
     int32_t fd;           /* CUT_POWER: the file system */
     int32_t log_fd;       /* WATCH: gets each call, and a NUL; -1: none */
-    int32_t takes_reads;  /* SHORTEN: reads as well */
+    int32_t sees;         /* which calls are points beside those that change something */
     const char *watched[4]; /* places, without a slash at the end; NULL: no more */
 };
 
@@ -166,7 +168,7 @@ static void trace_flagged(struct sock_filter *filter, int *length, int number, i
 }
 
 /* Returns 0, or -1 with errno. The process stops until fault_supervise goes on with it. */
-int fault_enter(int takes_reads)
+int fault_enter(int sees)
 {
     struct sock_filter filter[400];
     int length = 0;
@@ -176,13 +178,15 @@ int fault_enter(int takes_reads)
     filter[length++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 1, 0);
     filter[length++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
     filter[length++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
-    trace_flagged(filter, &length, SYS_open, 1, MAKES);
-    trace_flagged(filter, &length, SYS_openat, 2, MAKES);
+    if (!(sees & OPENS)) {
+        trace_flagged(filter, &length, SYS_open, 1, MAKES);
+        trace_flagged(filter, &length, SYS_openat, 2, MAKES);
+    }
     trace_flagged(filter, &length, SYS_mmap, 3, MAP_SHARED);
     for (size_t i = 0; i < LENGTH(changing); i++)
         trace_call(filter, &length, changing[i].number);
     trace_call(filter, &length, SYS_io_uring_setup);
-    for (size_t i = 0; takes_reads && i < LENGTH(reading); i++)
+    for (size_t i = 0; sees & READS && i < LENGTH(reading); i++)
         trace_call(filter, &length, reading[i].number);
     filter[length++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
     struct sock_fprog program = {.len = (unsigned short)length, .filter = filter};
@@ -303,12 +307,12 @@ static int concerns_us(pid_t thread, const struct fault_plan *plan, const struct
     return 0;
 }
 
-static int is_change(pid_t thread, const struct call *call, const uint64_t *arguments)
+static int is_point(pid_t thread, int sees, const struct call *call, const uint64_t *arguments)
 {
     uint64_t flags;
     switch (call->number) {
     case SYS_openat2:
-        return read_memory(thread, arguments[2], &flags, sizeof flags) && flags & MAKES;
+        return sees & OPENS || (read_memory(thread, arguments[2], &flags, sizeof flags) && flags & MAKES);
     case SYS_ioctl:
         return arguments[1] == FICLONE || arguments[1] == FICLONERANGE || arguments[1] == FS_IOC_SETFLAGS;
     default:
@@ -382,7 +386,7 @@ static void at_call(pid_t child, pid_t thread, const struct fault_plan *plan, st
         return;
     }
     const struct call *call = find_call((int)r.orig_rax);
-    if (!call || !is_change(thread, call, arguments) || !concerns_us(thread, plan, call, arguments, path, sizeof path))
+    if (!call || !is_point(thread, plan->sees, call, arguments) || !concerns_us(thread, plan, call, arguments, path, sizeof path))
         return;
     if (call->number == SYS_mmap) {
         size_t length = strlen(path);
