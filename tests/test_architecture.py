@@ -56,6 +56,7 @@ OPERATIONS = {
 STORE_LAYERS = [
     OPERATIONS,
     {
+        "begun",
         "clearing",
         "dress",
         "emptying",

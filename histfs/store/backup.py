@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from histfs.errors import (
 )
 from histfs.store.accounts import BY_NAME
 from histfs.store.batch import Batch
+from histfs.store.begun import BEGUN, FirstSession
 from histfs.store.catalog import update_catalog
 from histfs.store.compression import read_decompressed
 from histfs.store.copying import Copies
@@ -62,12 +64,13 @@ _KEEP = INCREMENTS + b"/.keep"  # an empty `increments` would keep other program
 
 
 class BackupOutcome(NamedTuple):
-    """What a session did. `regressed`: a session that had not finished was undone first."""
+    """What a session did. `regressed`: there was one that had not finished, and was undone, or gone on with."""
 
     statistics: SessionStatistics
     source_errors: int  # files that could not be read
     source_warnings: int  # files that vanished or changed while they were read
     regressed: bool
+    kept_files: int = 0  # that it had copied, if it was a first one
 
 
 def backup(
@@ -116,7 +119,7 @@ def backup(
             with contextlib.suppress(FileExistsError):
                 tree.make_directory(DATA)
             stack.enter_context(locked(tree, verb="backup"))
-            regressed = recover(tree, repository, report=report, owners=owners, force=force, check_emptying=emptying)
+            regressed = recover(tree, repository, report, owners, force=force, check_emptying=emptying, goes_on=True)
             layout = settle_layout(tree, naming)
             opened_repository = Repository(tree, repository)
             session = _Session(opened_repository, layout, tree, opened, now, report, links, owners, style, tell)
@@ -189,6 +192,8 @@ class _Session:
         self._marker = self._layout.data_path(b"current_mirror", now, b"data")
         self._errors = 0
         self._warnings = 0
+        self._started_ns = 0
+        self._kept_files = 0
         self.compares_contents = False  # also of files that have size and time of before
         self._unreadable: bytes | None = None  # what lies at and below this path is kept as it was
 
@@ -200,7 +205,7 @@ class _Session:
                 path=self._repository.path,
                 advice="check the clock, or wait a second",
             )
-        started, started_ns = time.monotonic(), time.time_ns()
+        started, self._started_ns = time.monotonic(), time.time_ns()
         extras = self._source.extras
         becomes_diff = previous is not None and not _previous_stays(self._state, previous)
         with ExitStack() as stack:
@@ -210,7 +215,7 @@ class _Session:
             self._prepare()
             if previous is not None:
                 self._write_marker()
-            self._ledger = stack.enter_context(LedgerWriter(self._tree, ledger, started_ns))
+            self._ledger = stack.enter_context(LedgerWriter(self._tree, ledger, self._started_ns))
             diff_of = previous if becomes_diff else None
             records = stack.enter_context(
                 SessionRecords(self._tree, self._layout, self._now, diff_of, extras, self._style, self._tell)
@@ -219,8 +224,9 @@ class _Session:
             statistics = records.finish(elapsed_s=time.monotonic() - started)
             self._commit(previous, becomes_diff)
             self._finish_ledger(records.list_path)
+            self._tree.unlink(BEGUN, missing_ok=True)
         update_catalog(self._tree, self._repository)
-        return BackupOutcome(statistics, self._errors, self._warnings, False)
+        return BackupOutcome(statistics, self._errors, self._warnings, False, self._kept_files)
 
     def _open_ledger(self, previous: int, stack: ExitStack) -> Ledger | None:
         """That of the last session's list."""
@@ -287,14 +293,22 @@ class _Session:
         with ExitStack() as stack:
             copies = stack.enter_context(Copies(self._source, self._tree))
             moves = self._moves(previous, ledger, batch, copies, stack)
+            first: FirstSession | None = None
+            if previous is None:
+                first = stack.enter_context(
+                    FirstSession(self._tree, self._source, batch, self._owners, self._started_ns)
+                )
             mirror = MirrorUpdate(
                 *(self._tree, self._layout, self._source, batch, increments, report, self._owners, copies),
-                *(self._links, moves),
+                *(self._links, moves, first),
             )
-            ordered = Ordered(mirror, records, self._ledger, self._layout, lambda error: self._count(error, records))
+            ordered = Ordered(mirror, records, self._ledger, self._layout, partial(self._count, records), first)
             steps = self._steps(previous, ledger, records.line_end, lambda: ordered.count, report, stack)
             self._update_paths(mirror, steps, ordered, records)
             mirror.finish()
+            if first is not None:
+                first.wait()
+                self._kept_files = first.kept_files
 
     def _moves(
         self, previous: int | None, ledger: Ledger | None, batch: Batch, copies: Copies, stack: ExitStack
@@ -367,7 +381,7 @@ class _Session:
                 if not found.path:
                     raise found.error
                 self._unreadable = found.path
-                self._count(found.error, records)
+                self._count(records, found.error)
                 if old is not None:
                     ordered.add(old, mirror.keep(old), None)
                 continue
@@ -383,7 +397,7 @@ class _Session:
         """What becomes of one path; None if it is new and cannot be read, so that there is nothing to record."""
         if found is not None:
             if found.trouble is not None:
-                self._count(found.trouble, records)
+                self._count(records, found.trouble)
                 found = found.with_extras_of(old)
             if self.compares_contents:
                 found = found._replace(is_suspect=True)
@@ -391,14 +405,14 @@ class _Session:
                 return mirror.update(old, found)
             except SourceError as error:
                 self._unreadable = found.path
-                self._count(error, records)
+                self._count(records, error)
                 return None if old is None else mirror.keep(old)
         assert old is not None
         if self._unreadable is not None and is_below(old.path, self._unreadable):
             return mirror.keep(old)
         return mirror.remove(old)
 
-    def _count(self, error: SourceError, records: SessionRecords) -> None:
+    def _count(self, records: SessionRecords, error: SourceError) -> None:
         if error.exit_code == EXIT_FILE_WARNING:
             self._warnings += 1
         else:

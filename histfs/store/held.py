@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Callable
+from typing import NamedTuple
 
 from histfs.errors import DamagedError, HistfsError
 from histfs.store.entry import Entry, Extras, Kind
@@ -13,6 +14,22 @@ from histfs.store.owners import Owners
 from histfs.store.special import mirror_mode
 
 _MOST_KNOWN_OWNERS = 1000
+
+
+class Directory(NamedTuple):
+    """A directory on the way to the current path."""
+
+    path: bytes
+    old: Entry | None
+    new: Entry | None
+    status: os.stat_result | None  # of the source; None: the attributes in the mirror stay those of the record
+    replacement: bytes | None  # the temporary file that takes the directory's place in the end
+    goes_last: bool = False  # it does not exist any more, and what was in it may be found elsewhere
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the session leaves a directory here."""
+        return self.new is not None and self.new.kind is Kind.DIRECTORY
 
 
 def intact_file(

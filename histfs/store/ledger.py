@@ -45,6 +45,11 @@ _CHANGE_TIME = struct.Struct("=q")
 _TRAILER_BYTES = 8  # of gzip: the checksum and the length of what is in it
 
 
+def settled_ns(since_ns: int) -> int:
+    """What changed before that has not changed again without being noticed; `since_ns`: when the session began."""
+    return since_ns - _SETTLED_AFTER_NS
+
+
 def stamp(tree: Tree, path: bytes) -> bytes:
     """What tells the list `path` from any other: its length and its sums. Raises OSError."""
     fd = tree.open_file(path)
@@ -133,7 +138,7 @@ class LedgerWriter:
     def __init__(self, tree: WritableTree, old: Ledger | None, since_ns: int) -> None:
         self._tree = tree
         self._old = old
-        self._since_ns = since_ns - _SETTLED_AFTER_NS
+        self._since_ns = settled_ns(since_ns)
         self._count = 0
         self._fd: int | None = None  # of a new file, once there is one
         self._pending: list[bytes] = []

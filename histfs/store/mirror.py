@@ -13,9 +13,11 @@ from typing import NamedTuple
 from histfs.errors import DamagedError, HistfsError, SourceError
 from histfs.store import held, plan
 from histfs.store.batch import Batch
+from histfs.store.begun import FirstSession
 from histfs.store.copying import Copies, remove_stranger
 from histfs.store.entry import Entry, Kind, LinkDigests, is_below, join
 from histfs.store.files import WritableTree
+from histfs.store.held import Directory
 from histfs.store.increments import IncrementWriter
 from histfs.store.layout import Layout
 from histfs.store.long_names import LongNames
@@ -34,22 +36,6 @@ class _Group(NamedTuple):
     mirror_path: bytes
     sha1: bytes
     attributes: tuple[int, ...]  # what all its links showed
-
-
-class _Directory(NamedTuple):
-    """A directory on the way to the current path."""
-
-    path: bytes
-    old: Entry | None
-    new: Entry | None
-    status: os.stat_result | None  # of the source; None: the attributes in the mirror stay those of the record
-    replacement: bytes | None  # the temporary file that takes the directory's place in the end
-    goes_last: bool = False  # it does not exist any more, and what was in it may be found elsewhere
-
-    @property
-    def is_there(self) -> bool:
-        """Whether the session leaves a directory here."""
-        return self.new is not None and self.new.kind is Kind.DIRECTORY
 
 
 class MirrorUpdate:
@@ -71,8 +57,10 @@ class MirrorUpdate:
         copies: Copies,
         links: plan.Links = plan.ALL_LINKS,
         moves: Moves | None = None,
+        first: FirstSession | None = None,
     ) -> None:
         self._moves = moves
+        self._first = first
         self._links = links
         self._copies = copies
         self.before_changes: Callable[[], None] = copies.wait  # called before anything is changed that was there
@@ -85,7 +73,7 @@ class MirrorUpdate:
         self._attributes = held.MirrorAttributes(source.extras, owners).of
         self._long_names = LongNames(tree, layout)
         self._temporary = layout.temporary_names(secrets.randbits(62))
-        self._directories: list[_Directory] = []
+        self._directories: list[Directory] = []
         self._marked = 0  # so many of `_directories`, from the root, need their attributes set when they are left
         self._groups: dict[_Key, _Group] = {}
         self._old_digests = LinkDigests()
@@ -103,9 +91,18 @@ class MirrorUpdate:
             new = new._replace(link_group=None)
         if new.kind is Kind.DIRECTORY:
             return self._directory(old, new, found.status)
+        found = found._replace(entry=new)
+        if old is None and (sha1 := self._there_already(found)) is not None:
+            record = new._replace(sha1=sha1)
+            return Update(record, True, self._preserve(None, record))
         if new.kind is Kind.REGULAR:
-            return self._regular(old, found._replace(entry=new))
+            return self._regular(old, found)
         return self._special(old, new, found.status)
+
+    def _there_already(self, found: Found) -> bytes | None:
+        """The SHA1 (hex) of what is new in the source, if the mirror has it, and has it there now."""
+        there = self._moves or self._first
+        return None if there is None else there.take(found, self._layout.mirror_path(found.entry))
 
     def remove(self, old: Entry) -> Update:
         """The path does not exist in the source any more."""
@@ -114,7 +111,7 @@ class MirrorUpdate:
         increment_bytes = self._preserve(old, None)
         if old.kind is Kind.DIRECTORY:
             self._open_up(old)
-            self._directories.append(_Directory(old.path, old, None, None, None, self._may_go_last()))
+            self._directories.append(Directory(old.path, old, None, None, None, self._may_go_last()))
         else:
             self._remove_file(old, self._layout.mirror_path(old))
         return Update(None, True, increment_bytes)
@@ -145,7 +142,7 @@ class MirrorUpdate:
         if self._moves is not None:
             self._moves.kept(old.path)
         if old.kind is Kind.DIRECTORY:
-            self._directories.append(_Directory(old.path, old, old, None, None))
+            self._directories.append(Directory(old.path, old, old, None, None))
         return Update(old._replace(link_group=None, sha1=self._old_digests.of(old)), False, None, True)
 
     def mark_root(self) -> None:
@@ -201,8 +198,11 @@ class MirrorUpdate:
             if directory.replacement is not None:
                 self._batch.replace(directory.replacement, self._layout.mirror_path(directory.old))
         elif is_marked:
+            path = self._layout.mirror_path(directory.new)
+            if self._first is not None:
+                self._first.leave(path)
             attributes = self._attributes(directory.new, directory.status)
-            self._batch.set_attributes(self._layout.mirror_path(directory.new), Kind.DIRECTORY, attributes)
+            self._batch.set_attributes(path, Kind.DIRECTORY, attributes)
 
     def _touch(self) -> None:
         """Something below the open directories changes: each gets an increment, and its attributes again at the end."""
@@ -233,7 +233,7 @@ class MirrorUpdate:
             self._report(DamagedError("is missing in the mirror, and is made again", path=new.path))
             self._make_directory(path)
             self._touch()
-        self._directories.append(_Directory(new.path, old, new, status, None))
+        self._directories.append(Directory(new.path, old, new, status, None))
         if change is not plan.Change.NONE:
             self._touch()
         return Update(new, change is not plan.Change.NONE, increment_bytes)
@@ -242,8 +242,8 @@ class MirrorUpdate:
         return held.open_up(self._tree, self._layout.mirror_path(entry))
 
     def _make_directory(self, path: bytes) -> None:
-        if not path:
-            return  # the root of the repository is there
+        if (self._first is not None and self._first.enter(path)) or not path:
+            return  # as the root of the repository is always
         try:
             self._tree.make_directory(path)
         except FileExistsError:
@@ -271,11 +271,6 @@ class MirrorUpdate:
     def _file(self, old: Entry | None, found: Found, key: _Key | None) -> Update:
         """A file, or the first of a link group."""
         new = found.entry
-        if old is None and self._moves is not None:
-            sha1 = self._moves.take(found, self._layout.mirror_path(new), self._attributes(new, found.status))
-            if sha1 is not None:
-                record = new._replace(sha1=sha1)
-                return Update(record, True, self._preserve(None, record))
         if old is None and key is None and self._copies.can_take(found):
             self._touch()
             self._batch.add_bytes(new.size_bytes)
@@ -436,7 +431,7 @@ class MirrorUpdate:
         self._touch()
         if old is not None and old.kind is Kind.DIRECTORY:
             self._open_up(old)
-            self._directories.append(_Directory(old.path, old, new, None, temporary))
+            self._directories.append(Directory(old.path, old, new, None, temporary))
         elif old is not None:
             self._batch.replace(temporary, self._layout.mirror_path(new))
 

@@ -27,6 +27,7 @@ from histfs.store.entry import Entry, Kind, is_below, join, sort_key
 from histfs.store.files import Attributes, WritableTree
 from histfs.store.format.ledger import RACY, SEEN_BYTES, VALID, Seen
 from histfs.store.format.metadata import parse_record
+from histfs.store.held import MirrorAttributes
 from histfs.store.layout import Layout
 from histfs.store.ledger import BLOCK_RECORDS, Ledger
 from histfs.store.look import entry_of, read_extras
@@ -168,19 +169,22 @@ class Moves:
         self._batch = batch
         self._copies = copies
         self._owners = owners
+        self._attributes = MirrorAttributes(source.extras, owners).of
         self._places = places
         self._is_root = os.geteuid() == 0
         self._ahead: set[bytes] = set()  # files of the mirror that have another name, and whose own is still to go
         self._kept: list[bytes] = []  # directories of which the source could not tell what is in them
         self._temporary = layout.temporary_names(secrets.randbits(62))
 
-    def take(self, found: Found, path: bytes, attributes: Attributes) -> bytes | None:
+    def take(self, found: Found, path: bytes) -> bytes | None:
         """Give the mirror's file that is what was `found` the new name `path`; its SHA1 (hex), None if there is none.
 
-        `attributes`: what it shall have. Raises SourceError, OSError.
+        Raises SourceError, OSError.
         """
-        if found.status.st_size < SMALLEST or found.status.st_nlink != 1:
+        is_plain = found.entry.kind is Kind.REGULAR and found.status.st_nlink == 1
+        if not is_plain or found.status.st_size < SMALLEST:
             return None
+        attributes = self._attributes(found.entry, found.status)
         sha1: bytes | None = None
         for old, is_sure in self._places.of(found.status):
             there = self._layout.mirror_path(old)

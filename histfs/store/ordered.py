@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable
 
 from histfs.errors import SourceError
+from histfs.store.begun import FirstSession
 from histfs.store.entry import Entry
 from histfs.store.layout import Layout
 from histfs.store.ledger import LedgerWriter
@@ -21,7 +22,8 @@ _One = tuple[Entry | None, Update, Found | None]
 class Ordered:
     """Gives `records` and `ledger` what became of each path, in metadata order, as soon as it is known.
 
-    `lost` is told of a new file that could not be copied, and nothing is recorded of it.
+    `lost` is told of a new file that could not be copied, and nothing is recorded of it. `first`: the session has
+    nothing before it.
     """
 
     def __init__(
@@ -31,7 +33,9 @@ class Ordered:
         ledger: LedgerWriter,
         layout: Layout,
         lost: Callable[[SourceError], None],
+        first: FirstSession | None = None,
     ) -> None:
+        self._first = first
         self._mirror = mirror
         self._records = records
         self._ledger = ledger
@@ -105,3 +109,5 @@ class Ordered:
             is_as_found = found is not None and update.record.kind is found.entry.kind and not update.is_kept
             path = self._layout.mirror_path(update.record)
             self._ledger.add(update.record, found if is_as_found else None, record_bytes, path)
+            if self._first is not None and found is not None:
+                self._first.add(update.record, found)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from histfs.errors import DamagedError, HistfsError, LockedError, UnfinishedError, printable
 from histfs.store.batch import Batch
+from histfs.store.begun import BEGUN, has_begun
 from histfs.store.compression import compress
 from histfs.store.content.opening import sha1_of
 from histfs.store.emptying import check_one_file_system
@@ -24,7 +25,7 @@ from histfs.store.files import Attributes, WritableTree, write_blocks
 from histfs.store.format.metadata import format_record
 from histfs.store.format.names import parse_increment_name
 from histfs.store.increments import mtime_ns
-from histfs.store.layout import DATA, INCREMENTS, LOCK, TEMPORARY, State, read_state
+from histfs.store.layout import DATA, INCREMENTS, LOCK, OWN, TEMPORARY, State, read_state
 from histfs.store.ledger import remove_unfinished
 from histfs.store.listing import Listing, Node
 from histfs.store.lock import living_writer
@@ -42,25 +43,27 @@ def tell_nobody(_size_bytes: int) -> None:
 def recover(
     tree: WritableTree,
     path: Path,
-    *,
     report: Callable[[HistfsError], None],
     owners: Owners,
+    *,
     force: bool = False,
     check_emptying: Callable[[WritableTree], None] | None = None,
     tell: Callable[[int], object] = tell_nobody,
     on_block: Callable[[int], object] | None = None,
+    goes_on: bool = False,
 ) -> bool:
     """Undo an unfinished session of the repository at `path`, whose lock is held; whether there was one.
 
     `check_emptying`: where no session was ever recorded, whatever else lies in the directory goes, unless this raises.
     `tell` is told the size of each file that is as it was, `on_block` that of each block that is read for one before.
+    `goes_on`: a first session follows, which goes on with what one before it has noted (see `begun`).
     Raises LockedError if its writer still runs (`force`: all the same), DamagedError if it cannot be undone.
     """
     repository = Repository(tree, path)
     repository.on_block = on_block
     state = read_state(tree, repository.layout)
     if state.is_failed_first_session:
-        return _undo_first_session(tree, path, check_emptying)
+        return _undo_first_session(tree, path, check_emptying, goes_on=goes_on)
     if len(state.markers) > 2:
         raise DamagedError(
             "has more than two current_mirror markers",
@@ -97,8 +100,13 @@ def check_writer_is_gone(tree: WritableTree, marker: bytes, advice: str = "use -
         )
 
 
-def _undo_first_session(tree: WritableTree, path: Path, check_emptying: Callable[[WritableTree], None] | None) -> bool:
-    """Empty a repository whose first session died: nothing in it was ever finished. Whether there was one."""
+def _undo_first_session(
+    tree: WritableTree, path: Path, check_emptying: Callable[[WritableTree], None] | None, *, goes_on: bool
+) -> bool:
+    """Empty a repository whose first session died: nothing in it was ever finished. Whether there was one.
+
+    If the next one `goes_on`, what it can go on with stays, as a session that had not come any further.
+    """
     names = set(tree.names(DATA)) - {LOCK.rpartition(b"/")[2]}
     others = [name for name in tree.names(b"") if name != DATA]
     began = INCREMENTS.rpartition(b"/")[2] in names  # which a first session makes before anything else
@@ -117,6 +125,13 @@ def _undo_first_session(tree: WritableTree, path: Path, check_emptying: Callable
             "has increments but no current_mirror marker, so that nothing tells which session is the newest", path=path
         )
     check_one_file_system(tree, path)
+    if goes_on and began and has_begun(tree):
+        stay = {INCREMENTS, OWN}
+        remove = [join(DATA, name) for name in names] + [join(OWN, name) for name in tree.names(OWN)]
+        for name in remove:
+            if name not in stay and name != BEGUN:
+                tree.remove_tree(name)
+        return True
     for name in others:
         tree.remove_tree(name)
     tree.sync()  # what tells that these were no finished session goes after them

@@ -53,7 +53,7 @@ def regress(
         if force and len(state.markers) == 1 and len(state.sessions) > 1:
             undone, had_finished = state.sessions[-1], True
             _open_again(tree, Repository(tree, repository))
-        if not recover(tree, repository, report=report, owners=owners, force=force, tell=tell, on_block=on_block):
+        if not recover(tree, repository, report, owners, force=force, tell=tell, on_block=on_block):
             return None
         return RegressOutcome(undone, read_state(tree, read_layout(tree)).mirror_time, had_finished)
 

@@ -157,7 +157,7 @@ def test_statistics(sessions: Sessions) -> None:
         total_destination_change_bytes=6 + 9 + sum(sizes) - 3 - 6,
     )
     assert _counts(outcome.statistics) == _counts(expected)
-    assert outcome[1:] == (0, 0, False)
+    assert outcome[1:] == (0, 0, False, 0)
     text = (sessions.data / f"session_statistics.{stamp(sessions.now)}.data").read_bytes()
     assert _counts(parse_session_statistics(text)) == _counts(expected)
     lines = gzip.decompress((sessions.data / f"file_statistics.{stamp(sessions.now)}.data.gz").read_bytes()).split(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from histfs.store import batch
+from histfs.store.begun import BEGUN
 from histfs.store.files import WritableTree
 from histfs.store.ledger import LEDGER
 from histfs.store.regress import regress
@@ -34,7 +35,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
 
     def recorded(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def change(tree: WritableTree, *arguments: Any, **options: Any) -> Any:
-            if not any(isinstance(path, bytes) and path.startswith(LEDGER) for path in arguments):
+            if not any(isinstance(path, bytes) and path.startswith((LEDGER, BEGUN)) for path in arguments):
                 calls.append((name, arguments))
             return real(tree, *arguments, **options)
 
@@ -218,7 +219,7 @@ def test_the_order_of_a_recovery(sessions: Sessions, log: list[Call], monkeypatc
 def _record(monkeypatch: pytest.MonkeyPatch, calls: list[Call]) -> None:
     def recorded(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def change(tree: WritableTree, *arguments: Any, **options: Any) -> Any:
-            if not any(isinstance(path, bytes) and path.startswith(LEDGER) for path in arguments):
+            if not any(isinstance(path, bytes) and path.startswith((LEDGER, BEGUN)) for path in arguments):
                 calls.append((name, arguments))
             return None if name == "sync" else real(tree, *arguments, **options)
 

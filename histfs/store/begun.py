@@ -1,0 +1,254 @@
+"""First sessions: what one has brought to the disk stays there if it is cut off, and the next one goes on with it.
+
+Every few seconds, in a thread of its own, there is a barrier, and then what was copied before it is noted in a journal
+(`format.journal`). So what the journal says is on the disk, also after a power cut. The next session keeps the copy of
+each file that is in the source as it was then: the same inode number, size, modification and change time. All else
+that is there goes, and is copied as in any first session: what is not noted may be torn. A finished session has no
+journal.
+"""
+
+import heapq
+import logging
+import os
+import stat
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Self
+
+from histfs.errors import FormatError
+from histfs.store import held
+from histfs.store.batch import Batch
+from histfs.store.entry import Entry, Kind, join, name_of, parent_of, sort_key
+from histfs.store.files import WritableTree
+from histfs.store.format.journal import (
+    BEGIN,
+    FILES,
+    HEADER_BYTES,
+    Block,
+    Copied,
+    format_block,
+    format_copied,
+    parse_block,
+    parse_copied,
+)
+from histfs.store.layout import CHARS_TO_QUOTE, DATA, OWN, SPECIAL_ESCAPES
+from histfs.store.ledger import settled_ns
+from histfs.store.owners import Owners
+from histfs.store.source import Found, Source
+from histfs.store.tree import NotRegularError, Tree
+from histfs.store.walk import seen_of
+
+log = logging.getLogger(__name__)
+
+BEGUN = join(OWN, b"begun")
+INTERVAL_S = 5.0  # of work that a first session may lose, and what is being copied then
+_MOST_PENDING_BYTES = 8 << 20  # of notes
+_MOST_BLOCK_BYTES = 64 << 20
+
+
+def has_begun(tree: Tree) -> bool:
+    """Whether a first session has left something to go on with. Raises OSError."""
+    left = Left.open(tree, None)
+    if left is None:
+        return False
+    left.close()
+    return True
+
+
+class Left:
+    """What is noted in a journal. Close it with `close`."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.end = 0  # of what is whole
+        self._runs: list[tuple[int, int]] = []  # where the files of each session are
+        self._files: Iterator[tuple[bytes, Copied]] = iter(())
+        self._next: tuple[bytes, Copied] | None = None
+
+    @classmethod
+    def open(cls, tree: Tree, layout: bytes | None) -> "Left | None":
+        """None where nothing is noted, or where names had another `layout` (None: it may be any). Raises OSError."""
+        try:
+            fd = tree.open_file(BEGUN)
+        except (FileNotFoundError, NotADirectoryError, NotRegularError):
+            return None
+        left = cls(fd)
+        try:
+            if left._scan(layout):
+                return left
+        except BaseException:
+            left.close()
+            raise
+        left.close()
+        return None
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def _scan(self, layout: bytes | None) -> bool:
+        """Find the blocks that are whole; whether there are files in them."""
+        while (block := self._block(self.end)) is not None:
+            payload = self._payload(self.end, block)
+            if not block.is_of(payload):
+                break
+            end = self.end + HEADER_BYTES + block.size_bytes
+            if block.kind == BEGIN:
+                if layout is not None and payload != layout:
+                    return False
+                self._runs.append((end, end))
+            elif not self._runs:
+                return False
+            else:
+                self._runs[-1] = self._runs[-1][0], end
+            self.end = end
+        runs = (self._run(start, end) for start, end in self._runs)
+        self._files = heapq.merge(*runs, key=lambda file: file[0])
+        self._next = next(self._files, None)
+        return self._next is not None
+
+    def _block(self, at: int) -> Block | None:
+        block = parse_block(os.pread(self._fd, HEADER_BYTES, at))
+        return None if block is None or block.size_bytes > _MOST_BLOCK_BYTES else block
+
+    def _payload(self, at: int, block: Block) -> bytes:
+        return os.pread(self._fd, block.size_bytes, at + HEADER_BYTES)
+
+    def _run(self, at: int, end: int) -> Iterator[tuple[bytes, Copied]]:
+        while at < end and (block := self._block(at)) is not None:
+            try:
+                for copied in parse_copied(self._payload(at, block)):
+                    yield sort_key(copied.path), copied
+            except FormatError as exc:
+                log.warning("what a session had copied is copied again, as far as it is not noted: %s", exc)
+                return
+            at += HEADER_BYTES + block.size_bytes
+
+    def sha1_of(self, found: Found) -> bytes | None:
+        """The SHA1 (hex) of the copy of what was `found`; None if it is not as it was. Ask in metadata order."""
+        key = sort_key(found.path)
+        sha1 = None
+        while self._next is not None and self._next[0] <= key:
+            copied = self._next[1]
+            if copied.path == found.path and _is_as_seen(copied, found.status):
+                sha1 = copied.sha1
+            self._next = next(self._files, None)
+        return sha1
+
+
+def _is_as_seen(copied: Copied, status: os.stat_result) -> bool:
+    """The device may have got another number since: disks are counted when they are found."""
+    return copied.seen._replace(device=0, flags=0) == seen_of(status)._replace(device=0, flags=0)
+
+
+class FirstSession:
+    """What a first session finds of one before it, and notes for one after it. A context manager.
+
+    Paths in the mirror are on-disk paths. `since_ns`: when the session began.
+    """
+
+    def __init__(self, tree: WritableTree, source: Source, batch: Batch, owners: Owners, since_ns: int) -> None:
+        self._tree = tree
+        self._batch = batch
+        self._attributes = held.MirrorAttributes(source.extras, owners).of
+        self._layout = b"\0".join(tree.read_small_file(path, limit=4096) for path in (CHARS_TO_QUOTE, SPECIAL_ESCAPES))
+        self._left = Left.open(tree, self._layout)
+        self._is_clean = not tree.exists(BEGUN)
+        self._names: dict[bytes, set[bytes]] = {}  # in directories that the session is in: what it has not met yet
+        self._settled_ns = settled_ns(since_ns)
+        self._thread = ThreadPoolExecutor(1)
+        self._noting: Future[None] | None = None
+        self._pending = bytearray()
+        self._noted_at = time.monotonic()
+        self._end = 0 if self._left is None else self._left.end
+        self._has_begun = False
+        self.kept_files = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+        if self._left is not None:
+            self._left.close()
+
+    # What is there
+
+    def enter(self, path: bytes) -> bool:
+        """Whether the mirror has the new directory `path` already."""
+        if self._is_clean:
+            return False
+        above = self._names.get(parent_of(path), set()) if path else set()
+        is_there = not path or name_of(path) in above
+        above.discard(name_of(path))
+        if not is_there:
+            return False
+        if not held.open_up(self._tree, path):
+            self._tree.remove_tree(path)
+            return False
+        self._names[path] = set(self._tree.names(path)) - (set() if path else {DATA})
+        return True
+
+    def leave(self, path: bytes) -> None:
+        """Remove what is left in the directory of what the source does not have."""
+        for name in sorted(self._names.pop(path, ())):
+            self._tree.remove_tree(join(path, name))
+
+    def take(self, found: Found, path: bytes) -> bytes | None:
+        """The SHA1 (hex) of the copy of what was `found`, if it is at the new name `path`; what else is there goes."""
+        names = self._names.get(parent_of(path))
+        if names is None or name_of(path) not in names:
+            return None
+        names.discard(name_of(path))
+        sha1 = None if self._left is None or found.is_suspect else self._left.sha1_of(found)
+        if sha1 is None or not self._is_whole(found, path):
+            self._tree.remove_tree(path)
+            return None
+        self._batch.set_attributes(path, Kind.REGULAR, self._attributes(found.entry, found.status))
+        self.kept_files += 1
+        return sha1
+
+    def _is_whole(self, found: Found, path: bytes) -> bool:
+        there = self._tree.stat(path)
+        is_plain = stat.S_ISREG(there.st_mode) and there.st_nlink == 1
+        size_and_time = there.st_size, there.st_mtime_ns // 10**9
+        return is_plain and size_and_time == (found.status.st_size, found.entry.mtime_s) and found.has_time_of(there)
+
+    # What is noted
+
+    def add(self, record: Entry, found: Found) -> None:
+        """The mirror has all of the file. Raises what stopped the barrier."""
+        status = found.status
+        is_plain = record.kind is Kind.REGULAR and status.st_nlink == 1 and record.alternate_mirror is None
+        if is_plain and record.sha1 is not None and status.st_ctime_ns < self._settled_ns:
+            self._pending += format_copied(Copied(record.path, record.sha1, seen_of(status)))
+        is_time = time.monotonic() - self._noted_at >= INTERVAL_S or len(self._pending) >= _MOST_PENDING_BYTES
+        if is_time and self._pending and (self._noting is None or self._noting.done()):
+            self.wait()
+            self._noting = self._thread.submit(self._note, bytes(self._pending))
+            self._pending.clear()
+
+    def wait(self) -> None:
+        """Until nothing runs any more. Raises what stopped it."""
+        if self._noting is not None:
+            self._noting.result()
+            self._noting = None
+
+    def _note(self, files: bytes) -> None:
+        """In a thread: what `files` tells of is on the disk, and then the note of it."""
+        self._tree.sync()
+        blocks = [format_block(FILES, files)]
+        if not self._has_begun:
+            blocks.insert(0, format_block(BEGIN, self._layout))
+        if self._end == 0:
+            self._tree.make_directories(OWN)
+            self._tree.remove_tree(BEGUN)
+            os.close(self._tree.create_file(BEGUN))
+        fd = self._tree.open_to_change(BEGUN)
+        os.lseek(fd, self._end, os.SEEK_SET)  # over what is not whole
+        self._end += self._tree.fill_file(fd, BEGUN, blocks, durable=True)
+        if not self._has_begun:
+            self._has_begun = True
+            self._tree.sync_directory(OWN)
+            self._tree.sync_directory(DATA)
+        self._noted_at = time.monotonic()

@@ -1,0 +1,454 @@
+"""A first session that was cut off, and the next one, which goes on with what is noted in its journal.
+
+What is noted is on the disk; anything else may be torn, and is copied again. Sessions are stopped by an exception, or,
+in a process of their own, by SIGKILL.
+"""
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from histfs.errors import HistfsError, NotARepositoryError
+from histfs.store import begun, copying
+from histfs.store.backup import backup
+from histfs.store.begun import BEGUN, FirstSession, Left, has_begun
+from histfs.store.copying import Copies
+from histfs.store.naming import Naming
+from histfs.store.regress import regress
+from histfs.store.tree import Tree
+from tests.comparison import read
+from tests.store import rich
+from tests.store.killing import Killer
+from tests.store.sessions import FIRST, Sessions
+from tests.trees import MTIME, Dir, Fifo, File, Link, Symlink, build
+
+_NOTE_BYTES = 64 + 24 + len("d0/000.bin")
+
+
+class Stopped(Exception):
+    pass
+
+
+class AtOnce:
+    """In the place of a thread."""
+
+    def __init__(self, _threads: int) -> None: ...
+
+    def submit(self, call: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        future.set_result(call(*arguments))
+        return future
+
+    def shutdown(self, **_: Any) -> None: ...
+
+
+@pytest.fixture
+def notes_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file is noted as soon as it is copied."""
+    monkeypatch.setattr(begun, "INTERVAL_S", 0)
+    monkeypatch.setattr(begun, "ThreadPoolExecutor", AtOnce)
+
+
+@pytest.fixture
+def copied(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The paths of the source whose contents are read."""
+    paths: list[bytes] = []
+
+    def note(name: str) -> None:
+        real: Callable[..., Any] = getattr(Copies, name)
+
+        def call(copies: Copies, found: Any, *arguments: Any) -> Any:
+            paths.append(found.path)
+            return real(copies, found, *arguments)
+
+        monkeypatch.setattr(Copies, name, call)
+
+    for name in ("add", "begin", "digest"):
+        note(name)
+    return paths
+
+
+@pytest.fixture
+def tree(sessions: Sessions) -> Sessions:
+    entries = {
+        name: Dir({f"{number}": File(b"%d of " % number + name.encode()) for number in range(5)}) for name in "abcd"
+    }
+    build(sessions.source, Dir({**entries, "e": File(b"e"), "link": Symlink("e"), "z": File(b"z")}))
+    return sessions
+
+
+def stop(sessions: Sessions, monkeypatch: pytest.MonkeyPatch, before: bytes, **options: Any) -> None:
+    """A session that gets as far as the path `before`."""
+    from histfs.store.mirror import MirrorUpdate
+
+    real = MirrorUpdate.update
+
+    def update(mirror: MirrorUpdate, old: Any, found: Any) -> Any:
+        if found.path == before:
+            mirror.before_changes()
+            raise Stopped
+        return real(mirror, old, found)
+
+    with monkeypatch.context() as context:
+        context.setattr(MirrorUpdate, "update", update)
+        with pytest.raises(Stopped):
+            sessions.backup(**options)
+    with pytest.raises(NotARepositoryError):
+        sessions.open()
+
+
+def check(sessions: Sessions) -> None:
+    sessions.assert_all_readable()
+    sessions.assert_mirror_is(sessions.now)
+    assert not (sessions.repository / os.fsdecode(BEGUN)).exists()
+    assert sessions.verify(sessions.now)[1:] == (0, 0)
+
+
+def go_on(sessions: Sessions, copied: list[bytes], **options: Any) -> int:
+    """The next session; how many files it kept."""
+    copied.clear()
+    outcome = sessions.backup(**options)
+    assert outcome.regressed
+    check(sessions)
+    return outcome.kept_files
+
+
+def test_what_is_there_is_kept(
+    tree: Sessions, copied: list[bytes], monkeypatch: pytest.MonkeyPatch, notes_all: None
+) -> None:
+    stop(tree, monkeypatch, b"c/2")
+    before = {path: (tree.repository / path).stat().st_ino for path in ("a/0", "b/4", "c/1")}
+    assert go_on(tree, copied) == 12
+    assert sorted(copied) == [b"c/2", b"c/3", b"c/4", *(b"d/%d" % number for number in range(5)), b"e", b"z"]
+    assert before == {path: (tree.repository / path).stat().st_ino for path in before}
+    statistics = next(tree.data.glob("session_statistics*")).read_text()
+    assert f"NewFiles {len(tree.states[tree.now])}\n" in statistics  # as if nothing had been there
+    tree.backup()
+    tree.assert_all_readable()
+
+
+def test_it_may_be_cut_off_again_and_again(
+    tree: Sessions, copied: list[bytes], monkeypatch: pytest.MonkeyPatch, notes_all: None
+) -> None:
+    for before in (b"a/3", b"a/1", b"b/3", b"b/3", b"d/0", b"b"):
+        stop(tree, monkeypatch, before)
+    assert go_on(tree, copied) == 15
+    assert sorted(copied) == [*(b"d/%d" % number for number in range(5)), b"e", b"z"]
+
+
+@pytest.mark.parametrize(
+    "change", ["content", "touched", "mode", "other file", "gone", "directory", "link", "named twice"]
+)
+def test_what_has_changed_is_copied_again(
+    tree: Sessions, copied: list[bytes], monkeypatch: pytest.MonkeyPatch, notes_all: None, change: str
+) -> None:
+    stop(tree, monkeypatch, b"d")
+    path = tree.source / "b/2"
+    old = path.stat()
+    match change:
+        case "content":
+            path.write_bytes(b"2 of c")
+            os.utime(path, ns=(old.st_mtime_ns, old.st_mtime_ns))
+        case "touched":
+            os.utime(path, (MTIME + 5, MTIME + 5))
+        case "mode":
+            path.chmod(0o600)
+        case "other file":
+            shutil.copy2(path, tree.source / "new")
+            (tree.source / "new").rename(path)
+        case "gone":
+            path.unlink()
+        case "directory":
+            path.unlink()
+            build(path, Dir({"in": File(b"in")}))
+        case "link":
+            path.unlink()
+            path.symlink_to("3")
+        case "named twice":
+            os.link(path, tree.source / "b/again")
+    assert go_on(tree, copied) == 14
+    is_file = change not in ("gone", "directory", "link")
+    assert (b"b/2" in copied) == is_file
+    assert b"b/1" not in copied
+
+
+def test_what_the_source_does_not_have_any_more_goes(
+    tree: Sessions, copied: list[bytes], monkeypatch: pytest.MonkeyPatch, notes_all: None
+) -> None:
+    stop(tree, monkeypatch, b"d")
+    shutil.rmtree(tree.source / "a")
+    (tree.source / "b").rename(tree.source / "moved")
+    (tree.source / "e").unlink()
+    (tree.source / "a").write_bytes(b"a file now")
+    assert go_on(tree, copied) == 5
+
+
+def test_what_was_not_noted_is_not_trusted(
+    tree: Sessions, copied: list[bytes], monkeypatch: pytest.MonkeyPatch, notes_all: None
+) -> None:
+    """As after a power cut: names, sizes and times are there, and no data."""
+    stop(tree, monkeypatch, b"c")
+    with monkeypatch.context() as context:
+        context.setattr(begun, "INTERVAL_S", 10**6)
+        stop(tree, monkeypatch, b"z")
+    noted = _noted(tree.repository)
+    assert noted == {b"%c/%d" % (name, number) for name in b"ab" for number in range(5)}
+    torn = 0
+    for path in tree.repository.rglob("*"):
+        name = os.fsencode(path.relative_to(tree.repository))
+        if path.is_file() and not path.is_symlink() and name not in noted and not name.startswith(b"rdiff-backup-data"):
+            status = path.stat()
+            path.write_bytes(bytes(status.st_size))
+            os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns))
+            torn += 1
+    assert torn == 11
+    assert go_on(tree, copied) == 10
+
+
+def _noted(repository: Path) -> set[bytes]:
+    with Tree.open(repository) as opened:
+        left = Left.open(opened, None)
+        assert left is not None
+        found = {left._next[1].path} if left._next else set()
+        found |= {copied.path for _, copied in left._files}
+        left.close()
+        return found
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "nothing", "noise", "directory"])
+def test_a_damaged_journal_ends_where_it_is_damaged(
+    tree: Sessions, copied: list[bytes], monkeypatch: pytest.MonkeyPatch, notes_all: None, damage: str
+) -> None:
+    stop(tree, monkeypatch, b"d")
+    journal = tree.repository / os.fsdecode(BEGUN)
+    data = journal.read_bytes()
+    match damage:
+        case "cut":
+            journal.write_bytes(data[: len(data) // 2])
+        case "flipped":
+            journal.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :])
+        case "nothing":
+            journal.write_bytes(b"")
+        case "noise":
+            journal.write_bytes(random.Random(1).randbytes(5000))
+        case "directory":
+            journal.unlink()
+            journal.mkdir()
+    copied.clear()
+    stop(tree, monkeypatch, b"d/2")  # what is damaged is copied, and noted again
+    assert (len(copied) < 17) == (damage in ("cut", "flipped"))
+    assert go_on(tree, copied) == 17
+
+
+@pytest.mark.parametrize("damage", ["gone", "shorter", "touched", "linked", "directory"])
+def test_a_copy_that_is_not_what_it_was_is_made_again(
+    tree: Sessions, copied: list[bytes], monkeypatch: pytest.MonkeyPatch, notes_all: None, damage: str
+) -> None:
+    stop(tree, monkeypatch, b"d")
+    path = tree.repository / "b/2"
+    match damage:
+        case "gone":
+            path.unlink()
+        case "shorter":
+            status = path.stat()
+            os.truncate(path, 1)
+            os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns))
+        case "touched":
+            os.utime(path, (MTIME + 9, MTIME + 9))
+        case "linked":
+            os.link(path, tree.repository / "b/stranger")
+        case "directory":
+            path.unlink()
+            build(path, Dir({"in": File(b"in")}))
+    assert go_on(tree, copied) == 14
+    assert b"b/2" in copied
+
+
+def test_attributes_are_set_again(
+    tree: Sessions, copied: list[bytes], monkeypatch: pytest.MonkeyPatch, notes_all: None
+) -> None:
+    stop(tree, monkeypatch, b"d")
+    (tree.repository / "b/2").chmod(0o777)
+    (tree.repository / "b").chmod(0o711)
+    assert go_on(tree, copied) == 15
+
+
+def test_names_that_are_quoted_otherwise(
+    tree: Sessions, copied: list[bytes], monkeypatch: pytest.MonkeyPatch, notes_all: None
+) -> None:
+    """Nothing is kept, and nothing stays."""
+    stop(tree, monkeypatch, b"d")
+    copied.clear()
+    outcome = tree.backup(naming=Naming(b"abdz;"))
+    assert outcome.kept_files == 0
+    assert sorted(path for path in os.listdir(tree.repository) if len(path) == 1) == []
+    tree.assert_all_readable()
+
+
+def test_contents_that_shall_be_compared_are_read(
+    tree: Sessions, copied: list[bytes], monkeypatch: pytest.MonkeyPatch, notes_all: None
+) -> None:
+    stop(tree, monkeypatch, b"d")
+    assert go_on(tree, copied, checksum=True) == 0
+
+
+def test_what_had_just_changed_is_copied_again(
+    tree: Sessions, copied: list[bytes], monkeypatch: pytest.MonkeyPatch, notes_all: None, racy: None
+) -> None:
+    stop(tree, monkeypatch, b"d")
+    assert go_on(tree, copied) == 0
+
+
+def test_undoing_it_leaves_nothing(tree: Sessions, monkeypatch: pytest.MonkeyPatch, notes_all: None) -> None:
+    stop(tree, monkeypatch, b"d")
+    with Tree.open(tree.repository) as opened:
+        assert has_begun(opened)
+    assert regress(tree.repository, report=tree.reported.append) is not None
+    assert os.listdir(tree.repository) == ["rdiff-backup-data"]
+    assert os.listdir(tree.data) == ["lock.yml"]
+
+
+def test_everything_that_can_be_in_a_tree(
+    sessions: Sessions, copied: list[bytes], monkeypatch: pytest.MonkeyPatch, notes_all: None
+) -> None:
+    rich.first(sessions.source)
+    build(sessions.source / "y", Dir({"f": Fifo(), "l": Symlink("x"), "one": File(b"one"), "two": Link("one")}))
+    paths = sorted(path for path in read(sessions.source) if path)
+    for before in paths[::7]:
+        shutil.rmtree(sessions.repository, ignore_errors=True)
+        sessions.states.clear()
+        stop(sessions, monkeypatch, before)
+        sessions.backup()
+        check(sessions)
+
+
+def test_killed_at_some_changes(
+    sessions: Sessions, killer: Killer, notes_all: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while it goes on, and after the power was cut. Each file is copied where the killer is asked."""
+    monkeypatch.setattr(copying, "MAX_BYTES", -1)
+    rich.first(sessions.source)
+    _kill(sessions, killer, random.Random("begun"), 14)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(8))
+def test_killed_at_many_changes(
+    sessions: Sessions, killer: Killer, notes_all: None, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(copying, "MAX_BYTES", -1)
+    rich.first(sessions.source)
+    _kill(sessions, killer, random.Random(f"begun {seed}"), 120)
+
+
+def _kill(sessions: Sessions, killer: Killer, chance: random.Random, times: int) -> None:
+    """Over and over, until it is finished now and then."""
+
+    def session() -> None:
+        sessions.backup()
+
+    assert not killer.run(None, session)
+    most, finished = killer.changes, 0
+    for _ in range(times):
+        if sessions.states:
+            shutil.rmtree(sessions.repository)
+            sessions.states.clear()
+        if chance.random() < 0.3:
+            path = chance.choice([sessions.source / name for name in ("changed", "kept/same", "m-one")])
+            path.write_bytes(chance.randbytes(100))
+            os.utime(path, (MTIME, MTIME))
+        was_killed = killer.run(chance.randrange(1, most * 11 // 10), session)
+        if was_killed and chance.random() < 0.5:
+            killer.lose_data(sessions.repository)
+        if was_killed and any(sessions.data.glob("current_mirror*")):
+            sessions.states[sessions.now] = read(sessions.source)
+        if sessions.states:
+            sessions.assert_all_readable()
+            sessions.assert_mirror_is(sessions.now)
+            finished += 1
+    if not sessions.states:
+        sessions.backup()
+        check(sessions)
+
+
+# In a process that is killed
+
+
+@pytest.fixture
+def large(sessions: Sessions) -> Sessions:
+    chance = random.Random("large")
+    for number in range(160):
+        path = sessions.source / f"d{number // 20}" / f"{number:03}.bin"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(chance.randbytes(1 << 20))
+    return sessions
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_little_is_read_again(large: Sessions, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Killed at a random moment: the next session reads what is not there yet, and what the last moments copied."""
+    monkeypatch.setattr(begun, "INTERVAL_S", 0.02)
+    _run_and_kill(large, random.Random(f"moment {seed}").randint(1, 140), monkeypatch)
+    noted = _noted(large.repository)
+    assert 0 < len(noted) < 160
+    (large.source / "d0/000.bin").write_bytes(b"changed meanwhile")
+    bytes_read, kept = _run(large)
+    assert kept == len(noted) - 1
+    assert bytes_read < (160 - len(noted) << 20) + (8 << 20)
+    large.now = FIRST + 1
+    large.states[large.now] = read(large.source)
+    check(large)
+
+
+def _run_and_kill(sessions: Sessions, files: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin a session, one that takes its time, and kill it when it has noted as many files."""
+    real = FirstSession.add
+
+    def add(first: FirstSession, *arguments: Any) -> None:
+        time.sleep(0.005)
+        real(first, *arguments)
+
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr(FirstSession, "add", add)
+        backup(sessions.source, sessions.repository, now=FIRST, report=_fail)
+        os._exit(0)
+    journal = sessions.repository / os.fsdecode(BEGUN)
+    while not (journal.exists() and journal.stat().st_size > files * _NOTE_BYTES):
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def _run(sessions: Sessions) -> tuple[int, int]:
+    """A session in a process of its own: how many bytes that has read, and how many files were kept."""
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if not child:
+        before = _bytes_read()
+        outcome = backup(sessions.source, sessions.repository, now=FIRST + 1, report=_fail)
+        os.write(write_end, b"%d %d" % (_bytes_read() - before, outcome.kept_files))
+        os._exit(0)
+    os.close(write_end)
+    answer = os.read(read_end, 100)
+    os.close(read_end)
+    assert os.waitpid(child, 0)[1] == 0
+    bytes_read, kept = answer.split()
+    return int(bytes_read), int(kept)
+
+
+def _bytes_read() -> int:
+    """By all system calls of the process until now."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def _fail(error: HistfsError) -> None:
+    raise error
