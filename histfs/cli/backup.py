@@ -13,8 +13,9 @@ copy of SRC, and what is needed to go back to every earlier session. REPO is
 made if it does not exist. SRC is only read.
 
 A session that was cut off (power, full disk, kill) is undone first, by itself;
-if its process seems to be alive, only with --force, before the verb. Every
-finished session stays readable all the time.
+if its process seems to be alive, only with --force, before the verb. Of a first
+session the files that it has copied are kept. Every finished session stays
+readable all the time.
 
 A directory with other things in it is refused, unless --force stands before the
 verb: then it is emptied, and becomes the repository."""
@@ -104,7 +105,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     exit_code = 0
     if outcome.regressed:
         exit_code |= EXIT_WARNING
-        output.warn("the session before this one had been cut off; it was undone, and this one is complete")
+        output.warn(_what_was_before(outcome.kept_files))
     if outcome.source_errors:
         exit_code |= EXIT_FILE_ERROR
     if outcome.source_warnings:
@@ -113,7 +114,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     if options.wants_document(arguments):
         counts = with_units(statistics._asdict()) | moment(int(statistics.start_time_s))
         trouble = {"source_errors": outcome.source_errors, "source_warnings": outcome.source_warnings}
-        output.document({"statistics": counts, "regressed": outcome.regressed} | trouble)
+        before = {"regressed": outcome.regressed, "kept_files": outcome.kept_files}
+        output.document({"statistics": counts} | before | trouble)
     elif arguments.print_statistics:
         output.insist(format_session_statistics(statistics).decode("utf-8", "backslashreplace"))
     else:
@@ -122,3 +124,8 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             f"{statistics.deleted_files} deleted; {statistics.source_file_bytes} bytes"
         )
     return exit_code
+
+
+def _what_was_before(kept_files: int) -> str:
+    became = f"was gone on with ({counted(kept_files)} that it had copied)" if kept_files else "was undone"
+    return f"the session before this one had been cut off; it {became}, and this one is complete"

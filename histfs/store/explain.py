@@ -8,11 +8,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from histfs.errors import NotFoundError, storage_errors
+from histfs.errors import NotFoundError, printable, storage_errors
 from histfs.store import plan
 from histfs.store.entry import ALL_EXTRAS, Entry, Kind, sort_key
 from histfs.store.format.ledger import VALID, Seen
 from histfs.store.ledger import Ledger
+from histfs.store.moved import Places, may_have_moved
 from histfs.store.repository import Repository
 from histfs.store.selection import Outcome, Selection, Verdict
 from histfs.store.source import Found, Source, Unreadable
@@ -66,13 +67,16 @@ def explain_changes(source: Path, repository: Path, paths: Iterable[bytes]) -> I
         opened = stack.enter_context(Source.open(source, extras=ALL_EXTRAS))
         there = stack.enter_context(Repository.open(repository))
         wanted = set(paths)
-        recorded = _recorded(there, wanted, stack)
+        recorded, places = _recorded(there, wanted, stack)
         for path in sorted(wanted, key=sort_key):
-            yield _reasons(opened, path, *recorded.get(path, (None, None)))
+            old, seen = recorded.get(path, (None, None))
+            yield _reasons(opened, path, old, seen, places)
 
 
-def _recorded(repository: Repository, wanted: set[bytes], stack: ExitStack) -> dict[bytes, tuple[Entry, Seen | None]]:
-    """What the newest session recorded, and what it saw, as far as that is known."""
+def _recorded(
+    repository: Repository, wanted: set[bytes], stack: ExitStack
+) -> tuple[dict[bytes, tuple[Entry, Seen | None]], Places | None]:
+    """What the newest session recorded, and what it saw and where, as far as that is known."""
     newest = repository.sessions()[-1]
     snapshot = repository.snapshot(newest)
     files = repository.state().metadata.get(newest)
@@ -81,16 +85,22 @@ def _recorded(repository: Repository, wanted: set[bytes], stack: ExitStack) -> d
         extras = stack.enter_context(snapshot.extras(ALL_EXTRAS, lambda _error: None))
         if files is not None and files.snapshot is not None:
             ledger = Ledger.open(repository.tree, newest, files.snapshot)
-    if ledger is not None:
+    places = None
+    if ledger is not None and files is not None and files.snapshot is not None:
         stack.callback(ledger.close)
-    return {
+        places = Places(repository.tree, ledger, files.snapshot)
+        stack.callback(places.close)
+    recorded = {
         entry.path: (extras.added_to(entry), None if ledger is None else ledger.record(number))
         for number, entry in enumerate(snapshot.entries())
         if entry.path in wanted
     }
+    return recorded, places
 
 
-def _reasons(source: Source, path: bytes, old: Entry | None, seen: Seen | None) -> Reasons | NotFoundError:
+def _reasons(
+    source: Source, path: bytes, old: Entry | None, seen: Seen | None, places: Places | None
+) -> Reasons | NotFoundError:
     found = source.look(path)
     if isinstance(found, Unreadable):
         if old is None:
@@ -98,7 +108,7 @@ def _reasons(source: Source, path: bytes, old: Entry | None, seen: Seen | None) 
         return Reasons(path, ("it is not there any more, or cannot be looked at",))
     new = found.entry
     if old is None:
-        return Reasons(path, ("it is new",))
+        return Reasons(path, (_what_is_new(source, found, places),))
     if plan.change(old, new) is not plan.Change.NONE:
         differ = (old.xattrs, old.acl) != (new.xattrs, new.acl)
         words = plan.what_changed(old.record, new.record._replace(sha1=old.sha1), extras_differ=differ)
@@ -106,6 +116,18 @@ def _reasons(source: Source, path: bytes, old: Entry | None, seen: Seen | None) 
     if new.kind is not Kind.REGULAR or seen is None:
         return Reasons(path, ())
     return Reasons(path, tuple(_suspicions(seen, found)))
+
+
+def _what_is_new(source: Source, found: Found, places: Places | None) -> str:
+    """Also where it was before, as far as a session would look for it there."""
+    if places is None or not may_have_moved(found):
+        return "it is new"
+    with storage_errors():
+        for before in places.of(found.status):
+            if source.has_lost(before.entry.path):
+                what = "" if before.is_sure else ", if it has the same content"
+                return f"it is new, and was {printable(before.entry.path)} before{what}"
+    return "it is new"
 
 
 def _suspicions(seen: Seen, found: Found) -> Iterator[str]:

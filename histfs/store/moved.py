@@ -90,6 +90,12 @@ class _Records:
         self._text, self._text_at = b"", 0
 
 
+def may_have_moved(found: Found) -> bool:
+    """Whether something new is such that it is looked for under another path."""
+    status = found.status
+    return found.entry.kind is Kind.REGULAR and status.st_nlink == 1 and status.st_size >= SMALLEST
+
+
 class Before(NamedTuple):
     """What a file may have been before. `is_sure`: nothing of it has changed since."""
 
@@ -181,8 +187,7 @@ class Moves:
 
         Raises SourceError, OSError.
         """
-        is_plain = found.entry.kind is Kind.REGULAR and found.status.st_nlink == 1
-        if not is_plain or found.status.st_size < SMALLEST:
+        if not may_have_moved(found):
             return None
         attributes = self._attributes(found.entry, found.status)
         sha1: bytes | None = None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -304,6 +305,22 @@ class TestExplain:
             assert (ran.code, ran.out) == (1, "")
             assert "does not lie in SRC" in ran.err
         assert run("explain", tmp_path / "no", "x").code == 1
+
+    def test_what_was_moved(self, tmp_path, run, source, monkeypatch):
+        monkeypatch.setattr("histfs.store.ledger._SETTLED_AFTER_NS", -(10**12))
+        (source / "photos").mkdir()
+        for name in ("photos/one", "two", "three"):
+            (source / name).write_bytes(os.urandom(20_000))
+        assert run("backup", source, tmp_path / "repo").code == 0
+        (source / "photos").rename(source / "2024")
+        (source / "two").rename(source / "2")
+        shutil.copy2(source / "three", source / "3")
+        ran = run("explain", "--why", tmp_path / "repo", source, "2024/one", "2", "3")
+        assert ran.out.splitlines() == [
+            "2: it is new, and was two before, if it has the same content",
+            "2024/one: it is new, and was photos/one before",
+            "3: it is new",
+        ]
 
     def test_what_has_changed(self, tmp_path, run, source, monkeypatch):
         monkeypatch.setattr("histfs.store.ledger._SETTLED_AFTER_NS", -(10**12))  # as if it were made long before

@@ -58,7 +58,7 @@ RESTORED = {
 
 
 def backed_up(**changes):
-    outcome = {"statistics": STATISTICS, "source_errors": 0, "source_warnings": 0, "regressed": False}
+    outcome = {"statistics": STATISTICS, "source_errors": 0, "source_warnings": 0, "regressed": False, "kept_files": 0}
     return SimpleNamespace(**outcome | changes)
 
 
@@ -128,6 +128,7 @@ class TestBackup:
         ("changes", "code"),
         [
             ({"regressed": True}, 2),
+            ({"regressed": True, "kept_files": 2}, 2),
             ({"source_errors": 3}, 4),
             ({"source_warnings": 1}, 8),
             ({"regressed": True, "source_errors": 1, "source_warnings": 2}, 14),
@@ -138,6 +139,7 @@ class TestBackup:
         ran = cli("-q", "backup", "src", "repo")
         assert ran.code == code
         assert ("cut off" in ran.err) == ("regressed" in changes)
+        assert ("gone on with (2 files" in ran.err) == ("kept_files" in changes)
 
     def test_trouble_with_the_source_is_named_and_counted(self, cli):
         cli.reports.append(SourceError("permission denied", path=b"etc/sha\x1bdow"))

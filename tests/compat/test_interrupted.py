@@ -17,7 +17,7 @@ import pytest
 from histfs.errors import HistfsError
 from histfs.store.backup import backup
 from histfs.store.regress import regress
-from tests import histories
+from tests import comparison, histories
 from tests.compat import agreement, killing
 from tests.histories import State
 from tests.oracle import Oracle
@@ -251,3 +251,48 @@ def test_a_killed_first_session_is_begun_again(scratch: Path, rdiff_backup: Orac
         agreement.histfs_backup(source, repository, at=again.time)
         agreement.check_histfs(repository, [again], scratch)
         agreement.check_rdiff_backup_restores(repository, [again], rdiff_backup, scratch)
+
+
+_NOTING = """
+import sys
+from histfs.cli import main
+from histfs.store import begun, ledger
+begun.INTERVAL_S = 0
+ledger._SETTLED_AFTER_NS = -(10**12)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("then", ["histfs", "rdiff-backup"])
+def test_a_first_session_that_has_noted_what_it_copied(scratch: Path, rdiff_backup: Oracle, then: str) -> None:
+    """histfs goes on with it; to rdiff-backup it is a first session like one of its own that did not finish."""
+    killing.skip_unless_traceable()
+    source, repository = scratch / "source", scratch / "repository"
+    state = next(histories.random_history(source, 500, 1))
+    for number in range(30):
+        (source / f"large{number:02}").write_bytes(random.Random(number).randbytes(100_000))
+    state = State(state.time, comparison.read(source))
+    command = [sys.executable, "-c", _NOTING, *histfs_command(source, repository, at=state.time)[3:]]
+    chosen = [
+        point
+        for point in killing.points(command, repository)
+        if "histfs/begun" in point.text and "write" in point.syscall
+    ]
+    assert chosen
+    killed = 0
+    for point in chosen[len(chosen) // 2 :][:3]:
+        shutil.rmtree(repository)
+        if not killing.kill_at(command, point) or marker_names(repository):
+            continue
+        killed += 1
+        again = state._replace(time=state.time + 10)
+        if then == "histfs":
+            agreement.histfs_backup(source, repository, at=again.time)
+        else:
+            # Its own leave a lock file as well, and need the same word.
+            run = rdiff_backup.run(["--force", *Oracle.backup_arguments(source, repository, at=again.time)])
+            assert (run.code, "Found interrupted initial backup" in run.output) == (0, True)
+        agreement.check_histfs(repository, [again], scratch)
+        agreement.check_rdiff_backup_restores(repository, [again], rdiff_backup, scratch)
+        agreement.check_mirror(repository, again)
+    assert killed

@@ -289,7 +289,7 @@ def test_names_that_are_quoted_otherwise(
     copied.clear()
     outcome = tree.backup(naming=Naming(b"abdz;"))
     assert outcome.kept_files == 0
-    assert sorted(path for path in os.listdir(tree.repository) if len(path) == 1) == []
+    assert not {"a", "b", "d"} & set(os.listdir(tree.repository))
     tree.assert_all_readable()
 
 
