@@ -3,13 +3,14 @@
 PYTHON = .venv/bin/python3
 ARGS =
 
-.PHONY: help run test test-long check bench bench-quick man dist clean
+.PHONY: help run test test-long fuzz check bench bench-quick man dist clean
 .DEFAULT_GOAL = help
 
 help:
 	@echo 'make run         back up this project three times, browse the history, restore from it (SRC=DIR, KEEP=1)'
 	@echo 'make test        the fast tests (ARGS="tests/test_x.py -k name")'
 	@echo 'make test-long   the tests that take minutes, and deeper searches'
+	@echo 'make fuzz        bytes from nowhere for all parsers (ARGS="--runs 1000000 gzip")'
 	@echo 'make check       style, types, layers'
 	@echo 'make bench       speed, side by side with others: hours (ARGS="--help")'
 	@echo 'make bench-quick the same with little data: minutes'
@@ -28,6 +29,10 @@ test:
 test-long:
 	@sh contrib/setup.sh test
 	HYPOTHESIS_PROFILE=deep $(PYTHON) -m pytest -n 2 -m long $(ARGS)
+
+fuzz:
+	@sh contrib/setup.sh fuzz
+	$(PYTHON) -m tests.fuzz $(ARGS)
 
 check:
 	@sh contrib/setup.sh dev

@@ -4,13 +4,14 @@
 #   contrib/setup.sh run     what histfs needs
 #   contrib/setup.sh test    and what its tests need
 #   contrib/setup.sh bench   and what the bench compares and draws with, as far as there are packages of it
+#   contrib/setup.sh fuzz    and what guides fuzzing
 #   contrib/setup.sh dev     and linters, types, packaging
 #
 # Does only what is missing; when nothing is, it takes a few hundredths of a second. Installs system packages as root
 # or through sudo; otherwise it says which one command to type and fails.
 set -eu
 
-usage='usage: contrib/setup.sh run|test|bench|dev'
+usage='usage: contrib/setup.sh run|test|bench|fuzz|dev'
 level=${1:?"$usage"}
 run_packages='python3 python3-venv python3-dev gcc libc6-dev librsync-dev libdeflate-dev libfuse3-dev fuse3 pkg-config'
 test_packages='rdiff rsync attr acl libacl1-dev procps strace e2fsprogs xfsprogs mount' # rdiff-backup calls ps; pylibacl is compiled with libacl1-dev
@@ -19,6 +20,7 @@ case $level in
     run) packages=$run_packages extras='' provides='run' ;;
     test) packages="$run_packages $test_packages" extras='[test]' provides='run test' ;;
     bench) packages="$run_packages $test_packages" extras='[test,bench]' provides='run test bench' ;;
+    fuzz) packages="$run_packages $test_packages" extras='[test,fuzz]' provides='run test fuzz' ;;
     dev) packages="$run_packages $test_packages" extras='[test,dev]' provides='run test dev' ;;
     *) echo "$usage" >&2 && exit 2 ;;
 esac

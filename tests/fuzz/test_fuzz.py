@@ -1,0 +1,56 @@
+"""What fuzzing has found once is kept and run again; and a little of it is done in every run of the tests."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.__main__ import KEPT, blind
+from tests.fuzz.targets import SEEDS, TARGETS
+
+CORPUS = sorted(path for path in KEPT.rglob("*") if path.is_file())
+
+
+def test_every_target_has_seeds() -> None:
+    assert SEEDS.keys() == TARGETS.keys()
+    assert all(SEEDS.values())
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_seeds_and_their_mutations(name: str) -> None:
+    for data in [*SEEDS[name], *itertools.islice(blind(SEEDS[name], f"{name} 0"), 300)]:
+        TARGETS[name](data)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", TARGETS)
+def test_many_mutations(name: str) -> None:
+    known = [path.read_bytes() for path in CORPUS if path.parent.name == name]
+    for data in itertools.islice(blind([*SEEDS[name], *known], f"{name} 1"), 20_000):
+        TARGETS[name](data)
+
+
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: str(path.relative_to(KEPT)))
+def test_what_was_found_before(path: Path) -> None:
+    TARGETS[path.parent.name](path.read_bytes())
+
+
+@pytest.mark.parametrize("name", ["metadata", "delta", "composition", "gzip", "index"])
+def test_targets_notice_what_is_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target that cannot fail is worth nothing: each is run with something broken under it."""
+    from tests.fuzz import targets
+
+    broken = {
+        "metadata": (targets.metadata, "parse_record", lambda text: targets.metadata._entry(*[None] * 16)),
+        "delta": (targets, "patched", lambda basis, delta: b"something else"),
+        "composition": (targets, "patched", lambda basis, delta: b"something else"),
+        "gzip": (targets, "inflated", lambda data: b"something else"),
+        "index": (targets, "inflated", lambda data: bytes(400_000)),
+    }
+    monkeypatch.setattr(*broken[name])
+    if name == "index":
+        monkeypatch.setattr(targets, "_is_ours", lambda data: True)
+        monkeypatch.setattr(targets, "MOST_BYTES", 1 << 20)
+    inputs = [*SEEDS[name], *itertools.islice(blind(SEEDS[name], "0"), 2000)]
+    with pytest.raises((AssertionError, TypeError)):
+        list(map(TARGETS[name], inputs))
