@@ -1,17 +1,15 @@
-"""`histfs verify [--at TIME] REPO[/sub]`: check the content of files against their recorded digests."""
+"""`histfs verify [--at TIME | --all] REPO[/sub]`: check the content of files against their recorded digests."""
 
 import argparse
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from histfs.cli import options
 from histfs.cli.output import Output, counted, is_terminal, iso_time, moment
-from histfs.cli.progress import reading
-from histfs.errors import EXIT_FILE_ERROR, EXIT_FILE_WARNING
+from histfs.cli.progress import Expected, progress, reading
+from histfs.errors import EXIT_ERROR, EXIT_FILE_ERROR, EXIT_FILE_WARNING
 
 if TYPE_CHECKING:
-    from histfs.store.verify import VerifyOutcome
+    from histfs.store.verify_all import AllOutcome
 
 DESCRIPTION = """\
 Rebuild every file as it was at a moment in the past, and compare it with the
@@ -19,10 +17,10 @@ SHA1 digest that was recorded when it was backed up. Silent if all is well; each
 file that is not what it was is named on standard error. The repository is only
 read.
 
-Increments lead back from the newest session, each building on the next, so that
-the check of an old session goes through most of the history: a check of the
-oldest one (--at 999B) covers nearly all. --every-session checks every version
-that any session has of a file, each once."""
+--all checks every version that any session has of a file: the mirror and every
+increment, each read once. It names each version that is damaged, and which
+others of that file can still be restored. If it is interrupted, the same
+command goes on where it was, with the sessions there were when it began."""
 
 EPILOG = f"""\
 {options.TIMES}
@@ -30,15 +28,17 @@ EPILOG = f"""\
 examples:
   histfs verify /mnt/disk/home
   histfs verify --at 999B /mnt/disk/home
-  histfs verify --every-session /mnt/disk/home/anna
+  histfs verify --all /mnt/disk/home
+  histfs verify --all --json /mnt/disk/home/anna
 
 exit codes (added up):
   0  every file is what it was
-  1  there is no such repository, session or path, or it cannot be read
+  1  no such repository, session or path, or unreadable; --all: damage was found
   4  some files are damaged or missing, each is named
   8  some files have no recorded digest, and could not be checked"""
 
 IF_STOPPED = "not every file has been checked"
+_IF_ALL_STOPPED = "not every version has been checked; the same command goes on from there"
 
 
 def add_to(verbs: "options.Verbs") -> None:
@@ -47,41 +47,98 @@ def add_to(verbs: "options.Verbs") -> None:
     )
     past = parser.add_mutually_exclusive_group()
     options.add_at(past)
-    past.add_argument("--every-session", action="store_true", help="check all sessions, each version of a file once")
+    past.add_argument(
+        "--all", "--every-session", action="store_true", help="check every version of every file that any session has"
+    )
+    parser.add_argument("--restart", action="store_true", help="with --all: begin anew where one was interrupted")
     options.add_json(parser)
     parser.add_argument("repository", metavar="REPO[/sub]", type=options.path, help="the repository, or what is in it")
     parser.set_defaults(run=run, if_stopped=IF_STOPPED)
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    from histfs.store.verify import verify, verify_all
+    if arguments.all:
+        return _run_all(arguments, output)
+    if arguments.restart:
+        output.note("--restart has no meaning without --all, and is ignored")
+    from histfs.store.verify import verify
 
-    with options.open_past(arguments) as past, _progress(arguments, output, past):
-        outcomes: Iterable[tuple[int, VerifyOutcome]]
-        if arguments.every_session:
-            outcomes = verify_all(past.repository, past.path, report=output.report)
-        else:
-            outcome = verify(past.repository, past.path, past.session_time, report=output.report)
-            outcomes = [(past.session_time, outcome)]
-        exit_code = 0
-        sessions = []
-        for session_time, outcome in outcomes:
-            if outcome.mismatched:
-                exit_code |= EXIT_FILE_ERROR
-            if outcome.without_digest:
-                exit_code |= EXIT_FILE_WARNING
-            sessions.append({**moment(session_time), **outcome._asdict()})
-            if is_terminal():
-                output.tell(
-                    f"{counted(outcome.files)} as of {iso_time(session_time, None)} checked: "
-                    f"{outcome.mismatched} damaged, {outcome.without_digest} without a digest"
-                )
+    with (
+        options.open_past(arguments) as past,
+        reading(output, past, "verifying", arguments.progress),
+    ):
+        outcome = verify(past.repository, past.path, past.session_time, report=output.report)
+        if is_terminal():
+            output.tell(
+                f"{counted(outcome.files)} as of {iso_time(past.session_time, None)} checked: "
+                f"{outcome.mismatched} damaged, {outcome.without_digest} without a digest"
+            )
+        session_time = past.session_time
     if options.wants_document(arguments):
-        output.document(sessions)
-    return exit_code
+        output.document([{**moment(session_time), **outcome._asdict()}])
+    exit_code = EXIT_FILE_ERROR if outcome.mismatched else 0
+    return exit_code | (EXIT_FILE_WARNING if outcome.without_digest else 0)
 
 
-def _progress(arguments: argparse.Namespace, output: Output, past: options.Past) -> AbstractContextManager[None]:
-    """With --every-session the lists but the newest are gone through twice, to compare each with the next."""
-    passes = 2 * len(past.repository.sessions()) - 1 if arguments.every_session else 1
-    return reading(output, past, "verifying", arguments.progress, passes=passes)
+def _run_all(arguments: argparse.Namespace, output: Output) -> int:
+    from histfs.store.recovery import tell_nobody
+    from histfs.store.verify_all import verify_all
+
+    arguments.if_stopped = _IF_ALL_STOPPED
+    with options.open_past(arguments) as past:
+        statistics = None if past.path else past.repository.statistics(past.session_time)
+        # How many bytes there are in all is not known before they were read.
+        expected = Expected() if statistics is None else Expected(statistics.source_files)
+        with progress(output, "verifying", arguments.progress, expected) as step:
+            outcome = verify_all(
+                past.repository,
+                past.path,
+                report=output.warn,
+                cache=options.cache_directory(),
+                restart=arguments.restart,
+                tell=tell_nobody if step is None else step,
+            )
+        newer = [each for each in past.repository.sessions() if each > outcome.newest]
+    if newer:
+        output.note(
+            f"it was begun before the session of {iso_time(newer[0], None)}: that and what came later was not checked"
+        )
+    if is_terminal():
+        output.tell(_summary(outcome))
+    if options.wants_document(arguments):
+        output.document(_document(outcome))
+    exit_code = EXIT_ERROR if outcome.findings or outcome.problems else 0
+    return exit_code | (EXIT_FILE_WARNING if outcome.counts.without_digest else 0)
+
+
+def _summary(outcome: "AllOutcome") -> str:
+    from histfs.store.format.stats import format_size
+
+    counts = outcome.counts
+    lists = f", and {len(outcome.problems)} places in lists" if outcome.problems else ""
+    return (
+        f"{counts.versions} versions of files ({format_size(counts.size_bytes)}) in {outcome.sessions} sessions"
+        f" checked: {len(outcome.findings)} damaged{lists}, {counts.without_digest} without a digest"
+    )
+
+
+def _document(outcome: "AllOutcome") -> dict[str, object]:
+    counts = outcome.counts
+    return {
+        "newest": moment(outcome.newest),
+        "sessions": outcome.sessions,
+        "versions": counts.versions,
+        "bytes": counts.size_bytes,
+        "without_digest": counts.without_digest,
+        "was_resumed": outcome.was_resumed,
+        "damaged": [
+            {
+                "path": finding.path,
+                "problem": finding.problem,
+                "sessions": [moment(each) for each in finding.sessions],
+                "readable": [moment(each) for each in finding.readable],
+            }
+            for finding in outcome.findings
+        ],
+        "problems": [str(problem) for problem in outcome.problems],
+    }

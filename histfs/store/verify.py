@@ -1,11 +1,11 @@
-"""The operation `verify`: read every file of a snapshot, or of all, and compare it with what was recorded."""
+"""The operation `verify`: read every file of a snapshot, and compare it with what was recorded."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from histfs.errors import DamagedError, HistfsError, NotFoundError, StorageError
 from histfs.store.content.opening import ADVICE, OTHERS_MAY_BE_INTACT
-from histfs.store.entry import Entry, Kind, LinkDigests, is_below, sort_key
+from histfs.store.entry import Entry, Kind, LinkDigests, is_below
 from histfs.store.repository import Repository
 from histfs.store.snapshot import Snapshot
 
@@ -40,44 +40,6 @@ def verify(
     if not verification.is_there:
         raise NotFoundError("was not there at this time", path=path, at=session_time)
     return verification.outcome()
-
-
-def verify_all(
-    repository: Repository, path: bytes, *, report: Callable[[HistfsError], None]
-) -> Iterator[tuple[int, VerifyOutcome]]:
-    """Verify what was at and below `path` at any session, the newest first: each time with what it adds to the newer.
-
-    A version that several sessions have is read once, with the newest of them. A session whose list cannot be read is
-    reported and counted as one file that is not as recorded. Raises NotFoundError if `path` was never there.
-    """
-    newer: Snapshot | None = None
-    is_there = False
-    for session_time in reversed(repository.sessions()):
-        verification = _Verification(report)
-        snapshot = repository.snapshot(session_time)
-        # What is damaged in the newer list was reported with it.
-        known = iter(()) if newer is None else _Verification(lambda _: None).recorded(newer, path)
-        try:
-            for recorded in _not_in(verification.recorded(snapshot, path), known):
-                verification.check(snapshot, recorded)
-            newer = snapshot
-        except DamagedError as error:
-            verification.damaged(error)
-            newer = None  # the next one is read in whole
-        is_there = is_there or verification.is_there
-        yield session_time, verification.outcome()
-    if not is_there:
-        raise NotFoundError("was never there", path=path)
-
-
-def _not_in(older: Iterator[_Recorded], newer: Iterator[_Recorded]) -> Iterator[_Recorded]:
-    """What is recorded otherwise in the older of two lists, or only there."""
-    following = next(newer, None)
-    for recorded in older:
-        while following is not None and sort_key(following.entry.path) < sort_key(recorded.entry.path):
-            following = next(newer, None)
-        if recorded != following:
-            yield recorded
 
 
 class _Verification:

@@ -114,7 +114,8 @@ def cli(monkeypatch, capfdbinary):
         fake(f"histfs.store.{name}", **{name: cli.operation(name)})
     fake("histfs.store.restore", restore=cli.operation("restore"))
     fake("histfs.store.compare", compare=cli.operation("compare"), Difference=Difference, Method=Method)
-    fake("histfs.store.verify", verify=cli.operation("verify"), verify_all=cli.operation("verify_all"))
+    fake("histfs.store.verify", verify=cli.operation("verify"))
+    fake("histfs.store.verify_all", verify_all=cli.operation("verify_all"))
 
     def find_repository(path):
         if "nowhere" in path.name:

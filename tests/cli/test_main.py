@@ -94,7 +94,7 @@ class TestArguments:
         "argv",
         [
             ("--curr=7", "verify", "--at=3D", "repo/sub"),
-            ("--current-time=7", "verify", "--a", "3D", "repo/sub"),
+            ("--current-t=7", "verify", "--at", "3D", "repo/sub"),
             ("--", "verify", "--at", "3D", "--", "repo/sub"),
             ("--curr", "7", "verify", "repo/sub", "--at", "3D"),
         ],

@@ -17,11 +17,13 @@ from histfs.store.compare import Difference, Method
 from histfs.store.entry import ALL_EXTRAS, NO_EXTRAS, Entry, Extras, Kind
 from histfs.store.format.stats import SessionStatistics, format_session_statistics
 from histfs.store.increments import DEFAULT_COMPRESSION
+from histfs.store.kept_progress import Counts, Finding
 from histfs.store.naming import DEFAULT_NAMING, Naming
 from histfs.store.plan import ALL_LINKS, Links
 from histfs.store.records import DEFAULT_STYLE, RecordStyle
 from histfs.store.target import Manner, Step
 from histfs.store.verify import VerifyOutcome
+from histfs.store.verify_all import AllOutcome
 
 FIRST, SECOND, NEWEST = 1_714_550_400, 1_714_636_800, 1_714_723_200
 
@@ -386,15 +388,52 @@ class TestVerify:
         assert cli("verify", "repo/sub").out.endswith("checked: 0 damaged, 1 without a digest\n")
         assert cli("-q", "verify", "repo/sub").out == ""
 
-    def test_all_sessions(self, cli):
-        cli.outcomes["verify_all"] = [(NEWEST, VerifyOutcome(3, 0, 1)), (FIRST, VerifyOutcome(1, 1, 0))]
-        ran = cli("verify", "--every-session", "--json", "repo/sub")
-        assert cli.calls["verify_all"] == (cli.repository, b"sub")
-        assert ran.code == 12
-        assert json.loads(ran.out) == [
-            {**moment(NEWEST), "files": 3, "mismatched": 0, "without_digest": 1},
-            {**moment(FIRST), "files": 1, "mismatched": 1, "without_digest": 0},
-        ]
+    @pytest.mark.parametrize(
+        ("findings", "problems", "without_digest", "code"),
+        [((), (), 0, 0), ((), (), 1, 8), (("finding",), (), 0, 1), ((), ("problem",), 0, 1), (("finding",), (), 2, 9)],
+    )
+    def test_all_versions(self, cli, findings, problems, without_digest, code):
+        findings = tuple(Finding(b"sub/x", (SECOND, FIRST), "is damaged", (NEWEST,)) for _ in findings)
+        problems = tuple(DamagedError("is damaged", path=b"rdiff-backup-data/x") for _ in problems)
+        counts = Counts(7, 4096, without_digest)
+        cli.outcomes["verify_all"] = AllOutcome(NEWEST, 3, counts, findings, problems, was_resumed=True)
+        ran = cli("verify", "--all", "--json", "repo/sub")
+        repository, path, options = cli.calls["verify_all"]
+        assert (repository, path, options["restart"]) == (cli.repository, b"sub", False)
+        assert options["cache"].name == "histfs"
+        assert ran.code == code
+        assert json.loads(ran.out) == {
+            "newest": moment(NEWEST),
+            "sessions": 3,
+            "versions": 7,
+            "bytes": 4096,
+            "without_digest": without_digest,
+            "was_resumed": True,
+            "damaged": [
+                {
+                    "path": "sub/x",
+                    "problem": "is damaged",
+                    "sessions": [moment(SECOND), moment(FIRST)],
+                    "readable": [moment(NEWEST)],
+                }
+            ]
+            * len(findings),
+            "problems": ["rdiff-backup-data/x: is damaged"] * len(problems),
+        }
+
+    def test_a_check_of_all_that_was_interrupted(self, cli):
+        cli.outcomes["verify_all"] = AllOutcome(SECOND, 2, Counts(), (), (), was_resumed=True)
+        ran = cli("verify", "--all", "--restart", "repo/sub")
+        assert cli.calls["verify_all"][2]["restart"]
+        assert ran.code == 0
+        assert "it was begun before the session of " in ran.err
+        cli.outcomes["verify_all"] = KeyboardInterrupt()
+        ran = cli("verify", "--all", "repo/sub")
+        assert (ran.code, ran.err.endswith("; the same command goes on from there\n")) == (1, True)
+
+    def test_restart_without_all(self, cli):
+        cli.outcomes["verify"] = VerifyOutcome(files=9, mismatched=0, without_digest=0)
+        assert cli("verify", "--restart", "repo/sub").err.startswith("histfs: note: --restart has no meaning")
 
 
 class TestRegress:

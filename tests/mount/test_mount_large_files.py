@@ -234,5 +234,5 @@ def test_a_session_comes_while_the_old_is_read(mount, original: Path, tmp_path: 
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         assert oldest.read() == OLDEST
         assert newest.read() == NEWEST
-    assert histfs("verify", "--every-session", repository).returncode == 0
+    assert histfs("verify", "--all", repository).returncode == 0
     mounted.end()

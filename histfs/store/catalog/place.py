@@ -213,7 +213,7 @@ def _index(database: sqlite3.Connection, lists: Lists, progress: Progress) -> No
 def _open_cached(
     repository: Repository, lists: Lists, cache: Path, own: sqlite3.Connection | None, progress: Progress
 ) -> Catalog:
-    with _cache_directory(cache / _identity(repository)) as place, _locked(place):
+    with cache_directory(cache / identity_of(repository)) as place, _locked(place):
         name = _newest_generation(place)
         if name is None and own is not None:
             name = _copied(place, own)
@@ -223,11 +223,11 @@ def _open_cached(
         database = _connect(place, name, "rw")
         database.execute("pragma journal_mode = wal")
         database.execute("pragma query_only = on")
-        path = cache / _identity(repository) / os.fsdecode(name)
+        path = cache / identity_of(repository) / os.fsdecode(name)
         return Catalog(database, repository, lambda: path.unlink(missing_ok=True))
 
 
-def _identity(repository: Repository) -> str:
+def identity_of(repository: Repository) -> str:
     """A name for the repository: where it is, and which directory that is there."""
     root = repository.tree.root_fd
     path = os.readlink(f"/proc/self/fd/{root}")
@@ -235,7 +235,7 @@ def _identity(repository: Repository) -> str:
     return blake2b(text, digest_size=10).hexdigest()
 
 
-def _cache_directory(path: Path) -> WritableTree:
+def cache_directory(path: Path) -> WritableTree:
     for above in reversed((path, *path.parents)):
         if not above.is_dir():
             WritableTree.create(above).close()
