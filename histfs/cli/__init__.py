@@ -30,6 +30,7 @@ from histfs.cli import (
     options,
     regress,
     remove,
+    repair,
     restore,
     status,
     test,
@@ -40,7 +41,7 @@ from histfs.cli.output import Output, ReaderGoneError, occupy_standard_descripto
 from histfs.errors import EXIT_ERROR, HistfsError, printable
 
 VERBS = (
-    *(backup, explain, restore, mount, umount, listing, status, compare, verify, regress, remove),
+    *(backup, explain, restore, mount, umount, listing, status, compare, verify, repair, regress, remove),
     *(calculate, test, info, complete),
 )
 

@@ -16,7 +16,7 @@ Tell at once how a repository is: the last good session, whether one runs now,
 whether one was cut off and what `histfs backup` will do about it, and such
 damage as shows without reading what is in files. Nothing is changed, and
 nothing is kept from starting. Whether files are what they were tells
-`histfs verify`."""
+`histfs verify --all`, and `histfs repair` makes anew what can be."""
 
 EPILOG = """\
 --since takes what --at takes: see `histfs restore --help`.
@@ -62,6 +62,10 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             output.warn(f"no session has finished since {iso_time(since, None)}")
         for problem in found.damage:
             output.warn(problem)
+        if found.damage:
+            output.note(
+                "`histfs verify --all` tells what is lost of contents, `histfs repair --dry-run` what can be made anew"
+            )
     return _exit_code(found, is_late=is_late)
 
 

@@ -25,6 +25,7 @@ TEMPORARY = b"rdiff-backup.tmp."  # as other programs call what they will rename
 CHARS_TO_QUOTE = DATA + b"/chars_to_quote"
 SPECIAL_ESCAPES = DATA + b"/special_escapes"
 OWN = DATA + b"/histfs"  # what other programs leave alone (docs/format.md 8.5)
+CATALOG = OWN + b"/catalog.sqlite"
 
 # Up to which session (decimal) statistics count what was removed from the history afterwards.
 STATISTICS_DO_NOT_HOLD = OWN + b"/paths-were-removed"

@@ -60,6 +60,27 @@ def stamp(tree: Tree, path: bytes) -> bytes:
         os.close(fd)
 
 
+def ledger_problem(tree: Tree) -> str:
+    """What is wrong with the ledger, whichever list it is of; an empty text if nothing, or if there is none."""
+    try:
+        fd = tree.open_file(LEDGER)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except NotRegularError:
+        return "is not a regular file"
+    except OSError as exc:
+        return f"cannot be read ({exc.strerror})"
+    try:
+        header = parse_header(os.pread(fd, HEADER_BYTES, 0))
+        if header is None or _checked(fd) != (header.records, header.crc):
+            return "is not what was written"
+    except OSError as exc:
+        return f"cannot be read ({exc.strerror})"
+    finally:
+        os.close(fd)
+    return ""
+
+
 def remove_unfinished(tree: WritableTree) -> None:
     """Remove what a session has left that did not finish."""
     with contextlib.suppress(OSError):

@@ -13,7 +13,7 @@ from histfs.store.content import Content, open_content
 from histfs.store.entry import Entry, Extras, Kind, is_below, join, sort_key
 from histfs.store.extras import SessionExtras
 from histfs.store.format.listing import merge
-from histfs.store.format.metadata import read_entries
+from histfs.store.format.metadata import read_entries, with_lost
 from histfs.store.listing import Listing
 from histfs.store.tree import NotRegularError
 
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 # A writer may replace a list by a reverse diff between our look at the directory and the opening of the file, or while
 # the directory is read, so that neither is seen.
 _ATTEMPTS = 5
+_BEGIN = b"File "  # of every list that is not empty
 _OTHERS_CAN_BE_READ = "sessions that do not need this list can still be read"
 
 
@@ -78,8 +79,8 @@ class Snapshot:
     def check_sums(self) -> None:
         """Go through the session's own list alone, a full one, without looking at its records. Raises DamagedError."""
         with self._naming_list(), ExitStack() as stack:
-            for _, fd in self._open_lists(stack):
-                for _ in read_decompressed(fd):
+            for path, fd in self._open_lists(stack):
+                for _ in list_blocks(path, fd):
                     pass
 
     @contextlib.contextmanager
@@ -113,8 +114,9 @@ class Snapshot:
     def _records(self, damaged: Callable[[DamagedError], None]) -> Generator[Entry, None, None]:
         with ExitStack() as stack:
             listings = []
-            for path, fd in self._open_lists(stack):
-                listings.append(self._read_list(path, fd, damaged))
+            lists = self._open_lists(stack)
+            for path, fd in lists:
+                listings.append(self._read_list(path, fd, damaged, is_difference=path != lists[-1][0]))
             yield from merge(listings)
 
     def _open_lists(self, stack: ExitStack) -> list[tuple[bytes, int]]:
@@ -139,19 +141,56 @@ class Snapshot:
             stack.enter_context(opened.pop_all())
         return lists
 
-    def _read_list(self, path: bytes, fd: int, damaged: Callable[[DamagedError], None]) -> Iterator[Entry]:
+    def _read_list(
+        self, path: bytes, fd: int, damaged: Callable[[DamagedError], None], *, is_difference: bool
+    ) -> Iterator[Entry]:
+        errors: list[FormatError] = []
+
         def damaged_record(error: FormatError) -> None:
+            if is_difference:
+                errors.append(error)
             damaged(DamagedError(f"a record is damaged: {error.problem}", path=error.path or path))
 
         try:
             with storage_errors(at=self.time):
-                yield from read_entries(read_decompressed(fd), damaged_record)
+                entries = read_entries(list_blocks(path, fd), damaged_record)
+                yield from with_lost(entries, errors, _key_of, _absent) if is_difference else entries
         except DamagedError as exc:
             if exc.path is None:
                 exc.path = path
                 exc.at = self.time
                 exc.advice = _OTHERS_CAN_BE_READ
             raise
+
+
+def list_blocks(path: bytes, fd: int) -> Iterator[bytes]:
+    """The text of the list at `path`, which is open. Raises DamagedError where it is none.
+
+    Something else in the place of a difference would say that nothing was different. A difference that is empty by
+    right has no `.gz` (docs/format.md 1.5), as what a power cut has left of a compressed one has.
+    """
+    start = b""
+    for block in read_decompressed(fd):
+        if len(start) < len(_BEGIN):
+            start += block
+            if len(start) < len(_BEGIN):
+                continue
+            if not start.startswith(_BEGIN):
+                raise DamagedError("is no list of files")
+            block = start
+        yield block
+    if 0 < len(start) < len(_BEGIN):
+        raise DamagedError("is no list of files")
+    if not start and path.endswith(b".gz") and not os.fstat(fd).st_size:
+        raise DamagedError("is an empty file")
+
+
+def _key_of(entry: Entry) -> bytes:
+    return sort_key(entry.path)
+
+
+def _absent(path: bytes) -> Entry:
+    return Entry(path, Kind.ABSENT)
 
 
 def well_formed(entries: Iterable[Entry], damaged: Callable[[DamagedError], None]) -> Iterator[Entry]:

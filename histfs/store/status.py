@@ -2,7 +2,8 @@
 
 Nothing is written and nothing locked: to try the lock, even for a moment, could keep a session from starting, so the
 kernel's own list of locks is asked. Looked at are the names in the data directory, the statistics of the newest
-session, and both ends of every list of files. What files hold, `verify` reads.
+session, and the beginning of every list of files. What files hold, `verify --all` reads, and `repair` makes anew what
+can be.
 """
 
 import os
@@ -12,11 +13,15 @@ from typing import NamedTuple
 
 from histfs.errors import DamagedError, HistfsError, NotARepositoryError, storage_errors
 from histfs.store.format.stats import SessionStatistics
-from histfs.store.layout import DATA, INCREMENTS, Layout, State, read_layout, read_state, read_statistics
+from histfs.store.layout import CATALOG, DATA, INCREMENTS, Layout, State, read_layout, read_state, read_statistics
 from histfs.store.lock import Writer, lock_holder, marker_writer
 from histfs.store.tree import Tree, file_blocks
 
 _GZIP = b"\x1f\x8b"
+_WRITES_IT = "`histfs repair` writes it"
+_TELLS_WHICH = "`histfs repair` sets aside what is wrong"
+_MAKES_IT_ANEW = "`histfs repair` makes it anew"
+_FROM_A_COPY = "bring this file back from a copy of the repository"
 _SMALLEST_GZIP_BYTES = 18  # the header and the sums
 
 
@@ -75,16 +80,31 @@ def _status(tree: Tree, layout: Layout) -> Status:
 
 
 def _damage(tree: Tree, state: State, bad: dict[bytes, str]) -> Iterator[HistfsError]:
-    if state.mirror_time is None:
+    newest = state.mirror_time
+    if newest is None:
         return
     if not state.markers:
-        yield DamagedError("there is no current_mirror marker: `histfs backup` will refuse")
+        yield DamagedError("there is no current_mirror marker: `histfs backup` will refuse", advice=_WRITES_IT)
     if len(state.markers) > 2:
-        yield DamagedError("there are more than two current_mirror markers: `histfs backup` will refuse")
+        yield DamagedError(
+            "there are more than two current_mirror markers: `histfs backup` will refuse", advice=_TELLS_WHICH
+        )
+    elif state.unfinished is not None and any(newest < time < state.unfinished for time in state.metadata):
+        yield DamagedError(
+            "a current_mirror marker is older than other finished sessions",
+            path=state.markers[newest],
+            advice=_TELLS_WHICH,
+        )
     if not tree.is_directory(INCREMENTS):
         yield DamagedError("the directory with the increments is missing")
+    files = state.metadata.get(newest)
+    if files is None or (files.snapshot is None and state.unfinished is None):
+        yield DamagedError("the newest list of files is missing", at=newest, advice=_MAKES_IT_ANEW)
     for path, problem in bad.items():
-        yield DamagedError(problem, path=path, advice="bring this file back from a copy of the repository")
+        is_newest = files is not None and path == files.snapshot
+        yield DamagedError(problem, path=path, advice=_MAKES_IT_ANEW if is_newest else _FROM_A_COPY)
+    if _begins_otherwise(tree, CATALOG, b"SQLite format 3\0"):
+        yield DamagedError("is no catalog", path=CATALOG, advice=_MAKES_IT_ANEW)
     for time in state.sessions:
         try:
             needed = state.listing_files(time)
@@ -94,6 +114,20 @@ def _damage(tree: Tree, state: State, bad: dict[bytes, str]) -> Iterator[HistfsE
             continue
         if not bad.keys().isdisjoint(needed):
             yield DamagedError("needs a damaged list of files, and cannot be read", at=time)
+
+
+def _begins_otherwise(tree: Tree, path: bytes, start: bytes) -> bool:
+    """Whether there is such a file, and it is another kind of one."""
+    try:
+        fd = tree.open_file(path)
+        try:
+            return b"".join(file_blocks(fd, len(start))) != start
+        finally:
+            os.close(fd)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
 
 
 def _can_be_read(state: State, time: int, bad: dict[bytes, str]) -> bool:

@@ -16,10 +16,10 @@ from itertools import groupby
 from typing import NamedTuple
 
 from histfs.errors import DamagedError, FormatError, storage_errors
-from histfs.store.compression import read_decompressed
 from histfs.store.entry import Entry, Kind, is_below, parent_of, sort_key
-from histfs.store.format.metadata import read_entries
+from histfs.store.format.metadata import read_entries, with_lost
 from histfs.store.layout import State
+from histfs.store.snapshot import list_blocks
 from histfs.store.tree import NotRegularError, Tree
 
 # Lists that are read at the same time: each takes a descriptor, and some hundred KiB.
@@ -64,7 +64,7 @@ def readable_sessions(tree: Tree, state: State, sessions: Sequence[int]) -> Read
             continue
         for path in needed:
             if path not in problems:
-                problems[path] = _problem(tree, path)
+                problems[path] = list_problem(tree, path, is_full=path == needed[-1])
                 if problems[path]:
                     damage.append(DamagedError(problems[path], path=path))
         if any(problems[path] for path in needed):
@@ -74,13 +74,17 @@ def readable_sessions(tree: Tree, state: State, sessions: Sequence[int]) -> Read
     return Readable(tuple(found), tuple(damage))
 
 
-def _problem(tree: Tree, path: bytes) -> str:
-    """What is wrong with a list as a whole; an empty text if nothing."""
+def list_problem(tree: Tree, path: bytes, *, is_full: bool) -> str:
+    """What is wrong with a list as a whole; an empty text if nothing. Raises FileNotFoundError, PermissionError."""
     try:
         fd = tree.open_file(path)
         try:
-            for _ in read_decompressed(fd):
-                pass
+            is_empty = True
+            # Of a difference every record has to tell whose it is.
+            for _ in list_blocks(path, fd) if is_full else _entries(path, fd, lambda _error: None, is_full=False):
+                is_empty = False
+            if is_empty and is_full:
+                return "the list of files is empty"
         finally:
             os.close(fd)
     except (FileNotFoundError, PermissionError):  # nothing is wrong with the list
@@ -114,7 +118,8 @@ def versions(
         for number, list_path in enumerate(timeline.lists):
             fd = tree.open_file(list_path)
             stack.callback(os.close, fd)
-            streams.append(_records(number, list_path, fd, timeline.times[number], report))
+            is_full = number in timeline.full
+            streams.append(_records(number, list_path, fd, timeline.times[number], report, is_full=is_full))
         digests = _Digests()
         directories = _Directories(report, timeline)
         end = sort_key(path) + b"\1"
@@ -134,17 +139,31 @@ def versions(
 
 
 def _records(
-    number: int, path: bytes, fd: int, session_time: int, report: Callable[[DamagedError], None]
+    number: int, path: bytes, fd: int, session_time: int, report: Callable[[DamagedError], None], *, is_full: bool
 ) -> Iterator[tuple[bytes, int, Entry]]:
     """The records of a list; with the key of the path and the number of the list, by which they are merged."""
 
     def damaged(error: FormatError) -> None:
-        problem = f"a record is damaged: {error.problem}"
-        report(DamagedError(problem, path=error.path or path, at=session_time))
+        report(DamagedError(f"a record is damaged: {error.problem}", path=error.path or path, at=session_time))
 
     with storage_errors(at=session_time):
-        for entry in read_entries(read_decompressed(fd), damaged):
+        for entry in _entries(path, fd, damaged, is_full=is_full):
             yield sort_key(entry.path), number, entry
+
+
+def _entries(path: bytes, fd: int, damaged: Callable[[FormatError], None], *, is_full: bool) -> Iterator[Entry]:
+    errors: list[FormatError] = []
+
+    def damaged_record(error: FormatError) -> None:
+        errors.append(error)
+        damaged(error)
+
+    entries = read_entries(list_blocks(path, fd), damaged_record)
+    return entries if is_full else with_lost(entries, errors, lambda entry: sort_key(entry.path), _absent)
+
+
+def _absent(path: bytes) -> Entry:
+    return Entry(path, Kind.ABSENT)
 
 
 class _Timeline:
@@ -157,13 +176,13 @@ class _Timeline:
             paths.update(zip(times, state.listing_files(session_time), strict=False))
         self.times = sorted(paths, reverse=True)
         self.lists = [paths[time] for time in self.times]
-        self._full = {number for number, time in enumerate(self.times) if paths[time] == state.metadata[time].snapshot}
+        self.full = {number for number, time in enumerate(self.times) if paths[time] == state.metadata[time].snapshot}
         wanted = set(sessions)
         self._wanted = sum(1 << number for number, time in enumerate(self.times) if time in wanted)
 
     def runs(self, records: dict[int, Entry]) -> list[tuple[Entry, int]]:
         """What the records of one path, by the numbers of their lists, mean: each entry with its sessions."""
-        points = sorted(self._full | records.keys())
+        points = sorted(self.full | records.keys())
         runs: list[tuple[Entry, int]] = []
         for point, following in zip(points, [*points[1:], len(self.times)], strict=True):
             entry = records.get(point)  # nothing in a full list: it was not there

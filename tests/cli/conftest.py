@@ -115,6 +115,7 @@ def cli(monkeypatch, capfdbinary):
     fake("histfs.store.restore", restore=cli.operation("restore"))
     fake("histfs.store.compare", compare=cli.operation("compare"), Difference=Difference, Method=Method)
     fake("histfs.store.verify", verify=cli.operation("verify"))
+    fake("histfs.store.repair", repair=cli.operation("repair"), plan_repair=cli.operation("plan_repair"))
     fake("histfs.store.verify_all", verify_all=cli.operation("verify_all"))
 
     def find_repository(path):

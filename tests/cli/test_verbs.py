@@ -21,6 +21,7 @@ from histfs.store.kept_progress import Counts, Finding
 from histfs.store.naming import DEFAULT_NAMING, Naming
 from histfs.store.plan import ALL_LINKS, Links
 from histfs.store.records import DEFAULT_STYLE, RecordStyle
+from histfs.store.repair import Repair, RepairOutcome
 from histfs.store.target import Manner, Step
 from histfs.store.verify import VerifyOutcome
 from histfs.store.verify_all import AllOutcome
@@ -537,3 +538,47 @@ def test_no_repository(cli):
     ran = cli("verify", "/nowhere")
     assert (ran.code, ran.out) == (1, "")
     assert ran.err == "histfs: /nowhere: there is no repository here; check the path\n"
+
+
+class TestRepair:
+    PLAN = RepairOutcome(
+        (Repair("make the list anew", "it is missing", b"rdiff-backup-data/x", lambda _: None),), (), None
+    )
+    LOST = RepairOutcome((), (DamagedError("is damaged", path=b"rdiff-backup-data/y", advice="a copy"),), None)
+
+    def run(self, cli, outcome, *argv):
+        cli.outcomes["plan_repair"] = outcome
+        cli.outcomes["repair"] = outcome._replace(aside=b"aside") if outcome.repairs else outcome
+        return cli("repair", *argv, "repo")
+
+    def test_only_the_plan(self, cli):
+        ran = self.run(cli, self.PLAN, "--dry-run")
+        assert "repair" not in cli.calls
+        assert (ran.code, ran.out, ran.err) == (
+            2,
+            "would make the list anew (it is missing) [rdiff-backup-data/x]\n",
+            "",
+        )
+
+    def test_nothing_to_repair(self, cli):
+        assert self.run(cli, self.PLAN._replace(repairs=()), "--dry-run").out == "there is nothing to repair\n"
+
+    def test_what_is_lost(self, cli):
+        ran = self.run(cli, self.LOST, "--dry-run")
+        assert (ran.code, ran.out) == (4, "nothing of this can be repaired\n")
+        assert ran.err == "histfs: rdiff-backup-data/y: is damaged; a copy\n"
+
+    def test_it_is_done(self, cli):
+        ran = self.run(cli, self.PLAN)
+        path, options = cli.calls["repair"]
+        assert (str(path), options["force"]) == ("repo", False)
+        assert ran.code == 0
+        assert ran.out.startswith("repaired; what was replaced is in aside")
+
+    def test_for_programs(self, cli):
+        ran = self.run(cli, self.PLAN, "--json")
+        assert json.loads(ran.out) == {
+            "repairs": [{"what": "make the list anew", "why": "it is missing", "path": "rdiff-backup-data/x"}],
+            "lost": [],
+            "aside": "aside",
+        }

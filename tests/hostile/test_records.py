@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from histfs.store.catalog import open_catalog
+from histfs.store.repository import Repository
 from tests.hostile import repositories, witness
 from tests.hostile.repositories import FIRST, SECOND, edit_records, insert_record, record
+from tests.store.catalogs import assert_same_trees
 
 EVIL = b"evil content"
 
@@ -221,3 +224,22 @@ def test_names_for_a_terminal(repository: Path, tmp_path: Path) -> None:
     name = b"\x1b[2J\r\x07\xc2\x9b\xe2\x80\xae\xff"
     insert_record(repository, evil(name, Size=5), before=b"changed")
     witness.check(repository, tmp_path, {time: {name} for time in (FIRST, SECOND)})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "lost"),
+    [
+        (b"File changed\n  Type reg\n", b"File changed\n  Type what\n", {b"changed"}),
+        (b"File changed\n  Type reg\n", b"File \n  Type reg\n", {b""}),
+        (b"File changed\n", b"File ../changed\n", {b""}),
+        (b"File deleted\n", b"File a\n", {b""}),  # out of order
+    ],
+)
+def test_a_damaged_record_of_a_difference(
+    repository: Path, scratch: Path, old: bytes, new: bytes, lost: set[bytes]
+) -> None:
+    """The file must not be what it was at the next session; and where nobody knows whose it is, all are lost."""
+    edit_records(repository, lambda text: text.replace(old, new, 1), FIRST)
+    witness.check(repository, scratch, {FIRST: lost})
+    with Repository.open(repository) as opened, open_catalog(opened) as catalog:
+        assert_same_trees(catalog, opened)

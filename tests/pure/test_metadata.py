@@ -15,6 +15,7 @@ from histfs.store.format.metadata import (
     read_entries,
     split_records,
     unquote_path,
+    with_lost,
 )
 from tests.strategies import chunkings, entries, listings, tricky_bytes
 
@@ -355,3 +356,46 @@ def test_the_quick_way_and_the_other_way_agree():
         match = metadata._IN_ORDER.fullmatch(record)
         assert match
         assert match.groups() == metadata._values_in_any_order(record)
+
+
+def lost(content: bytes) -> tuple[list[tuple[bytes, bool]], list[bytes | None]]:
+    """What a difference says of which paths, and whether that is something; the damaged records."""
+    errors: list[FormatError] = []
+    told: list[bytes | None] = []
+
+    def damaged(error: FormatError) -> None:
+        errors.append(error)
+        told.append(error.path)
+
+    entries = read_entries([content], damaged)
+    found = with_lost(entries, errors, lambda entry: sort_key(entry.path), lambda path: Entry(path, Kind.ABSENT))
+    return [(entry.path, entry.kind is not Kind.ABSENT) for entry in found], told
+
+
+def test_a_damaged_record_of_a_difference_says_that_nothing_is_known() -> None:
+    """Its path would else be what it is at the next session."""
+    good = [format_record(Entry(path, Kind.DIRECTORY)) for path in (b"a", b"b", b"c")]
+    bad = [b"File %b\n  Type reg\n  Size x\n" % path for path in (b"a", b"b", b"bb", b"c", b"d")]
+    assert lost(b"".join(good)) == ([(b"a", True), (b"b", True), (b"c", True)], [])
+    assert lost(bad[0] + good[1] + bad[2] + good[2] + bad[4]) == (
+        [(b"a", False), (b"b", True), (b"bb", False), (b"c", True), (b"d", False)],
+        [b"a", b"bb", b"d"],
+    )
+    assert lost(b"".join(bad)) == (
+        [(path, False) for path in (b"a", b"b", b"bb", b"c", b"d")],
+        [b"a", b"b", b"bb", b"c", b"d"],
+    )
+    assert lost(good[0] + good[0]) == ([(b"a", True)], [b"a"])
+
+
+@pytest.mark.parametrize("text", [b"rubbish", b"File ../x\n  Type dir\n", b"  Type dir\n", b"File .\n  Type reg\n"])
+def test_a_damaged_record_that_may_be_anybodys(text: bytes) -> None:
+    first = format_record(Entry(b"a", Kind.DIRECTORY))
+    for content in (text, first + text, text + first) if text.startswith(b"File") else (text,):
+        with pytest.raises(FormatError):
+            lost(content)
+
+
+def test_a_difference_that_is_out_of_order() -> None:
+    with pytest.raises(FormatError):
+        lost(b"".join(format_record(Entry(path, Kind.DIRECTORY)) for path in (b"b", b"a")))

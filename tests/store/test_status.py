@@ -179,3 +179,28 @@ class TestDamage:
             path.write_bytes(content)
         found = looked_at(three)
         assert (found.statistics, found.damage) == (None, ())
+
+
+def test_what_repair_can_mend_is_told(sessions: Sessions) -> None:
+    build(sessions.source, Dir({"a": File(b"1")}))
+    for _ in range(3):
+        sessions.backup()
+
+    def advised() -> list[str]:
+        return [error.advice for error in status(sessions.repository).damage if "repair" in error.advice]
+
+    assert advised() == []
+    catalog = sessions.data / "histfs/catalog.sqlite"
+    text = catalog.read_bytes()
+    catalog.write_bytes(bytes(len(text)))
+    assert advised() == ["`histfs repair` makes it anew"]
+    catalog.write_bytes(text)
+    stale = sessions.data / f"current_mirror.{stamp(min(sessions.states))}.data"
+    stale.write_bytes(b"PID 1\n")
+    assert advised() == ["`histfs repair` sets aside what is wrong"]
+    stale.unlink()
+    newest = max(sessions.data.glob("mirror_metadata.*.snapshot.gz"))
+    newest.write_bytes(b"")
+    assert advised() == ["`histfs repair` makes it anew"]
+    newest.unlink()
+    assert advised() == ["`histfs repair` makes it anew"]

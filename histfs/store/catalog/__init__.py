@@ -4,9 +4,19 @@ with open_catalog(repository, cache=place) as catalog:
     for version in catalog.children(catalog.root(time).directory, time): ...
 """
 
-from histfs.store.catalog.place import discard_catalog, open_catalog, update_catalog
+from histfs.store.catalog.place import catalog_problem, discard_catalog, open_catalog, update_catalog
 from histfs.store.catalog.reading import Catalog
 from histfs.store.catalog.rows import Access, Listed, Version
 from histfs.store.catalog.schema import LIVE
 
-__all__ = ["LIVE", "Access", "Catalog", "Listed", "Version", "discard_catalog", "open_catalog", "update_catalog"]
+__all__ = [
+    "LIVE",
+    "Access",
+    "Catalog",
+    "Listed",
+    "Version",
+    "catalog_problem",
+    "discard_catalog",
+    "open_catalog",
+    "update_catalog",
+]

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 
 from histfs.errors import DamagedError, FormatError, HistfsError, storage_errors
 from histfs.store.catalog.schema import Identity
-from histfs.store.compression import read_decompressed
 from histfs.store.entry import ALL_EXTRAS, Acl, Xattrs, join, sort_key
 from histfs.store.extras import SessionExtras
 from histfs.store.format.attributes import (
@@ -18,10 +17,11 @@ from histfs.store.format.attributes import (
     format_access_control_list,
     format_extended_attributes,
 )
-from histfs.store.format.columns import SAME_RECORD, Record, key_of, number_of, read_records, with_extras
-from histfs.store.format.metadata import quote_path
+from histfs.store.format.columns import SAME_RECORD, Record, absent_record, key_of, number_of, read_records, with_extras
+from histfs.store.format.metadata import quote_path, with_lost
 from histfs.store.layout import State
 from histfs.store.repository import Repository
+from histfs.store.snapshot import list_blocks
 from histfs.store.tree import NotRegularError
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Lists:
     def _whole(self, session_time: int) -> Iterator[Record]:
         with ExitStack() as stack:
             paths = self._state.listing_files(session_time)
-            lists = [self._read(path, session_time, stack) for path in paths]
+            lists = [self._read(path, session_time, stack, is_difference=path != paths[-1]) for path in paths]
             if len(lists) == 1:
                 yield from lists[0]
                 return
@@ -100,8 +100,10 @@ class Lists:
         Where extras alone are different it says so by SAME_RECORD. Raises ExtrasDamagedError where damage hides that.
         """
         with ExitStack() as stack:
-            records = self._read(self._state.listing_files(session_time)[0], session_time, stack)
-            if self.is_full(session_time):
+            is_full = self.is_full(session_time)
+            path = self._state.listing_files(session_time)[0]
+            records = self._read(path, session_time, stack, is_difference=not is_full)
+            if is_full:
                 yield from self._with_extras(records, session_time)
             else:
                 yield from self._difference(records, session_time)
@@ -223,7 +225,13 @@ class Lists:
             os.close(fd)
 
     def _read(
-        self, path: bytes, session_time: int, stack: ExitStack, wanted: set[bytes] | None = None
+        self,
+        path: bytes,
+        session_time: int,
+        stack: ExitStack,
+        wanted: set[bytes] | None = None,
+        *,
+        is_difference: bool = False,
     ) -> Iterator[Record]:
         with storage_errors(at=session_time):
             try:
@@ -233,15 +241,22 @@ class Lists:
             except NotRegularError as exc:
                 raise DamagedError("is not a regular file", path=path, at=session_time) from exc
         stack.callback(os.close, fd)
-        return self._records(path, session_time, fd, wanted)
+        return self._records(path, session_time, fd, wanted, is_difference=is_difference)
 
-    def _records(self, path: bytes, session_time: int, fd: int, wanted: set[bytes] | None) -> Iterator[Record]:
+    def _records(
+        self, path: bytes, session_time: int, fd: int, wanted: set[bytes] | None, *, is_difference: bool
+    ) -> Iterator[Record]:
+        errors: list[FormatError] = []
+
         def damaged(error: FormatError) -> None:
+            if is_difference:
+                errors.append(error)
             self._warn(DamagedError(f"a record is damaged: {error.problem}", path=error.path or path, at=session_time))
 
         try:
             with storage_errors(at=session_time):
-                yield from read_records(read_decompressed(fd), damaged, wanted)
+                records = read_records(list_blocks(path, fd), damaged, wanted)
+                yield from with_lost(records, errors, key_of, absent_record) if is_difference else records
         except DamagedError as exc:
             if exc.path is None:
                 exc.path, exc.at = path, session_time

@@ -28,7 +28,7 @@ from histfs.errors import DamagedError, HistfsError, StorageError
 from histfs.store.catalog.indexing import Indexer, OutdatedError, Progress
 from histfs.store.catalog.lists import Lists, ListsChangedError
 from histfs.store.catalog.reading import Catalog
-from histfs.store.catalog.schema import DATABASE_ERRORS, Identity, is_busy, is_catalog, read_known
+from histfs.store.catalog.schema import DATABASE_ERRORS, ROOT, Identity, is_busy, is_catalog, read_known
 from histfs.store.entry import join
 from histfs.store.files import WritableTree
 from histfs.store.layout import DATA, OWN
@@ -141,6 +141,54 @@ def update_catalog(tree: WritableTree, repository: Repository, *, make: bool = T
         _update(tree, repository, make=make)
     except (HistfsError, OSError, *DATABASE_ERRORS) as exc:
         log.warning("the catalog in the repository is not up to date, which costs readers time: %s", exc)
+
+
+def catalog_problem(repository: Repository) -> str:
+    """What is wrong with the catalog in the repository; an empty text if nothing, or if there is none.
+
+    All of it is compared with one that is made anew, as SQLite does not see that a value is another one. One that is
+    out of date is not wrong: other programs write lists and no catalog.
+    """
+    try:
+        place = Tree(repository.tree.open_directory(OWN))
+    except OSError:
+        return ""
+    with place:
+        if not place.exists(NAME):
+            return ""
+        try:
+            _wait_for_writer(place)
+            with closing(_connect(place, NAME, "ro")) as own, closing(_temporary()) as made:
+                lists = Lists(repository, repository.state())
+                if any(row != ("ok",) for row in own.execute("pragma integrity_check")):
+                    return "is damaged"
+                if not _is_of(own, lists.identity()):
+                    return ""
+                _index(made, lists, lambda _records: None)
+                return "" if _rows(own) == _rows(made) else "does not say what the lists say"
+        except (OSError, OutdatedError, *DATABASE_ERRORS) as exc:
+            return f"cannot be used ({exc})"
+
+
+def _rows(database: sqlite3.Connection) -> int:
+    """A sum of all that a catalog says, in any order. Numbers of directories are its own: paths are in their place."""
+    total = 0
+
+    def add(*row: object) -> None:
+        nonlocal total
+        total = total + int.from_bytes(blake2b(repr(row).encode(), digest_size=16).digest(), "big") & (1 << 128) - 1
+
+    paths: dict[int, bytes | None] = {0: None, ROOT: b""}
+    for number, parent, name, tag in database.execute("select id, parent, name, tag from directory order by id"):
+        if number != ROOT:
+            paths[number] = join(paths.get(parent) or b"", name)
+        add("directory", paths[number], tag)
+    for row in database.execute("select * from version"):
+        add("version", paths.get(row[0]), *row[1:5], paths.get(row[5]), *row[6:])
+    for table in ("extras", "session", "state"):
+        for row in database.execute(f"select * from {table}"):
+            add(table, *row)
+    return total
 
 
 def discard_catalog(tree: WritableTree) -> None:

@@ -127,6 +127,12 @@ def key_of(record: Record) -> bytes:
     return sort_key(join(record[0], record[1]))
 
 
+def absent_record(path: bytes) -> Record:
+    """A difference says that there is nothing at `path`."""
+    parent, _, name = path.rpartition(b"/")
+    return parent, name, None, None
+
+
 def read_records(
     chunks: Iterable[bytes], on_damage: Callable[[FormatError], None], wanted: Container[bytes] | None = None
 ) -> Iterator[Record]:

@@ -12,6 +12,7 @@ size of a chunk.
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from histfs.errors import FormatError, printable
 from histfs.store.entry import Entry, Kind, LinkGroup, sort_key
@@ -51,6 +52,7 @@ _IN_ORDER = re.compile(
 )
 _FIELD = re.compile(rb"^ *([A-Za-z0-9]+) (.+)$", re.MULTILINE)
 _ESCAPE = re.compile(rb"\\[n\\]")
+_R = TypeVar("_R")
 
 _KINDS = {kind.value.encode(): kind for kind in Kind if not kind.is_device}
 _DEVICE_KINDS = {b"c": Kind.CHARACTER_DEVICE, b"b": Kind.BLOCK_DEVICE}
@@ -317,3 +319,40 @@ def read_entries(chunks: Iterable[bytes], on_damage: Callable[[FormatError], Non
             continue
         last = key
         yield entry
+
+
+def with_lost(
+    records: Iterator[_R], errors: list[FormatError], key_of: Callable[[_R], bytes], absent: Callable[[bytes], _R]
+) -> Iterator[_R]:
+    """The records of a difference, and `absent` ones for those that are damaged, which `errors` gets from `records`.
+
+    A path that is just left out of a difference would be what it is at the next newer session. Raises FormatError where
+    nothing tells whose a damaged record is: then it may be anybody's.
+    """
+    last: bytes | None = None
+    before: _R | None = None
+    while True:
+        record = next(records, None)
+        if errors and before is not None:
+            last = key_of(before)
+        for error in errors:
+            path = _whose(error)
+            key = sort_key(path)
+            if last is not None and key < last:
+                raise _bad("a record is out of order, so that nothing tells what it is about")
+            if key != last:  # else it is there twice
+                last = key
+                yield absent(path)
+        errors.clear()
+        if record is None:
+            return
+        before = record
+        yield record
+
+
+def _whose(error: FormatError) -> bytes:
+    path = error.path
+    if not isinstance(path, bytes) or not path or len(path) >= _MAX_PATH_IN_MESSAGE:
+        raise _bad(f"a record is damaged, and nothing tells whose it is: {error.problem}")
+    check_path(path)
+    return path
