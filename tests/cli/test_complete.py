@@ -103,7 +103,7 @@ def test_a_cursor_that_is_nowhere(cli, argv):
 
 @pytest.mark.parametrize(
     "line",
-    ["b", "re", "regr", "list fi", "remove in", "--verb", "--curr", "--tempd", "--verbosity ", "list nonsense x"],
+    ["b", "res", "regr", "list fi", "remove in", "--verb", "--curr", "--tempd", "--verbosity ", "list nonsense x"],
 )
 def test_rdiff_backup_completes_the_same(cli, line, rdiff_backup: Oracle):
     def asked(program, run):
