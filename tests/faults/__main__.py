@@ -5,6 +5,7 @@ python -m tests.faults --faults 'SIGKILL|EIO' --operations session --step 10
 """
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -30,6 +31,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--places", default="", metavar="REGEX", help="only there (memory, XFS, ext4, ...)")
     parser.add_argument("--step", type=int, default=1, help="every which point (default: every one)")
     parser.add_argument("--first", type=int, default=1, help="the first point")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="only a sample that takes so long")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--mounts", action="store_true", help="read through real mounts, too (only in memory)")
     parser.add_argument("--rdiff-backup", action="store_true", help="the same with sessions of rdiff-backup")
@@ -59,8 +61,12 @@ class Tally:
 
     def __init__(self) -> None:
         self.points = Counter[tuple[str, str, str]]()
+        self.all_points = Counter[tuple[str, str, str]]()
         self.good = Counter[tuple[str, str, str]]()
         self.kinds = Counter[tuple[str, str, str, str]]()
+
+    def begin(self, task: Task, points: int) -> None:
+        self.all_points[task.operation, task.fault, task.place] = points
 
     def add(self, task: Task, verdict: Verdict) -> None:
         row = task.operation, task.fault, task.place
@@ -73,12 +79,12 @@ class Tally:
     def table(self) -> list[str]:
         """Markdown."""
         kinds = ["unreadable", "lost", "corrupt", "dishonest", "litter"]
-        titles = ["operation", "fault", "where", "points", "recovered", "unreadable before", *kinds[1:]]
+        titles = ["operation", "fault", "where", "of", "points", "recovered", "unreadable before", *kinds[1:]]
         lines = [f"| {' | '.join(titles)} |", "|" + "---|" * 3 + "---:|" * (len(titles) - 3)]
         for row, points in self.points.items():
-            counts = [points, self.good[row], *(self.kinds[*row, kind] for kind in kinds)]
+            counts = [self.all_points[row], points, self.good[row], *(self.kinds[*row, kind] for kind in kinds)]
             lines.append(f"| {' | '.join(row)} | {' | '.join(map(str, counts))} |")
-        totals = [sum(self.points.values()), sum(self.good.values())]
+        totals = [sum(self.all_points.values()), sum(self.points.values()), sum(self.good.values())]
         totals += [sum(count for row, count in self.kinds.items() if row[3] == kind) for kind in kinds]
         return [*lines, f"| **all** | | | {' | '.join(map(str, totals))} |"]
 
@@ -137,10 +143,8 @@ def main(arguments: argparse.Namespace) -> int:
                 where = f"{task.operation}, {task.fault}, {task.place}, point {verdict.point} ({verdict.hit})"
                 _tell(f"{problem.kind}: {where}: {problem.text}\n")
 
-    try:
-        run(tasks, jobs=arguments.jobs, mounts=arguments.mounts, tell=tell)
-    except KeyboardInterrupt:
-        _tell("stopped: the table has what was tried until now")
+    options = {"jobs": arguments.jobs, "mounts": arguments.mounts, "minutes": arguments.minutes}
+    run(tasks, **options, begin=tally.begin, tell=tell)
     points, bad = sum(tally.points.values()), sum(tally.kinds.values())
     said = [*tally.table(), "", f"{points} points in {time.monotonic() - began:.0f} s; {bad} problems."]
     said += [f"{kind}: {KINDS[kind]}" for kind in sorted({row[3] for row in tally.kinds})]

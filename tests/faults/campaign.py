@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import pkgutil
+import random
 import select
 import shutil
 import signal
@@ -16,7 +17,9 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from math import inf
 from pathlib import Path
+from time import monotonic
 from typing import NamedTuple, NoReturn
 
 from tests import comparison
@@ -336,8 +339,11 @@ class Worker:
             self._operations[name] = operation, ran.calls
         return self._operations[name]
 
-    def try_task(self, task: Task, part: int, parts: int) -> Iterator[Verdict]:
-        """Part `part` of `parts` of the points."""
+    def count_points(self, task: Task) -> int:
+        return len(self._points(task)[1])
+
+    def _points(self, task: Task) -> tuple[Recording | None, list[int]]:
+        """Its points, in an order of chance: any beginning of it is a sample."""
         operation, limit = self.operation(task.place, task.operation)
         fault = FAULTS[task.fault]
         recording = None
@@ -349,12 +355,21 @@ class Worker:
         elif fault.plan is not None and fault.plan.sees:
             operation.workshop.place.take(operation.base)
             limit = operation.workshop.run(operation.arguments(), Plan(sees=fault.plan.sees)).calls
-        points = range(task.first, (limit if task.limit is None else task.limit) + 1, task.step)
+        points = list(range(task.first, (limit if task.limit is None else task.limit) + 1, task.step))
+        random.Random(repr(task)).shuffle(points)
+        return recording, points
+
+    def try_task(self, task: Task, part: int, parts: int, until: float = inf) -> Iterator[Verdict]:
+        """Those points, as far as there is time (by the monotonic clock)."""
+        operation, _ = self.operation(task.place, task.operation)
+        recording, points = self._points(task)
         for point in points[part::parts]:
+            if monotonic() > until:
+                return
             if recording is None:
-                verdict = try_point(operation, fault, point)
+                verdict = try_point(operation, FAULTS[task.fault], point)
             else:
-                verdict = _cut_after_block(operation, recording, fault, point)
+                verdict = _cut_after_block(operation, recording, FAULTS[task.fault], point)
             if verdict is not None:
                 yield verdict
 
@@ -398,10 +413,18 @@ def _make_small() -> None:
     ledger._SETTLED_AFTER_NS = -(10**12)
 
 
-def run(tasks: Sequence[Task], *, jobs: int = 1, mounts: bool = False, tell: Callable[[Task, Verdict], None]) -> None:
-    """Try all tasks in `jobs` processes, which share the points of each; with real `mounts` as well.
+def run(
+    tasks: Sequence[Task],
+    *,
+    jobs: int = 1,
+    mounts: bool = False,
+    minutes: float = inf,
+    begin: Callable[[Task, int], None],
+    tell: Callable[[Task, Verdict], None],
+) -> None:
+    """Try all tasks in `jobs` processes, which share the points of each, for so many minutes; with real `mounts`, too.
 
-    RuntimeError if one of them fails.
+    `begin` is told how many points a task has. RuntimeError if one of them fails.
     """
     scratch = Path(tempfile.mkdtemp(prefix="histfs-faults-", dir=places.MEMORY))
     workers: dict[int, int] = {}  # the processes by the descriptors that they are heard through
@@ -411,13 +434,16 @@ def run(tasks: Sequence[Task], *, jobs: int = 1, mounts: bool = False, tell: Cal
             child = os.fork()
             if child == 0:
                 os.close(reader)
-                _work(tasks, part, jobs, Worker(scratch / str(part), mounts=mounts), writer)
+                _work(tasks, part, jobs, Worker(scratch / str(part), mounts=mounts), monotonic() + minutes * 60, writer)
             os.close(writer)
             workers[reader] = child
         for line in _lines(list(workers)):
             number, found = json.loads(line)
             if number < 0:
                 raise RuntimeError(found)
+            if isinstance(found, int):
+                begin(tasks[number], found)
+                continue
             point, hit, code, problems = found
             tell(tasks[number], Verdict(point, hit, code, [Problem(*problem) for problem in problems]))
     finally:
@@ -440,7 +466,7 @@ def _lines(readers: Sequence[int]) -> Iterator[bytes]:
                 del begun[reader]
 
 
-def _work(tasks: Sequence[Task], part: int, parts: int, worker: Worker, writer: int) -> NoReturn:
+def _work(tasks: Sequence[Task], part: int, parts: int, worker: Worker, deadline: float, writer: int) -> NoReturn:
     try:
         with open(writer, "w", closefd=False) as out:
             try:
@@ -450,7 +476,10 @@ def _work(tasks: Sequence[Task], part: int, parts: int, worker: Worker, writer: 
                 _import_all()
                 gc.freeze()
                 for number, task in enumerate(tasks):
-                    for verdict in worker.try_task(task, part, parts):
+                    out.write(json.dumps([number, worker.count_points(task)]) + "\n")
+                    now = monotonic()
+                    until = now + (deadline - now) / (len(tasks) - number)  # an equal share for all that are left
+                    for verdict in worker.try_task(task, part, parts, until):
                         out.write(json.dumps([number, verdict]) + "\n")
                         out.flush()
                 worker.close()

@@ -376,18 +376,29 @@ class RemovePaths(RemoveSessions):
         return ["remove", "file", *(os.fsdecode(repository + b"/" + path) for path in _REMOVED)]
 
     def history(self) -> History:
-        """In each session each path is there as it was, or not at all."""
-        return {
-            time: Expected([_without(self.workshop.states[time], chosen) for chosen in _SUBSETS])
-            for time in (FIRST, SECOND, THIRD, FOURTH)
-        }
+        """In each session the paths are there as they were, or not at all; extended attributes go a step before."""
+        found = {}
+        for time in (FIRST, SECOND, THIRD, FOURTH):
+            state = self.workshop.states[time]
+            described = [state, _undescribed(state, _REMOVED, (b"user.",)), _undescribed(state, _REMOVED, (b"",))]
+            found[time] = Expected([*described, _without(state, _REMOVED)])
+        return found
 
     def _after_removal(self) -> History:
         times = (FIRST, SECOND, THIRD, FOURTH)
         return {time: Expected([_without(self.workshop.states[time], _REMOVED)]) for time in times}
 
 
-_SUBSETS = [[path for number, path in enumerate(_REMOVED) if bits >> number & 1] for bits in range(1 << len(_REMOVED))]
+def _undescribed(state: Manifest, paths: Sequence[bytes], prefixes: tuple[bytes, ...]) -> Manifest:
+    """Without extended attributes that begin so, of the paths, what is below them, and other names of the same file."""
+    gone = state.keys() - _without(state, paths).keys()
+    gone |= {name for name, found in state.items() if gone & set(found.links or ())}
+    return {
+        name: found._replace(xattrs=tuple(pair for pair in found.xattrs if not pair[0].startswith(prefixes)))
+        if name in gone
+        else found
+        for name, found in state.items()
+    }
 
 
 def _without(state: Manifest, paths: Sequence[bytes]) -> Manifest:
@@ -430,7 +441,9 @@ class Restore(Operation):
 
     def _torn(self) -> list[str]:
         """Files of the target that are neither what they were nor what they shall be."""
-        lines = []
+        lines: list[str] = []
+        if not self.workshop.target.exists():
+            return lines
         for path, found in comparison.read(self.workshop.target).items():
             may_be = [state[path].sha1 for state in (self._old, self._wanted()) if path in state]
             if path in self._old and found.type == "file" and found.sha1 not in may_be:
