@@ -81,6 +81,12 @@ def add_to(verbs: "options.Verbs") -> None:
         help="stop at an access control list that names somebody whom this system does not know, instead of leaving "
         "that entry out",
     )
+    parser.add_argument(
+        "--untrusted",
+        action="store_true",
+        help="the repository may be anybody's: no setuid and setgid bits of files, no attributes that only root can "
+        "set (capabilities, labels), no devices",
+    )
     selection.add_to(parser)
     parser.add_argument("repository", metavar="REPO[/sub]", type=options.path, help="the repository, or what is in it")
     parser.add_argument("target", metavar="TARGET", type=options.path, help="where to copy it to")
@@ -132,6 +138,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             selection=selection.read(arguments, arguments.target, output),
             extras=options.extras(arguments),
             never_drop_acls=arguments.never_drop_acls,
+            untrusted=arguments.untrusted,
         )
         if document is not None:
             document.after = {"files": outcome.files, "errors": outcome.errors}

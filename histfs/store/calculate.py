@@ -78,9 +78,22 @@ def average(files: Sequence[Path]) -> Average:
     return average_statistics([_read_statistics(file) for file in files])
 
 
+def _read_beginning(path: Path) -> bytes:
+    """Of a file that a person names. What lies in a repository may be named by a pattern, and is nothing but a file."""
+    if os.fsencode(path.parent.name) != DATA:
+        with open(path, "rb", buffering=0) as file:
+            return file.read(_STATISTICS_BYTES)
+    with Tree.open(path.parent) as tree:
+        try:
+            return tree.read_small_file(os.fsencode(path.name), limit=_STATISTICS_BYTES)
+        except OSError as exc:
+            exc.filename = path
+            raise
+
+
 def _read_statistics(path: Path) -> dict[str, float]:
-    with storage_errors(), open(path, "rb", buffering=0) as file:
-        text = file.read(_STATISTICS_BYTES)
+    with storage_errors():
+        text = _read_beginning(path)
     try:
         return parse_statistics_fields(text)
     except FormatError as error:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from histfs.errors import HistfsError, StorageError, UsageError, printable
 from histfs.store import plan
 from histfs.store.accounts import BY_NAME, resolved
-from histfs.store.entry import Entry, Extras, Xattrs
+from histfs.store.entry import Entry, Extras, Kind, Xattrs
 from histfs.store.files import Attributes
 from histfs.store.format.posix_acl import mode_without
 from histfs.store.owners import Owners
@@ -21,13 +21,23 @@ class Dress:
 
     An entry of an access control list for a name that nobody has here is left out, and `report` is told of each such
     name once: it is no error, as nobody can be meant. With `never_drop_acls` it is a UsageError.
+
+    `untrusted`: no file gets privileges because the repository, which anybody may have written, says so: neither setuid
+    and setgid nor attributes that only root can set.
     """
 
     def __init__(
-        self, owners: Owners, extras: Extras, *, never_drop_acls: bool, report: Callable[[HistfsError], None]
+        self,
+        owners: Owners,
+        extras: Extras,
+        *,
+        never_drop_acls: bool,
+        report: Callable[[HistfsError], None],
+        untrusted: bool = False,
     ) -> None:
         self._owners = owners
         self.extras = extras
+        self.untrusted = untrusted
         self._never_drop_acls = never_drop_acls
         self._report = report
         self._unknown_names: set[bytes] = set()
@@ -35,6 +45,8 @@ class Dress:
 
     def attributes(self, entry: Entry, mtime_ns: int | None) -> Attributes:
         """All that is set on what was restored, whatever its kind is."""
+        if self.untrusted:
+            entry = _without_privileges(entry)
         mode, acl = entry.safe_mode, entry.acl or ()
         if not self.extras.acls:
             mode = mode_without(mode, acl)
@@ -85,6 +97,11 @@ class Dress:
                 path=entry.path,
             )
         )
+
+
+def _without_privileges(entry: Entry) -> Entry:
+    mode = entry.mode if entry.kind is Kind.DIRECTORY else entry.mode & ~_SETUID_SETGID
+    return entry._replace(mode=mode, xattrs=tuple(item for item in entry.xattrs if item[0].startswith(_OF_USERS)))
 
 
 def refused_extras(target: str | os.PathLike[str]) -> StorageError:

@@ -67,12 +67,14 @@ def restore(
     selection: Selection | None = None,
     extras: Extras = ALL_EXTRAS,
     never_drop_acls: bool = False,
+    untrusted: bool = False,
 ) -> RestoreOutcome:
     """Restore what was at `path` at the session of `session_time` to `target`.
 
     What cannot be restored is told to `report`, and the rest goes on; each change to `tell`, with its path below
     `target`. `owners`: whose the files are. `selection`: what is meant; all else is neither restored nor deleted.
-    `extras`, `never_drop_acls`: see `Dress`. Raises UsageError, NotFoundError, StorageError.
+    `extras`, `never_drop_acls`, `untrusted`: see `Dress`; of what is untrusted no devices are made either. Raises
+    UsageError, NotFoundError, StorageError.
     """
     with storage_errors(), closing(repository.snapshot(session_time)) as snapshot:
         place = resolved(target)
@@ -82,6 +84,7 @@ def restore(
             recorded_extras(repository.state(), session_time, extras),
             never_drop_acls=never_drop_acls,
             report=report,
+            untrusted=untrusted,
         )
         return _Restore(snapshot, path, manner, dress, selection, report, tell).run(place)
 
@@ -399,6 +402,8 @@ class _Restore:
     # Everything else
 
     def _restore_special(self, entry: Entry, path: bytes, found: Found | None) -> None:
+        if entry.kind.is_device and self._dress.untrusted:
+            raise StorageError("is a device, which is not made of what is untrusted", path=entry.path)
         mtime_ns = entry.mtime_s * 10**9 if entry.kind.has_mtime else None
         attributes = self._dress.attributes(entry, mtime_ns)
         change = plan.Change.REPLACED if found is None else self._dress.change(entry, found.entry)

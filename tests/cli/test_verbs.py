@@ -55,6 +55,7 @@ RESTORED = {
     "manner": Manner(),
     "extras": ALL_EXTRAS,
     "never_drop_acls": False,
+    "untrusted": False,
     "owners": BY_NAME,
     "selection": None,
 }

@@ -6,7 +6,7 @@ import gzip
 import os
 import stat
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -17,6 +17,7 @@ from histfs.store.content import Content
 from histfs.store.entry import Entry
 from histfs.store.files import WritableTree
 from histfs.store.restore import RestoreOutcome, restore
+from histfs.store.target import Manner
 from histfs.store.verify import VerifyOutcome, verify
 from tests.comparison import below, difference, read
 from tests.store import rich
@@ -30,11 +31,12 @@ class Restored(NamedTuple):
     reported: list[HistfsError]
 
 
-def run(sessions: Sessions, target: Path, path: bytes = b"", time: int | None = None) -> Restored:
+def run(sessions: Sessions, target: Path, path: bytes = b"", time: int | None = None, **options: Any) -> Restored:
     reported: list[HistfsError] = []
     before = open_descriptors()
     with sessions.open() as repository:
-        outcome = restore(repository, path, sessions.now if time is None else time, target, report=reported.append)
+        moment = sessions.now if time is None else time
+        outcome = restore(repository, path, moment, target, report=reported.append, **options)
     assert open_descriptors() == before
     return Restored(outcome, reported)
 
@@ -106,6 +108,27 @@ def test_owners_and_setuid(sessions: Sessions, target: Path) -> None:
     sessions.backup()
     assert run(sessions, target).outcome == (8, 0)
     assert difference(sessions.states[FIRST], read(target)) == []
+
+
+@pytest.mark.skipif(not is_root(), reason="only root makes devices")
+def test_what_is_untrusted_gets_no_privileges(sessions: Sessions, target: Path) -> None:
+    entries: dict[str | bytes, Node] = {
+        "a": File(b"a", mode=0o6755, xattrs={"user.a": b"1", "trusted.a": b"2"}),
+        "c": Device("c", 1, 3),
+        "d": Dir({"x": File(b"x", mode=0o4711)}, mode=0o2775),
+    }
+    build(sessions.source, Dir(entries))
+    sessions.backup()
+    done = run(sessions, target, untrusted=True)
+    assert done.outcome == (4, 1)
+    assert [(error.path, error.problem[:11]) for error in done.reported] == [(b"c", "is a device")]
+    modes = {name: stat.S_IMODE((target / name).stat().st_mode) for name in ("a", "d", "d/x")}
+    assert modes == {"a": 0o755, "d": 0o2775, "d/x": 0o711}
+    assert os.listxattr(target / "a") == ["user.a"]
+    run(sessions, target, manner=Manner(merge=True))
+    assert stat.S_IMODE((target / "a").stat().st_mode) == 0o6755
+    run(sessions, target, manner=Manner(merge=True), untrusted=True)  # also from what is there
+    assert stat.S_IMODE((target / "a").stat().st_mode) == 0o755
 
 
 def test_directories_that_must_not_be_written_to(sessions: Sessions, target: Path) -> None:
