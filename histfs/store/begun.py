@@ -36,7 +36,7 @@ from histfs.store.layout import CHARS_TO_QUOTE, DATA, OWN, SPECIAL_ESCAPES
 from histfs.store.ledger import settled_ns
 from histfs.store.owners import Owners
 from histfs.store.source import Found, Source
-from histfs.store.tree import NotRegularError, Tree
+from histfs.store.tree import NotRegularError, Tree, read_at
 from histfs.store.walk import seen_of
 
 log = logging.getLogger(__name__)
@@ -108,11 +108,11 @@ class Left:
         return self._next is not None
 
     def _block(self, at: int) -> Block | None:
-        block = parse_block(os.pread(self._fd, HEADER_BYTES, at))
+        block = parse_block(read_at(self._fd, HEADER_BYTES, at))
         return None if block is None or block.size_bytes > _MOST_BLOCK_BYTES else block
 
     def _payload(self, at: int, block: Block) -> bytes:
-        return os.pread(self._fd, block.size_bytes, at + HEADER_BYTES)
+        return read_at(self._fd, block.size_bytes, at + HEADER_BYTES)
 
     def _run(self, at: int, end: int) -> Iterator[tuple[bytes, Copied]]:
         while at < end and (block := self._block(at)) is not None:

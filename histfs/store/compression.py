@@ -21,7 +21,7 @@ from isal import igzip_lib, isal_zlib
 from histfs import rsync
 from histfs.errors import DamagedError
 from histfs.store.format import seekable
-from histfs.store.tree import BLOCK_SIZE, file_blocks
+from histfs.store.tree import BLOCK_SIZE, file_blocks, read_at
 
 LEVEL = 6
 GZIP, _RAW = 31, -15  # zlib(3) deflateInit2: the largest window, with a gzip header and without any
@@ -305,12 +305,12 @@ class Seekable:
         Raises OSError only.
         """
         size = os.fstat(fd).st_size
-        tail = os.pread(fd, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
+        tail = read_at(fd, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
         index = seekable.parse_end(tail, size)
         if index is None:
             return None
         if index.index_bytes > len(tail):
-            tail = os.pread(fd, index.index_bytes, index.data_bytes)
+            tail = read_at(fd, index.index_bytes, index.data_bytes)
         payload = seekable.parse_index(tail[-index.index_bytes :], index)
         if payload is None:
             return None

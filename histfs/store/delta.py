@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from histfs import rsync
-from histfs.store.tree import BLOCK_SIZE
+from histfs.store.tree import BLOCK_SIZE, read_at
 
 _LARGE = 64 << 10  # smaller files are the business of librsync alone
 _PAGE = 4096
@@ -80,7 +80,7 @@ class _Contents:
         self._wait_for = wait_for
 
     def old(self, start: int, end: int) -> bytes:
-        data = os.pread(self._old_fd, end - start, start)
+        data = read_at(self._old_fd, end - start, start)
         if len(data) != end - start:
             raise OSError(errno.EIO, "became shorter")
         return data
@@ -89,7 +89,7 @@ class _Contents:
         """Fewer bytes where the content ends."""
         start, end = min(start, self.new_size), min(end, self.new_size)
         self._wait_for(end)
-        return os.pread(self._new_fd, end - start, start)
+        return read_at(self._new_fd, end - start, start)
 
     def signature(self) -> rsync.Signature:
         """Of the new content."""

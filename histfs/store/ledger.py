@@ -29,7 +29,7 @@ from histfs.store.format.ledger import (
 )
 from histfs.store.layout import OWN
 from histfs.store.source import Found
-from histfs.store.tree import BLOCK_SIZE, NotRegularError, Tree
+from histfs.store.tree import BLOCK_SIZE, NotRegularError, Tree, read_at
 from histfs.store.walk import seen_of
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def stamp(tree: Tree, path: bytes) -> bytes:
     fd = tree.open_file(path)
     try:
         size = os.fstat(fd).st_size
-        return b"%d %b" % (size, os.pread(fd, _TRAILER_BYTES, max(0, size - _TRAILER_BYTES)).hex().encode())
+        return b"%d %b" % (size, read_at(fd, _TRAILER_BYTES, max(0, size - _TRAILER_BYTES)).hex().encode())
     finally:
         os.close(fd)
 
@@ -71,7 +71,7 @@ def ledger_problem(tree: Tree) -> str:
     except OSError as exc:
         return f"cannot be read ({exc.strerror})"
     try:
-        header = parse_header(os.pread(fd, HEADER_BYTES, 0))
+        header = parse_header(read_at(fd, HEADER_BYTES, 0))
         if header is None or _checked(fd) != (header.records, header.crc):
             return "is not what was written"
     except OSError as exc:
@@ -103,7 +103,7 @@ class Ledger:
             except (FileNotFoundError, NotADirectoryError, NotRegularError):
                 return None
             stack.callback(os.close, fd)
-            header = parse_header(os.pread(fd, HEADER_BYTES, 0))
+            header = parse_header(read_at(fd, HEADER_BYTES, 0))
             if header is None or (header.session_time, header.stamp) != (session_time, stamp(tree, list_path)):
                 return None
             if _checked(fd) != (header.records, header.crc):
@@ -123,10 +123,10 @@ class Ledger:
 
     def block(self, number: int) -> bytes:
         """Those from BLOCK_RECORDS times `number` on."""
-        return os.pread(self._fd, _BLOCK_BYTES, HEADER_BYTES + number * _BLOCK_BYTES)
+        return read_at(self._fd, _BLOCK_BYTES, HEADER_BYTES + number * _BLOCK_BYTES)
 
     def record(self, number: int) -> Seen | None:
-        data = os.pread(self._fd, SEEN_BYTES, HEADER_BYTES + number * SEEN_BYTES)
+        data = read_at(self._fd, SEEN_BYTES, HEADER_BYTES + number * SEEN_BYTES)
         return Seen.parse(data) if len(data) == SEEN_BYTES else None
 
     def copy(self, count: int, fd: int) -> None:

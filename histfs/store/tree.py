@@ -364,3 +364,14 @@ def file_blocks(fd: int, limit: int | None = None) -> Iterator[bytes]:
         if remaining is not None:
             remaining -= len(block)
         yield block
+
+
+def read_at(fd: int, size: int, offset: int) -> bytes:
+    """`size` bytes of an open file from `offset` on, also where pread(2) gives less; fewer only where the file ends."""
+    data = os.pread(fd, size, offset)
+    while data and len(data) < size:
+        more = os.pread(fd, size - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data

@@ -26,7 +26,7 @@ from tests import comparison
 from tests.faults import judge, logged, places, rdiff_backup
 from tests.faults.judge import Problem
 from tests.faults.logged import Write
-from tests.faults.operations import FIRST, FOURTH, OPERATIONS, SECOND, THIRD, Operation, Workshop
+from tests.faults.operations import FIRST, FOURTH, OPERATIONS, SECOND, THIRD, WARNED, Operation, Workshop
 from tests.faults.places import Cut, Disk, Memory, copy_image
 from tests.faults.supervise import OPENS, READS, Action, Plan, Ran
 
@@ -107,7 +107,7 @@ def try_point(operation: Operation, fault: Fault, point: int) -> Verdict | None:
 
 def _claims(operation: Operation, fault: Fault, ran: Ran) -> list[Problem]:
     problems = operation.claims(ran)
-    if fault.plan is not None and fault.plan.action is Action.SHORTEN and ran.code != 0:  # which is no fault at all
+    if fault.plan is not None and fault.plan.action is Action.SHORTEN and ran.code not in (0, WARNED):  # it is no fault
         problems.append(Problem("stuck", f"ended with {ran.code}: {ran.output}"))
     if "a bug in histfs" in ran.output:
         problems.append(Problem("dishonest", f"what is no bug is called one: {ran.output}"))

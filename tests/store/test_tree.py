@@ -12,7 +12,7 @@ import pytest
 
 from histfs.store import tree as tree_module
 from histfs.store.files import WritableTree
-from histfs.store.tree import BLOCK_SIZE, NotRegularError, Tree, file_blocks
+from histfs.store.tree import BLOCK_SIZE, NotRegularError, Tree, file_blocks, read_at
 from tests.store.places import make_deep, open_descriptors
 
 _OUTSIDE = (
@@ -290,3 +290,15 @@ def test_directories_are_opened_below_the_root_only(tree: Tree, tmp_path: Path) 
         with pytest.raises(OSError), tree.directories(b"a", directory):
             pass
     assert open_descriptors() == before
+
+
+def test_what_is_read_at_a_place_is_complete_where_each_read_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(bytes(range(100)))
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, size, offset: pread(fd, min(size, 7), offset))
+    with open(tmp_path / "file", "rb") as file:
+        assert read_at(file.fileno(), 50, 10) == bytes(range(10, 60))
+        assert read_at(file.fileno(), 50, 80) == bytes(range(80, 100))
+        assert read_at(file.fileno(), 50, 100) == b""
