@@ -62,6 +62,7 @@ STORE_LAYERS = [
         "clearing",
         "dress",
         "emptying",
+        "groups",
         "held",
         "increments",
         "kept_progress",

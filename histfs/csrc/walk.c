@@ -7,12 +7,12 @@
 enum { HISTFS_OPEN_LEVELS = 32 };    /* directories that are kept open; in what lies deeper the caller looks itself */
 enum { HISTFS_MOST_IDS = 256 };      /* users and groups whose names are known to be the same as before */
 enum { HISTFS_LISTXATTRAT = 465 };   /* the number of the system call, since Linux 6.13 */
-enum { HISTFS_VALID = 1 };           /* flags of what was seen, see store/format/ledger.py: exactly this one */
+enum { HISTFS_VALID = 1, HISTFS_LINKED = 8 }; /* flags of what was seen, see store/format/ledger.py: no others */
 enum { HISTFS_LONGEST_PATH = 32768 };
 
 /* Why a run ends. */
 enum {
-    HISTFS_END, HISTFS_DIFFERS, HISTFS_NEEDS_TEXT, HISTFS_NEEDS_SEEN, HISTFS_LINES_FULL, HISTFS_WENT, HISTFS_UNLISTED
+    HISTFS_END, HISTFS_DIFFERS, HISTFS_NEEDS_TEXT, HISTFS_NEEDS_SEEN, HISTFS_FULL, HISTFS_WENT, HISTFS_UNLISTED
 };
 
 struct level {
@@ -32,6 +32,7 @@ struct histfs_walk {
     size_t path_bytes, path_capacity;
     const char *name; /* the current one; NULL: none */
     int is_pending; /* it was not given to the caller yet */
+    int stops_at_links;
     uint32_t uids[HISTFS_MOST_IDS], gids[HISTFS_MOST_IDS];
     size_t uid_count, gid_count;
 };
@@ -248,7 +249,7 @@ static int histfs_walk_look(histfs_walk *walk, struct histfs_seen *seen)
     seen->uid = status.st_uid;
     seen->gid = status.st_gid;
     seen->nlink = status.st_nlink > UINT32_MAX ? UINT32_MAX : (uint32_t)status.st_nlink;
-    seen->record_bytes = seen->flags = 0;
+    seen->record_bytes = seen->flags = seen->xattrs_bytes = seen->acl_bytes = 0;
     return 0;
 }
 
@@ -313,6 +314,12 @@ static void histfs_walk_trust(histfs_walk *walk, uint32_t uid, uint32_t gid)
     histfs_add_id(walk->gids, &walk->gid_count, gid);
 }
 
+/* From now on files with other links are left to the caller. */
+static void histfs_walk_stop_at_links(histfs_walk *walk)
+{
+    walk->stops_at_links = 1;
+}
+
 static size_t histfs_walk_depth(histfs_walk *walk)
 {
     return walk->depth;
@@ -344,6 +351,12 @@ static int histfs_is_as_seen(histfs_walk *walk, const struct histfs_seen *then, 
         (is_directory || (then->size == now->size && then->nlink == now->nlink)) &&
         histfs_knows(walk->uids, walk->uid_count, now->uid) && histfs_knows(walk->gids, walk->gid_count, now->gid) &&
         !(is_directory && now->device == walk->skipped_device && now->inode == walk->skipped_inode);
+}
+
+/* Whether the flags are those of what may be passed over. */
+static int histfs_is_plain(histfs_walk *walk, uint32_t flags)
+{
+    return flags == HISTFS_VALID || (flags == (HISTFS_VALID | HISTFS_LINKED) && !walk->stops_at_links);
 }
 
 /* Whether the next record of `run` is about the current path: 1, 0 if not, or less than 0 to know later. */
@@ -417,6 +430,8 @@ static int histfs_follow(histfs_walk *walk, struct histfs_run *run, const struct
     told->seen = *seen;
     told->record = record;
     told->record_bytes = seen->record_bytes;
+    told->xattrs_at = run->xattrs_bytes - seen->xattrs_bytes;
+    told->acl_at = run->acls_bytes - seen->acl_bytes;
     told->number = run->first_number + (int64_t)run->seen_at;
     return 0;
 }
@@ -458,13 +473,21 @@ static int histfs_walk_run(histfs_walk *walk, struct histfs_run *run)
         needed = then->record_bytes + (run->is_last ? 0 : HISTFS_START_BYTES);
         if (found < 0 || (found && run->text_bytes - run->text_at < needed))
             return run->is_last ? HISTFS_DIFFERS : HISTFS_NEEDS_TEXT;
-        if (!found || then->flags != HISTFS_VALID || !histfs_has_record(run, then->record_bytes) ||
+        if (!found || !histfs_is_plain(walk, then->flags) || !histfs_has_record(run, then->record_bytes) ||
             histfs_walk_look(walk, &now) || !histfs_is_as_seen(walk, then, &now))
             return HISTFS_DIFFERS;
         size = S_ISREG(now.mode) ? (uint64_t)now.size : 0;
+        if ((then->flags & HISTFS_LINKED) && run->links_at + 2 > run->links_count)
+            return HISTFS_FULL;
         if (run->lines && !histfs_add_line(walk, run, size))
-            return HISTFS_LINES_FULL;
+            return HISTFS_FULL;
         walk->is_pending = 0;
+        if (then->flags & HISTFS_LINKED) {
+            run->links[run->links_at++] = run->text_at;
+            run->links[run->links_at++] = run->seen_at;
+        }
+        run->xattrs_bytes += then->xattrs_bytes;
+        run->acls_bytes += then->acl_bytes;
         run->files++;
         run->file_bytes += size;
         if (S_ISDIR(now.mode))

@@ -7,6 +7,7 @@ struct histfs_seen {
     int64_t size; /* in bytes; of a directory: when the one in the mirror last changed, in ns */
     uint32_t mode, uid, gid, nlink;
     uint32_t record_bytes, flags;
+    uint32_t xattrs_bytes, acl_bytes; /* of its records in the files beside the list */
 };
 
 struct histfs_item {
@@ -27,6 +28,7 @@ struct histfs_level {
     struct histfs_seen seen;
     const char *record; /* NULL: the walk was led into it by the caller, or the caller knows */
     size_t record_bytes, path_bytes;
+    uint64_t xattrs_at, acl_at; /* of its records beside the list, in those of the run that it was passed over in */
     int64_t number; /* of its record in the new list */
 };
 
@@ -40,7 +42,9 @@ struct histfs_run {
     size_t lines_bytes, lines_at;
     char line_end;
     int64_t first_number; /* of the record at `seen`, in the new list */
-    uint64_t files, file_bytes;
+    uint64_t files, file_bytes, xattrs_bytes, acls_bytes;
+    uint64_t *links; /* of each file with other links that was passed over: its places in `text` and in `seen` */
+    size_t links_at, links_count; /* numbers, two for each */
     int error;
 };
 
@@ -56,6 +60,7 @@ static int histfs_walk_count_xattrs(histfs_walk *walk);
 static size_t histfs_walk_ahead(
     histfs_walk *walk, struct histfs_ahead *ahead, size_t count, char *names, size_t names_bytes);
 static void histfs_walk_trust(histfs_walk *walk, uint32_t uid, uint32_t gid);
+static void histfs_walk_stop_at_links(histfs_walk *walk);
 static size_t histfs_walk_depth(histfs_walk *walk);
 static void histfs_walk_level(histfs_walk *walk, size_t depth, struct histfs_level *level);
 static void histfs_walk_told(histfs_walk *walk, size_t depth);

@@ -32,17 +32,16 @@ from histfs.store.accounts import BY_NAME
 from histfs.store.batch import Batch
 from histfs.store.begun import BEGUN, FirstSession
 from histfs.store.catalog import update_catalog
-from histfs.store.compression import read_decompressed
 from histfs.store.copying import Copies
 from histfs.store.emptying import check_may_be_emptied
-from histfs.store.entry import ALL_EXTRAS, NO_EXTRAS, Entry, Extras, is_below
+from histfs.store.entry import ALL_EXTRAS, Entry, Extras, is_below
 from histfs.store.extras import recorded_extras
 from histfs.store.files import WritableTree
 from histfs.store.format.listing import previous_stays_snapshot
 from histfs.store.format.stats import SessionStatistics
 from histfs.store.increments import IncrementWriter
 from histfs.store.layout import CHARS_TO_QUOTE, DATA, INCREMENTS, SPECIAL_ESCAPES, Layout, State, read_state
-from histfs.store.ledger import Ledger, LedgerWriter
+from histfs.store.ledger import Ledger, LedgerWriter, Lists, lists_of
 from histfs.store.lock import locked, marker_text
 from histfs.store.mirror import MirrorUpdate
 from histfs.store.mounts import is_same_place_or_below
@@ -56,7 +55,7 @@ from histfs.store.recovery import recover
 from histfs.store.repository import Repository
 from histfs.store.selection import Selection
 from histfs.store.source import Found, Source, Unreadable
-from histfs.store.sweep import Above, Carried, OldList, Step, Sweep, pairs
+from histfs.store.sweep import Above, Carried, OldExtras, OldList, Step, Sweep, pairs, text_of
 
 log = logging.getLogger(__name__)
 
@@ -223,28 +222,29 @@ class _Session:
             self._update_mirror(previous, ledger, records)
             statistics = records.finish(elapsed_s=time.monotonic() - started)
             self._commit(previous, becomes_diff)
-            self._finish_ledger(records.list_path)
+            self._finish_ledger(records.lists)
             self._tree.unlink(BEGUN, missing_ok=True)
         update_catalog(self._tree, self._repository)
         return BackupOutcome(statistics, self._errors, self._warnings, False, self._kept_files)
 
     def _open_ledger(self, previous: int, stack: ExitStack) -> Ledger | None:
         """That of the last session's list."""
-        path = self._state.metadata[previous].snapshot if previous in self._state.metadata else None
-        if path is None:
-            return None
-        ledger = Ledger.open(self._tree, previous, path)
+        ledger = Ledger.open(self._tree, previous, lists_of(self._state, previous))
         if ledger is not None:
             stack.callback(ledger.close)
         return ledger
 
-    def _finish_ledger(self, list_path: bytes) -> None:
+    def _finish_ledger(self, lists: Lists) -> None:
         """The session has finished, and without a ledger the next one takes longer: that is all."""
         try:
             self._ledger.finish(
-                self._now, list_path, extras=self._source.extras, is_whole_tree=self._source.is_whole_tree
+                self._now,
+                lists,
+                extras=self._source.extras,
+                is_whole_tree=self._source.is_whole_tree,
+                links_are_kept=self._links.are_kept,
             )
-        except OSError as exc:
+        except (OSError, DamagedError) as exc:
             log.warning("what the session saw cannot be kept, so the next one takes longer: %s", exc)
 
     def _check_list(self, previous: int, ledger: Ledger | None) -> None:
@@ -316,7 +316,7 @@ class _Session:
         """What may have moved; None where nothing tells what was where."""
         if previous is None or ledger is None:
             return None
-        list_path = self._state.metadata[previous].snapshot
+        list_path = lists_of(self._state, previous)[0]
         assert list_path is not None  # of which the ledger is
         places = Places(self._tree, ledger, list_path)
         stack.callback(places.close)
@@ -339,32 +339,34 @@ class _Session:
         if previous is None:
             return pairs(iter(()), source.walk(self._is_repository))
         snapshot = self._repository.snapshot(previous)
-        dressed: Callable[[Entry], Entry] = _as_it_is
-        if source.extras != NO_EXTRAS:
-            dressed = stack.enter_context(snapshot.extras(source.extras, report)).added_to
-        path = self._state.metadata[previous].snapshot if previous in self._state.metadata else None
-        if ledger is None or path is None:
+        dressed = stack.enter_context(snapshot.extras(source.extras, report)).added_to
+        if ledger is None:
             return pairs(map(dressed, snapshot.entries()), source.walk(self._is_repository))
-        fd = self._tree.open_file(path)
-        stack.callback(os.close, fd)
+        extras, lists = None, lists_of(self._state, previous)
+        if self._may_pass_over(previous, ledger):
+            extras = OldExtras.open(self._tree, lists, source.extras, ledger.header, stack)
         sweep = Sweep(
             source,
-            OldList(read_decompressed(fd), ledger, dressed),
-            self._tree.root_fd if self._may_pass_over(previous, ledger) else -1,
+            OldList(text_of(self._tree, lists[0], stack), ledger, dressed, extras),
+            -1 if extras is None else self._tree.root_fd,
             line_end=line_end,
             written=written,
+            passes_links=ledger.header.links_are_kept == self._links.are_kept,
         )
         root = os.fstat(self._tree.root_fd)
         return sweep.steps(self._is_repository, (root.st_dev, root.st_ino))
 
     def _may_pass_over(self, previous: int, ledger: Ledger) -> bool:
         """Whether what the ledger says of a path is all that this session wants to know."""
-        if self.compares_contents:
-            return False
         extras = self._source.extras
         knows_all = (ledger.header.has_xattrs, ledger.header.has_acls) == extras and ledger.header.is_whole_tree
-        is_recorded = recorded_extras(self._state, previous, extras) == extras
-        return knows_all and is_recorded and self._source.is_whole_tree and not self._layout.quoting.is_active
+        knows_all = knows_all and recorded_extras(self._state, previous, extras) == extras
+        return (
+            not self.compares_contents
+            and knows_all
+            and self._source.is_whole_tree
+            and not self._layout.quoting.is_active
+        )
 
     def _update_paths(
         self, mirror: MirrorUpdate, steps: Iterator[Step], ordered: Ordered, records: SessionRecords
@@ -438,10 +440,6 @@ class _Session:
             self._tree.sync_directory(DATA)
         self._tree.unlink(self._state.markers[previous])
         self._tree.sync_directory(DATA)
-
-
-def _as_it_is(entry: Entry) -> Entry:
-    return entry
 
 
 def _previous_stays(state: State, previous: int) -> bool:

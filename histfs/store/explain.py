@@ -12,7 +12,7 @@ from histfs.errors import NotFoundError, printable, storage_errors
 from histfs.store import plan
 from histfs.store.entry import ALL_EXTRAS, Entry, Kind, sort_key
 from histfs.store.format.ledger import VALID, Seen
-from histfs.store.ledger import Ledger
+from histfs.store.ledger import Ledger, lists_of
 from histfs.store.moved import Places, may_have_moved
 from histfs.store.repository import Repository
 from histfs.store.selection import Outcome, Selection, Verdict
@@ -84,7 +84,7 @@ def _recorded(
     with storage_errors():
         extras = stack.enter_context(snapshot.extras(ALL_EXTRAS, lambda _error: None))
         if files is not None and files.snapshot is not None:
-            ledger = Ledger.open(repository.tree, newest, files.snapshot)
+            ledger = Ledger.open(repository.tree, newest, lists_of(repository.state(), newest))
     places = None
     if ledger is not None and files is not None and files.snapshot is not None:
         stack.callback(ledger.close)

@@ -7,27 +7,33 @@ is taken from a ledger before all of it was read once.
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
+import re
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from zlib import crc32
 
+from histfs.store.accounts import group_name, group_number, user_name, user_number
+from histfs.store.compression import read_decompressed
 from histfs.store.entry import Entry, Extras, Kind, join
 from histfs.store.files import WritableTree, write_blocks
 from histfs.store.format.ledger import (
     HEADER_BYTES,
+    LINKED,
     RACY,
     SEEN_BYTES,
     SLOW,
     VALID,
     Header,
+    Lengths,
     Seen,
     format_header,
     parse_header,
 )
-from histfs.store.layout import OWN
+from histfs.store.layout import OWN, State
 from histfs.store.source import Found
 from histfs.store.tree import BLOCK_SIZE, NotRegularError, Tree, read_at
 from histfs.store.walk import seen_of
@@ -41,8 +47,13 @@ _BLOCK_BYTES = BLOCK_RECORDS * SEEN_BYTES
 _SETTLED_AFTER_NS = 2 * 10**9
 _MOST_DIRECTORIES = 1 << 20  # whose change times are looked up in the end
 _MOST_PENDING = 1000
+_NOWHERE = (None, None, None, None)
 _CHANGE_TIME = struct.Struct("=q")
 _TRAILER_BYTES = 8  # of gzip: the checksum and the length of what is in it
+_NAMED = re.compile(rb"^(?:default:)?(user|group):([^:\n]+):", re.MULTILINE)  # in an access control list
+
+Lists = tuple[bytes | None, ...]
+"""Where a session's list, its extended attributes and its access control lists are."""
 
 
 def settled_ns(since_ns: int) -> int:
@@ -50,12 +61,22 @@ def settled_ns(since_ns: int) -> int:
     return since_ns - _SETTLED_AFTER_NS
 
 
-def stamp(tree: Tree, path: bytes) -> bytes:
-    """What tells the list `path` from any other: its length and its sums. Raises OSError."""
+def lists_of(state: State, session_time: int) -> Lists:
+    metadata = state.metadata.get(session_time)
+    snapshot = None if metadata is None else metadata.snapshot
+    return snapshot, state.xattrs.get(session_time), state.acls.get(session_time)
+
+
+def stamp(tree: Tree, lists: Lists) -> bytes:
+    """What tells the lists from any others: their lengths and sums. Raises OSError."""
+    return b" ".join(b"-" if path is None else _stamp(tree, path) for path in lists)
+
+
+def _stamp(tree: Tree, path: bytes) -> bytes:
     fd = tree.open_file(path)
     try:
         size = os.fstat(fd).st_size
-        return b"%d %b" % (size, read_at(fd, _TRAILER_BYTES, max(0, size - _TRAILER_BYTES)).hex().encode())
+        return b"%d:%b" % (size, read_at(fd, _TRAILER_BYTES, max(0, size - _TRAILER_BYTES)).hex().encode())
     finally:
         os.close(fd)
 
@@ -81,6 +102,24 @@ def ledger_problem(tree: Tree) -> str:
     return ""
 
 
+def named(blocks: Iterable[bytes]) -> int:
+    """A digest of whom the access control lists in the `blocks` name, of their numbers here, and of the names of these.
+
+    As long as it is the same, lists that are the same on the disk are recorded by the same names.
+    """
+    found: set[tuple[bytes, bytes]] = set()
+    rest = b""
+    for block in blocks:
+        lines, newline, rest = (rest + block).rpartition(b"\n")
+        found.update(_NAMED.findall(lines + newline))
+    digest = hashlib.sha1(usedforsecurity=False)
+    for tag, name in sorted(found):
+        number_of, name_of = (user_number, user_name) if tag == b"user" else (group_number, group_name)
+        number = int(name) if name.isdigit() else number_of(name)
+        digest.update(repr((tag, name, number, None if number is None else name_of(number))).encode())
+    return int.from_bytes(digest.digest()[:8], "big")
+
+
 def remove_unfinished(tree: WritableTree) -> None:
     """Remove what a session has left that did not finish."""
     with contextlib.suppress(OSError):
@@ -95,8 +134,10 @@ class Ledger:
         self.header = header
 
     @classmethod
-    def open(cls, tree: Tree, session_time: int, list_path: bytes) -> "Ledger | None":
-        """That of the session's list; None if there is none that is as it was written. Raises OSError for the list."""
+    def open(cls, tree: Tree, session_time: int, lists: Lists) -> "Ledger | None":
+        """That of the session's lists; None if there is none that is as it was written. Raises OSError for those."""
+        if lists[0] is None:
+            return None
         with contextlib.ExitStack() as stack:
             try:
                 fd = tree.open_file(LEDGER)
@@ -104,7 +145,7 @@ class Ledger:
                 return None
             stack.callback(os.close, fd)
             header = parse_header(read_at(fd, HEADER_BYTES, 0))
-            if header is None or (header.session_time, header.stamp) != (session_time, stamp(tree, list_path)):
+            if header is None or (header.session_time, header.stamp) != (session_time, stamp(tree, lists)):
                 return None
             if _checked(fd) != (header.records, header.crc):
                 return None
@@ -180,11 +221,14 @@ class LedgerWriter:
         """Of records until now."""
         return self._count
 
-    def add(self, entry: Entry, found: Found | None, record_bytes: int, mirror_path: bytes) -> None:
+    def add(self, entry: Entry, found: Found | None, lengths: Lengths, mirror_path: bytes) -> None:
         """The next path is `entry` in the list; `found`: what was seen of it, None if that says nothing."""
-        seen = Seen(0, 0, 0, 0, 0, 0, 0, 0, 0, record_bytes)
-        if found is not None:
-            seen = seen_of(found.status)._replace(record_bytes=record_bytes, flags=self._flags(entry, found))
+        record_bytes, *beside = lengths
+        if found is None:
+            seen = Seen(0, 0, 0, 0, 0, 0, 0, 0, 0, record_bytes, 0, *beside)
+        else:
+            here = seen_of(found.status)
+            seen = Seen(*here[:9], record_bytes, self._flags(entry, found), *beside)
             if entry.kind is Kind.DIRECTORY:
                 seen = seen._replace(size=0)  # until the end
                 self.touch(mirror_path, self._count)
@@ -206,8 +250,10 @@ class LedgerWriter:
         if len(self._directories) < _MOST_DIRECTORIES:
             self._directories[mirror_path] = number
 
-    def finish(self, session_time: int, list_path: bytes, *, extras: Extras, is_whole_tree: bool) -> None:
-        """After the session has finished: the ledger is that of its list. Raises OSError."""
+    def finish(
+        self, session_time: int, lists: Lists, *, extras: Extras, is_whole_tree: bool, links_are_kept: bool
+    ) -> None:
+        """After the session has finished: the ledger is that of its lists. Raises OSError, DamagedError."""
         if self._is_lost:
             return
         if self._fd is None and (self._old is None or self._old.header.records != self._count):
@@ -220,8 +266,8 @@ class LedgerWriter:
                 changed = _CHANGE_TIME.pack(self._ctime_ns(path))
                 os.pwrite(fd, changed, HEADER_BYTES + number * SEEN_BYTES + Seen._fields.index("size") * 8)
             count, crc = _checked(fd)
-            name = stamp(self._tree, list_path)
-            header = Header(session_time, extras.xattrs, extras.acls, is_whole_tree, count, crc, name)
+            what = (extras.xattrs, extras.acls, is_whole_tree, links_are_kept)
+            header = Header(session_time, *what, count, crc, stamp(self._tree, lists), self._named(lists))
             os.pwrite(fd, format_header(header), 0)
         finally:
             os.close(fd)
@@ -235,10 +281,20 @@ class LedgerWriter:
         flags = VALID if found.trouble is None else 0
         if found.status.st_ctime_ns >= self._since_ns:
             flags |= RACY
-        is_alone = entry.kind is Kind.DIRECTORY or found.status.st_nlink == 1
-        elsewhere = (entry.xattrs, entry.acl, entry.alternate_mirror, entry.alternate_increment)
-        is_plain = is_alone and elsewhere == ((), (), None, None)
-        return flags if is_plain and entry.resource_fork is entry.carbon_file is None else flags | SLOW
+        if entry.kind is not Kind.DIRECTORY and found.status.st_nlink > 1:
+            flags |= LINKED if entry.kind is Kind.REGULAR else SLOW
+        elsewhere = (entry.alternate_mirror, entry.alternate_increment, entry.resource_fork, entry.carbon_file)
+        return flags if elsewhere == _NOWHERE and entry.acl is not None else flags | SLOW
+
+    def _named(self, lists: Lists) -> int:
+        acls = lists[-1]
+        if acls is None:
+            return named(())
+        fd = self._tree.open_file(acls)
+        try:
+            return named(read_decompressed(fd))
+        finally:
+            os.close(fd)
 
     def _is_in_old(self, seen: Seen) -> bool:
         """Whether the old ledger has it at this place, but for the change time of a directory."""

@@ -8,15 +8,15 @@ once: nothing is lost if it is there too early, as the list of the last session 
 import os
 import secrets
 from collections.abc import Callable
-from typing import NamedTuple
 
 from histfs.errors import DamagedError, HistfsError, SourceError
 from histfs.store import held, plan
 from histfs.store.batch import Batch
 from histfs.store.begun import FirstSession
 from histfs.store.copying import Copies, remove_stranger
-from histfs.store.entry import Entry, Kind, LinkDigests, is_below, join
+from histfs.store.entry import Entry, Kind, is_below, join
 from histfs.store.files import WritableTree
+from histfs.store.groups import Group, Key, LinkGroups
 from histfs.store.held import Directory
 from histfs.store.increments import IncrementWriter
 from histfs.store.layout import Layout
@@ -26,16 +26,6 @@ from histfs.store.owners import Owners
 from histfs.store.records import Update
 from histfs.store.source import Found, Source
 from histfs.store.special import make_special
-
-_Key = tuple[int, int]
-
-
-class _Group(NamedTuple):
-    """A link group of this session: where its content lies in the mirror, and its digest."""
-
-    mirror_path: bytes
-    sha1: bytes
-    attributes: tuple[int, ...]  # what all its links showed
 
 
 class MirrorUpdate:
@@ -75,16 +65,18 @@ class MirrorUpdate:
         self._temporary = layout.temporary_names(secrets.randbits(62))
         self._directories: list[Directory] = []
         self._marked = 0  # so many of `_directories`, from the root, need their attributes set when they are left
-        self._groups: dict[_Key, _Group] = {}
-        self._old_digests = LinkDigests()
-        self._claimed: dict[int, _Key] = {}  # inodes of the mirror that belong to a link group of this session
+        self._groups = LinkGroups(layout.mirror_path, self._intact_mirror_file)
+
+    def pass_links(self, links: list[tuple[bytes, bytes]]) -> None:
+        """Files with other links that are as they were: their records in the list and in the ledger."""
+        self._groups.pass_over(links)
 
     # What can happen to a path
 
     def update(self, old: Entry | None, found: Found) -> Update:
         """The path exists in the source now. Raises SourceError if its content cannot be had."""
         self._enter(found.path)
-        self._old_digests.remember(old)
+        self._groups.come_to(old, found.entry)
         parent = self._directories[-1].new if self._directories else None
         new = self._long_names.named(old, found.entry, parent)
         if not self._links.are_kept:
@@ -107,7 +99,7 @@ class MirrorUpdate:
     def remove(self, old: Entry) -> Update:
         """The path does not exist in the source any more."""
         self._enter(old.path)
-        self._old_digests.remember(old)
+        self._groups.come_to(old, None)
         increment_bytes = self._preserve(old, None)
         if old.kind is Kind.DIRECTORY:
             self._open_up(old)
@@ -138,12 +130,12 @@ class MirrorUpdate:
         As the numbers that tell hard links are of another time, the path is a file of its own until it can be read.
         """
         self._enter(old.path)
-        self._old_digests.remember(old)
+        self._groups.come_to(old, None)
         if self._moves is not None:
             self._moves.kept(old.path)
         if old.kind is Kind.DIRECTORY:
             self._directories.append(Directory(old.path, old, old, None, None))
-        return Update(old._replace(link_group=None, sha1=self._old_digests.of(old)), False, None, True)
+        return Update(old._replace(link_group=None, sha1=self._groups.old_digest(old)), False, None, True)
 
     def mark_root(self) -> None:
         """Write the increment of the root also if nothing changes: tools find sessions by it (docs/format.md 8.3)."""
@@ -254,7 +246,7 @@ class MirrorUpdate:
 
     def _regular(self, old: Entry | None, found: Found) -> Update:
         key = found.entry.link_group.key if found.entry.link_group is not None else None
-        group = self._groups.get(key) if key is not None else None
+        group = self._groups.of(key)
         if group is not None and group.attributes != found.of_all_links:
             # It changed since its first link was looked at: what is here now is a file of its own.
             found, key, group = found._replace(entry=found.entry._replace(link_group=None)), None, None
@@ -264,11 +256,10 @@ class MirrorUpdate:
                 return update
         update = self._file(old, found, key)
         if key is not None and update.record is not None and update.record.sha1 is not None:
-            path = self._layout.mirror_path(update.record)
-            self._groups[key] = _Group(path, update.record.sha1, found.of_all_links)
+            self._groups.add(key, update.record, found.of_all_links)
         return update
 
-    def _file(self, old: Entry | None, found: Found, key: _Key | None) -> Update:
+    def _file(self, old: Entry | None, found: Found, key: Key | None) -> Update:
         """A file, or the first of a link group."""
         new = found.entry
         if old is None and key is None and self._copies.can_take(found):
@@ -279,7 +270,7 @@ class MirrorUpdate:
         change = plan.change(old, new, self._links)
         status = self._intact_mirror_file(old)
         stays = status is not None and self._may_stay(status, key, change) and not self._is_shared(old)
-        sha1 = None if old is None else self._old_digests.of(old)
+        sha1 = None if old is None else self._groups.old_digest(old)
         is_same_file = status is not None and found.has_time_of(status) and not self._is_another_file(old, found)
         seems_same = stays and is_same_file and change in (plan.Change.NONE, plan.Change.ATTRIBUTES)
         if seems_same and sha1 is not None and (not found.is_suspect or self._copies.digest(found) == sha1):
@@ -344,7 +335,7 @@ class MirrorUpdate:
             self._batch.set_attributes(path, Kind.REGULAR, self._attributes(record, found.status))
         return Update(record, change is not plan.Change.NONE)
 
-    def _further_link(self, old: Entry | None, found: Found, group: _Group) -> Update | None:
+    def _further_link(self, old: Entry | None, found: Found, group: Group) -> Update | None:
         """Another link of a file that this session has already seen; None if the mirror cannot link it."""
         new = found.entry
         present = self._batch.present_name(group.mirror_path)
@@ -358,7 +349,7 @@ class MirrorUpdate:
         if not self._tree.try_link(present, temporary):
             return None
         if old is not None and old.kind is Kind.REGULAR:
-            is_same = (self._old_digests.of(old), old.size_bytes) == (group.sha1, new.size_bytes)
+            is_same = (self._groups.old_digest(old), old.size_bytes) == (group.sha1, new.size_bytes)
             if is_same or status is None:
                 self._replace(old, new, temporary)
                 return Update(new, True)
@@ -367,13 +358,13 @@ class MirrorUpdate:
     def _intact_mirror_file(self, old: Entry | None) -> os.stat_result | None:
         return held.intact_file(self._tree, self._layout, old, self._report)
 
-    def _may_stay(self, status: os.stat_result, key: _Key | None, change: plan.Change) -> bool:
+    def _may_stay(self, status: os.stat_result, key: Key | None, change: plan.Change) -> bool:
         """Whether the file or link group `key` may go on with this mirror file, shared with nobody who would mind."""
         if status.st_nlink == 1:
             return True
         if key is None:
             return change is plan.Change.NONE
-        return self._claimed.setdefault(status.st_ino, key) == key
+        return self._groups.may_have(status.st_ino, key)
 
     def _copy(self, old: Entry | None, found: Found) -> tuple[bytes, bytes]:
         """Copy the source's file under a new name in the mirror; the name and the SHA1 (hex)."""

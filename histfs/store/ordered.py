@@ -57,11 +57,12 @@ class Ordered:
 
     def carry(self, run: Carried) -> None:
         self.count += run.files
+        self._mirror.pass_links(run.links)
         if not self._waiting:
             self._carry(run)
             return
         self._waiting.append(run)
-        self._waiting_bytes += len(run.records)
+        self._waiting_bytes += len(run.records) + len(run.xattrs) + len(run.acls)
         self._settle_some()
 
     def pass_through(self, above: Above) -> None:
@@ -86,7 +87,7 @@ class Ordered:
     def _settle_one(self) -> None:
         first = self._waiting.popleft()
         if isinstance(first, Carried):
-            self._waiting_bytes -= len(first.records)
+            self._waiting_bytes -= len(first.records) + len(first.xattrs) + len(first.acls)
             self._carry(first)
             return
         old, update, found = first
@@ -104,10 +105,10 @@ class Ordered:
         self._ledger.carry(run.number, run.seen)
 
     def _record(self, old: Entry | None, update: Update, found: Found | None) -> None:
-        record_bytes = self._records.add(old, update)
+        lengths = self._records.add(old, update)
         if update.record is not None:
             is_as_found = found is not None and update.record.kind is found.entry.kind and not update.is_kept
             path = self._layout.mirror_path(update.record)
-            self._ledger.add(update.record, found if is_as_found else None, record_bytes, path)
+            self._ledger.add(update.record, found if is_as_found else None, lengths, path)
             if self._first is not None and found is not None:
                 self._first.add(update.record, found)

@@ -21,6 +21,7 @@ from histfs.store.format.attributes import (
     format_access_control_list,
     format_extended_attributes,
 )
+from histfs.store.format.ledger import Lengths
 from histfs.store.format.metadata import format_record
 from histfs.store.format.stats import (
     FileStatistic,
@@ -33,6 +34,7 @@ from histfs.store.format.stats import (
 )
 from histfs.store.increments import DEFAULT_COMPRESSION, Compression
 from histfs.store.layout import ACLS, XATTRS, Layout
+from histfs.store.ledger import Lists
 from histfs.store.sweep import Carried
 
 _BUFFER = 256 * 1024
@@ -59,6 +61,7 @@ class RecordStyle(NamedTuple):
 
 
 DEFAULT_STYLE = RecordStyle()
+_NOTHING = Lengths(0)
 
 
 class CompressedFile:
@@ -115,7 +118,8 @@ class CompressedFile:
     def finish(self) -> None:
         self._wait()
         if not self._pending and self._fd is None:
-            os.close(self._tree.create_file(self._empty_path))
+            self.path = self._empty_path
+            os.close(self._tree.create_file(self.path))
             return
         self._put(self._taken(), is_last=True)
         self.close()
@@ -198,34 +202,39 @@ class SessionRecords:
                 stack.callback(file.close)
 
     @property
-    def list_path(self) -> bytes:
-        """Where the list lies in the end."""
-        return self._list.path
+    def lists(self) -> Lists:
+        """Where the lists lie when all is finished."""
+        return tuple(None if file is None else file.path for file in (self._list, self._xattrs, self._acls))
 
     @property
     def line_end(self) -> bytes:
         """What ends a line of the statistics of files; b"" where there are none."""
         return b"" if self._file_statistics is None else self._line_end
 
-    def add(self, old: Entry | None, update: Update) -> int:
-        """Record what became of a path whose last record is `old`; the length of the new record.
+    def add(self, old: Entry | None, update: Update) -> Lengths:
+        """Record what became of a path whose last record is `old`; the lengths of the new records.
 
         Call in metadata order.
         """
         new = update.record
-        record = b"" if new is None else format_record(new)
+        lengths = _NOTHING
         if new is not None:
+            record = format_record(new)
             self._list.write(record)
-            self._add_extras(new)
+            lengths = Lengths(len(record), *self._add_extras(new))
         if self._diff is not None and (old and old.record) != (new and new.record):
             path = (old or new or Entry(b"", Kind.ABSENT)).path
             self._diff.write(format_record(old if old is not None else Entry(path, Kind.ABSENT)))
         self._count(old, update)
-        return len(record)
+        return lengths
 
     def carry(self, run: Carried) -> None:
         """Record paths that are as they were. Call in metadata order."""
         self._list.write(run.records)
+        if self._xattrs is not None and run.xattrs:
+            self._xattrs.write(run.xattrs)
+        if self._acls is not None and run.acls:
+            self._acls.write(run.acls)
         counts = self._counts
         counts["source_files"] += run.files
         counts["mirror_files"] += run.files
@@ -235,11 +244,15 @@ class SessionRecords:
         if self._file_statistics is not None:
             self._file_statistics.write(run.lines)
 
-    def _add_extras(self, entry: Entry) -> None:
+    def _add_extras(self, entry: Entry) -> tuple[int, int]:
+        xattrs = acl = b""
         if self._xattrs is not None and entry.xattrs:
-            self._xattrs.write(format_extended_attributes(ExtendedAttributes(entry.path, dict(entry.xattrs))))
+            xattrs = format_extended_attributes(ExtendedAttributes(entry.path, dict(entry.xattrs)))
+            self._xattrs.write(xattrs)
         if self._acls is not None and entry.acl:
-            self._acls.write(format_access_control_list(AccessControlList(entry.path, entry.acl)))
+            acl = format_access_control_list(AccessControlList(entry.path, entry.acl))
+            self._acls.write(acl)
+        return len(xattrs), len(acl)
 
     def add_error(self, error: HistfsError) -> None:
         """Record trouble with one file: the session goes on without it."""

@@ -6,17 +6,21 @@ and carried over as bytes (`Carried`); all others come one by one, with their la
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from itertools import starmap
 from typing import NamedTuple
 
-from histfs.store.entry import Entry, is_below, sort_key
-from histfs.store.format.ledger import SEEN_BYTES, Seen
+from histfs.errors import DamagedError, FormatError
+from histfs.store.compression import read_decompressed
+from histfs.store.entry import Entry, Extras, is_below, sort_key
+from histfs.store.format.attributes import parse_access_control_list, parse_extended_attributes
+from histfs.store.format.ledger import SEEN_BYTES, Header, Seen
 from histfs.store.format.metadata import parse_record
-from histfs.store.ledger import Ledger
-from histfs.store.look import entry_of
+from histfs.store.ledger import Ledger, Lists, named
 from histfs.store.source import Found, Source, Unreadable, paired
-from histfs.store.walk import Passed, Walk, Why, status_of
+from histfs.store.tree import Tree
+from histfs.store.walk import Level, Passed, Walk, Why, status_of
 
 
 class Carried(NamedTuple):
@@ -28,6 +32,9 @@ class Carried(NamedTuple):
     lines: bytes  # of the statistics of files
     number: int  # of the first record in the old ledger
     seen: bytes  # those records
+    xattrs: bytes  # the records beside the list
+    acls: bytes
+    links: list[tuple[bytes, bytes]]  # of each file with other links: its records in the list and in the ledger
 
 
 class Above(NamedTuple):
@@ -43,6 +50,12 @@ class Pair(NamedTuple):
 
     old: Entry | None
     found: Found | Unreadable | None
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether there are, or were, other links of the file."""
+        now = None if self.found is None or isinstance(self.found, Unreadable) else self.found.entry
+        return any(entry is not None and entry.link_group is not None for entry in (self.old, now))
 
 
 class _Went(NamedTuple):
@@ -60,10 +73,94 @@ def pairs(old: Iterator[Entry], found: Iterator[Found | Unreadable]) -> Iterator
     return starmap(Pair, paired(old, found))
 
 
-class OldList:
-    """The last list, record by record, with what the session saw. `blocks`: of its text."""
+def text_of(tree: Tree, path: bytes | None, stack: ExitStack) -> Iterator[bytes]:
+    """The text of a list, in blocks. Raises OSError, and DamagedError as it is read."""
+    if path is None:
+        return iter(())
+    fd = tree.open_file(path)
+    stack.callback(os.close, fd)
+    return read_decompressed(fd)
 
-    def __init__(self, blocks: Iterator[bytes], ledger: Ledger, dressed: Callable[[Entry], Entry]) -> None:
+
+class _Text:
+    """Text in blocks, of which pieces are taken one after the other."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._text = b""
+        self._at = 0
+
+    def peek(self, size: int) -> bytes:
+        """The next piece; a shorter one at the end."""
+        while len(self._text) - self._at < size and (block := next(self._blocks, None)) is not None:
+            self._text, self._at = self._text[self._at :] + block, 0
+        return self._text[self._at : self._at + size]
+
+    def take(self, size: int) -> bytes:
+        piece = self.peek(size)
+        self._at += len(piece)
+        return piece
+
+
+class OldExtras:
+    """What the last session recorded beside its list. Its ledger says how long the records of each path are."""
+
+    def __init__(self, xattrs: Iterator[bytes], acls: Iterator[bytes]) -> None:
+        self._xattrs, self._acls = _Text(xattrs), _Text(acls)
+
+    @classmethod
+    def open(cls, tree: Tree, lists: Lists, which: Extras, header: Header, stack: ExitStack) -> "OldExtras | None":
+        """Those of `which`, beside the list of a ledger with this header.
+
+        None if they are damaged, or name other users and groups now than they did.
+        """
+        _, xattrs, acls = lists
+        wanted = (xattrs if which.xattrs else None, acls if which.acls else None)
+        try:
+            for _ in text_of(tree, wanted[0], stack):
+                pass
+            if named(text_of(tree, wanted[1], stack)) != header.named:
+                return None
+        except DamagedError:
+            return None
+        return cls(*(text_of(tree, path, stack) for path in wanted))
+
+    def added_to(self, entry: Entry, seen: Seen) -> Entry:
+        """`entry`, which is the next one, with its records. Raises FormatError."""
+        return _dressed(entry, self._xattrs.peek(seen.xattrs_bytes), self._acls.peek(seen.acl_bytes))
+
+    def take(self, xattrs_bytes: int, acls_bytes: int) -> tuple[bytes, bytes]:
+        return self._xattrs.take(xattrs_bytes), self._acls.take(acls_bytes)
+
+
+def _dressed(entry: Entry, xattrs: bytes, acl: bytes) -> Entry:
+    """`entry` with what its records say, if there are any."""
+    if xattrs:
+        attributes = parse_extended_attributes(xattrs)
+        _check_same(attributes.path, entry)
+        entry = entry._replace(xattrs=tuple(sorted(attributes.values.items())))
+    if acl:
+        rules = parse_access_control_list(acl)
+        _check_same(rules.path, entry)
+        entry = entry._replace(acl=rules.entries)
+    return entry
+
+
+def _check_same(path: bytes, entry: Entry) -> None:
+    if path != entry.path:
+        raise FormatError("the attributes are those of another path", path=path)
+
+
+class OldList:
+    """The last list, record by record, with what the session saw. `blocks`: of its text.
+
+    What it recorded beside the list is taken from `extras`; None: `dressed` adds it, and nothing is passed over.
+    """
+
+    def __init__(
+        self, blocks: Iterator[bytes], ledger: Ledger, dressed: Callable[[Entry], Entry], extras: OldExtras | None
+    ) -> None:
+        self._extras = extras
         self._blocks = blocks
         self._following: bytes | None = next(blocks, None)
         self._seen_blocks = ledger.blocks()
@@ -103,7 +200,15 @@ class OldList:
         self.seen_at += passed.files
         self._next = None
         seen = self.seen[start * SEEN_BYTES : self.seen_at * SEEN_BYTES]
-        return Carried(passed.files, passed.file_bytes, records, passed.lines, self.number + start, seen)
+        assert self._extras is not None
+        beside = self._extras.take(passed.xattrs_bytes, passed.acls_bytes)
+        links = [self._link(*places) for places in passed.links]
+        number = self.number + start
+        return Carried(passed.files, passed.file_bytes, records, passed.lines, number, seen, *beside, links)
+
+    def _link(self, text_at: int, seen_at: int) -> tuple[bytes, bytes]:
+        data = self.seen[seen_at * SEEN_BYTES : (seen_at + 1) * SEEN_BYTES]
+        return self.text[text_at : text_at + Seen.parse(data).record_bytes], data
 
     def peek(self) -> tuple[Entry, Seen] | None:
         """The next record; None at the end."""
@@ -114,13 +219,18 @@ class OldList:
             while self.at + seen.record_bytes > len(self.text) and self.more_text():
                 pass
             record = self.text[self.at : self.at + seen.record_bytes]
-            self._next = self._dressed(parse_record(record)), seen
+            entry = parse_record(record)
+            dressed = self._dressed(entry) if self._extras is None else self._extras.added_to(entry, seen)
+            self._next = dressed, seen
         return self._next
 
     def take(self) -> None:
         """Go on to the record after the next one."""
         assert self._next is not None
-        self.at += self._next[1].record_bytes
+        seen = self._next[1]
+        if self._extras is not None:
+            self._extras.take(seen.xattrs_bytes, seen.acl_bytes)
+        self.at += seen.record_bytes
         self.seen_at += 1
         self._next = None
 
@@ -129,6 +239,7 @@ class Sweep:
     """Goes through the source and the last list. `mirror`: the descriptor of the mirror; -1: nothing is passed over.
 
     `line_end`: of the lines of the statistics of files; b"" for none. `written`: how many records the new list has.
+    As long as no other file with several links was met, those that are as they were are passed over, if at all.
     """
 
     def __init__(
@@ -139,8 +250,10 @@ class Sweep:
         *,
         line_end: bytes,
         written: Callable[[], int],
+        passes_links: bool,
     ) -> None:
         self._source = source
+        self._passes_links = passes_links
         self._old = old
         self.mirror = mirror
         self._line_end = line_end
@@ -148,14 +261,23 @@ class Sweep:
         self._walk: Walk | None = None
         self._root_owner: tuple[int, int] | None = None
         self._error = 0
+        self._entered_by_passing: list[Above] = []
         self._entered: tuple[bytes, int] | None = None  # the directory that was found last, and its change time
 
     def steps(self, is_skipped: _Skip, skipped: tuple[int, int]) -> Iterator[Step]:
+        for step in self._steps(is_skipped, skipped):
+            if isinstance(step, Pair) and self._passes_links and step.is_linked:
+                self._passes_links = False
+                if self._walk is not None:
+                    self._walk.stop_at_links()
+            yield step
+
+    def _steps(self, is_skipped: _Skip, skipped: tuple[int, int]) -> Iterator[Step]:
         for item in self._source.walk(is_skipped, self, skipped):
             if isinstance(item, Carried):
                 yield item
                 continue
-            yield from self._above()
+            yield from self._above(item.directory if isinstance(item, _Went) else item.path)
             if isinstance(item, _Went):
                 yield from self._gone(partial(_lies_in, item.directory))
                 continue
@@ -163,12 +285,24 @@ class Sweep:
             yield self._paired(item)
         yield from self._gone(lambda _: True)
 
-    def _above(self) -> Iterator[Above]:
-        if self._walk is None:
-            return
-        for level in self._walk.levels():
-            status = status_of(level.seen)
-            yield Above(parse_record(level.record), Found(entry_of(level.path, status), status), level.number)
+    def _above(self, path: bytes) -> Iterator[Above]:
+        """The directories above `path` that were passed over, and not told of yet."""
+        for above in self._entered_by_passing:
+            if is_below(path, above.entry.path):
+                yield above
+        self._entered_by_passing.clear()
+
+    def _keep_levels(self, levels: list[Level], run: Carried) -> None:
+        """Remember the directories that the walk is in since it has passed over `run`."""
+        known = self._entered_by_passing
+        for level in levels:
+            while known and not is_below(level.path, known[-1].entry.path):
+                known.pop()
+            seen, status = level.seen, status_of(level.seen)
+            xattrs = run.xattrs[level.xattrs_at :][: seen.xattrs_bytes]
+            acl = run.acls[level.acl_at :][: seen.acl_bytes]
+            entry = _dressed(parse_record(level.record), xattrs, acl)
+            known.append(Above(entry, Found(entry, status), level.number))
 
     def _gone(self, is_gone: Callable[[Entry], bool]) -> Iterator[Pair]:
         while (there := self._old.peek()) is not None and is_gone(there[0]):
@@ -202,6 +336,8 @@ class Sweep:
             self._walk = walk
             if self._root_owner is not None:
                 walk.trust(*self._root_owner)
+            if not self._passes_links:
+                walk.stop_at_links()
         self._error = 0
         old = self._old
         while True:
@@ -215,7 +351,9 @@ class Sweep:
                 line_end=self._line_end,
             )
             if passed.files:
-                yield old.pass_over(passed)
+                run = old.pass_over(passed)
+                self._keep_levels(walk.levels(), run)
+                yield run
             match passed.why:
                 case Why.NEEDS_TEXT:
                     old.more_text()
@@ -227,7 +365,7 @@ class Sweep:
                 case Why.UNLISTED:
                     self._error = passed.error
                     return
-                case Why.LINES_FULL:
+                case Why.FULL:
                     pass
                 case _:
                     return

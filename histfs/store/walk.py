@@ -21,8 +21,9 @@ from histfs._tree import ffi, lib
 from histfs.store.format.ledger import Seen
 
 _LINES_BYTES = 256 * 1024
+_MOST_LINKS = 4096  # that one comparison tells of
 _MOST_AHEAD = 128
-_AHEAD = struct.Struct("=QQqqqIIIIIIIBBxx")  # struct histfs_ahead in csrc/walk.h
+_AHEAD = struct.Struct("=QQqqqIIIIIIIIIBBxx")  # struct histfs_ahead in csrc/walk.h
 
 
 def seen_of(status: os.stat_result) -> Seen:
@@ -53,7 +54,7 @@ class Why(IntEnum):
     DIFFERS = 1  # the next name: not there before, not as it was, or what is in the way is another one
     NEEDS_TEXT = 2
     NEEDS_SEEN = 3
-    LINES_FULL = 4
+    FULL = 4  # of lines or of links
     WENT = 5  # what the list has next lay in the directory that the walk is at the end of
     UNLISTED = 6  # the directory that was passed over last is not entered
 
@@ -65,7 +66,10 @@ class Passed(NamedTuple):
     files: int
     file_bytes: int
     text_bytes: int  # of their records
+    xattrs_bytes: int  # of their records in the files beside the list
+    acls_bytes: int
     lines: bytes  # for the statistics of files
+    links: list[tuple[int, int]]  # of each file with other links: its places in the text, and in what was seen
     error: int
 
 
@@ -76,6 +80,8 @@ class Level(NamedTuple):
     record: bytes
     seen: Seen
     number: int  # of its record in the new list
+    xattrs_at: int  # where its records are in those of what was passed over
+    acl_at: int
 
 
 def _looked(data: bytes, names: bytes, above: bytes) -> Iterator[tuple[bytes, bool, Seen, bool]]:
@@ -104,6 +110,7 @@ class Walk:
         self._level: Any = ffi.new("struct histfs_level *")
         self._run: Any = ffi.new("struct histfs_run *")
         self._lines = ffi.new("char[]", _LINES_BYTES)
+        self._links = ffi.new("uint64_t[]", 2 * _MOST_LINKS)
         self.path = b""
         self.name = b""
         self.is_directory = False  # what the directory says that has the name
@@ -199,6 +206,10 @@ class Walk:
         """Their names are those that the list has."""
         lib.histfs_walk_trust(self._walk, uid, gid)
 
+    def stop_at_links(self) -> None:
+        """Pass over no file any more that has other links."""
+        lib.histfs_walk_stop_at_links(self._walk)
+
     def compare(
         self,
         text: bytes,
@@ -223,10 +234,22 @@ class Walk:
         run.is_last, run.first_number = is_last, first_number
         run.lines, run.lines_bytes, run.lines_at = (self._lines if line_end else ffi.NULL), _LINES_BYTES, 0
         run.line_end = line_end or b"\n"
-        run.files = run.file_bytes = 0
+        run.links, run.links_count, run.links_at = self._links, 2 * _MOST_LINKS, 0
+        run.files = run.file_bytes = run.xattrs_bytes = run.acls_bytes = 0
         why = Why(lib.histfs_walk_run(self._walk, run))
         lines = ffi.buffer(self._lines, run.lines_at)[:]
-        return Passed(why, run.files, run.file_bytes, run.text_at - text_at, lines, run.error)
+        numbers = iter(ffi.unpack(self._links, run.links_at) if run.links_at else ())
+        return Passed(
+            why,
+            run.files,
+            run.file_bytes,
+            run.text_at - text_at,
+            run.xattrs_bytes,
+            run.acls_bytes,
+            lines,
+            list(zip(numbers, numbers, strict=True)),
+            run.error,
+        )
 
     def here(self) -> bytes:
         """The path at which a comparison has stopped."""
@@ -245,7 +268,7 @@ class Walk:
                 here = here or self.here()
                 record = ffi.buffer(level.record, level.record_bytes)[:]
                 seen = Seen.parse(ffi.buffer(ffi.addressof(level, "seen"))[:])
-                found.append(Level(here[: level.path_bytes], record, seen, level.number))
+                found.append(Level(here[: level.path_bytes], record, seen, level.number, level.xattrs_at, level.acl_at))
                 lib.histfs_walk_told(self._walk, depth)
         return found
 

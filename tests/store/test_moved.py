@@ -15,7 +15,7 @@ import pytest
 from histfs.store import batch, moved
 from histfs.store.copying import Copies
 from histfs.store.files import WritableTree
-from histfs.store.ledger import Ledger
+from histfs.store.ledger import Ledger, lists_of
 from histfs.store.moved import Moves, Places
 from histfs.store.walk import seen_of
 from tests.comparison import read
@@ -354,7 +354,7 @@ def test_places_are_found_by_inode_or_by_size_and_time(photos: Sessions) -> None
     with photos.open() as repository:
         files = repository.state().metadata[photos.now].snapshot
         assert files is not None
-        ledger = Ledger.open(repository.tree, photos.now, files)
+        ledger = Ledger.open(repository.tree, photos.now, lists_of(repository.state(), photos.now))
         assert ledger is not None
         places = Places(repository.tree, ledger, files)
         for name in sorted(read(photos.source), reverse=True):

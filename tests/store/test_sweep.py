@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from histfs.store import accounts
+from histfs.store import ledger as ledger_module
+from histfs.store import look as look_module
 from histfs.store import walk as walk_module
+from histfs.store.entry import AclEntry
+from histfs.store.format import posix_acl
 from histfs.store.format.ledger import HEADER_BYTES, SEEN_BYTES, Header, Seen, format_header, parse_header
 from histfs.store.source import Source
 from histfs.store.walk import Passed, Walk
@@ -75,7 +80,7 @@ def disturb(random_: random.Random, top: Path, number: int) -> None:
         place = random_.choice(places)
         there = sorted(place.iterdir())
         path = random_.choice(there) if there else place / "new"
-        what = random_.randrange(8)
+        what = random_.randrange(11)
         if what == 0:
             (place / os.fsdecode(random_.choice(NAMES) + b"%d" % number)).write_bytes(random_.randbytes(30))
         elif what == 1 and path.is_dir() and not path.is_symlink():
@@ -96,9 +101,17 @@ def disturb(random_: random.Random, top: Path, number: int) -> None:
             other = place / f"moved{number}{random_.randrange(99)}"
             if not os.path.lexists(other):
                 path.rename(other)
+        elif what == 8 and path.is_file() and not path.is_symlink():
+            os.setxattr(path, "user.test", random_.randbytes(9))
+        elif what == 9 and path.is_file() and not path.is_symlink():
+            set_list(path, *range(random_.randrange(3)))
+        elif what == 10 and places[0] != place:
+            path = place.with_name(f"moved{number}{random_.randrange(99)}")
+            if not os.path.lexists(path):
+                place.rename(path)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(16))
 def test_sessions_are_those_that_look_at_everything(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     random_ = random.Random(seed)
     if seed % 2:
@@ -135,13 +148,86 @@ def test_what_is_as_it_was_is_passed_over(sessions: Sessions, looks: list[bytes]
     sessions.assert_all_readable()
 
 
-def test_other_links_are_looked_at(sessions: Sessions, looks: list[bytes]) -> None:
-    build(sessions.source, Dir({"a": File(b"a"), "b": Link("a"), "c": File(b"c")}))
+def test_other_links_are_passed_over_until_one_is_met_that_changed(sessions: Sessions, looks: list[bytes]) -> None:
+    """A directory with another name changes nothing of the files in it, but what is their first link."""
+    first = {"a": File(b"a"), "b": File(b"b"), "c": File(b"c")}
+    others: dict[str | bytes, Node] = {"b": Link("d/b"), "c": Link("d/c"), "x": File(b"x"), "y": Link("z/x")}
+    build(sessions.source, Dir({"a": Link("d/a"), "d": Dir(first), "z": Dir(others)}))
     sessions.backup()
     looks.clear()
     sessions.backup()
+    assert looks == []
+    (sessions.source / "d").rename(sessions.source / "e")
+    sessions.backup()
+    assert looks == [b"e", b"e/a", b"e/b", b"e/c", b"z/b", b"z/c", b"z/x", b"z/y"]
+    sessions.assert_mirror_is(sessions.now)
+    sessions.assert_all_readable()
+
+
+def test_attributes_and_lists_are_passed_over(sessions: Sessions, looks: list[bytes]) -> None:
+    build(sessions.source, Dir({"d": Dir({"x": File(b"X"), "y": File(b"Y")}), "e": File(b"E"), "f": File(b"F")}))
+    for name in ("d", "d/x", "e"):
+        os.setxattr(sessions.source / name, "user.test", b"value of " + name.encode())
+    set_list(sessions.source / "d/x", 1)
+    set_list(sessions.source / "f", os.getuid())
+    sessions.backup()
+    looks.clear()
+    sessions.backup()
+    assert looks == []
+    for change in (
+        lambda: os.setxattr(sessions.source / "d/x", "user.test", b"another"),
+        lambda: os.removexattr(sessions.source / "e", "user.test"),
+        lambda: set_list(sessions.source / "f", 2),
+        lambda: os.removexattr(sessions.source / "d/x", posix_acl.ACCESS),
+        lambda: set_list(sessions.source / "d/y", 3),
+    ):
+        change()
+        looks.clear()
+        outcome = sessions.backup()
+        assert len(looks) == 1
+        assert outcome.statistics.changed_files == 1
+        sessions.assert_mirror_is(sessions.now)
+    sessions.assert_all_readable()
+
+
+def set_list(path: Path, *users: int) -> None:
+    """An access control list that lets some others read the file."""
+    named_here = [AclEntry(b"user", user, 4) for user in users]
+    base = [AclEntry(b"user", None, 6), AclEntry(b"group", None, 4), AclEntry(b"mask", None, 4)]
+    os.setxattr(path, posix_acl.ACCESS, posix_acl.format_posix_acl([*base, *named_here, AclEntry(b"other", None, 4)]))
+
+
+def test_another_name_for_somebody_in_a_list_is_recorded(
+    sessions: Sessions, looks: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(sessions.source, Dir({"a": File(b"A"), "b": File(b"B")}))
+    set_list(sessions.source / "a", 54_321)
+    sessions.backup()
+    for module in (look_module, ledger_module):
+        monkeypatch.setattr(module, "user_name", lambda uid: b"somebody" if uid == 54_321 else accounts.user_name(uid))
+    looks.clear()
+    sessions.backup()
+    assert looks == [b"a", b"b"]
+    path = max(sessions.data.glob("access_control_lists.*.snapshot.gz"))
+    assert b"user:somebody:" in gzip.decompress(path.read_bytes())
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+def test_damage_beside_the_list_is_no_news(sessions: Sessions, damage: str, looks: list[bytes]) -> None:
+    build(sessions.source, Dir({"a": File(b"A"), "b": File(b"B")}))
+    os.setxattr(sessions.source / "a", "user.test", os.urandom(3000))
+    sessions.backup()
+    (path,) = sessions.data.glob("extended_attributes.*.snapshot.gz")
+    data = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-30] if damage == "cut" else data[:500] + bytes([data[500] ^ 1]) + data[501:])
+    looks.clear()
+    sessions.backup(may_report=True)
     assert looks == [b"a", b"b"]
     sessions.assert_mirror_is(sessions.now)
+    sessions.assert_readable(sessions.now)
 
 
 def _content_alone(path: Path) -> None:

@@ -1,11 +1,12 @@
 """The ledger: what a session saw of each path in its source, as bytes. Derived, disposable, of this program alone.
 
-    ledger = header, then 64 bytes for each record of the session's list, in its order
-    header = 128 bytes: magic, version, order of bytes; which session's, the stamp of its list; what the records are;
-             how many; CRC-32 of the rest of the file, then that of the header
+    ledger = header, then 72 bytes for each record of the session's list, in its order
+    header = 256 bytes: magic, version, order of bytes; which session's, the stamp of its lists; what the records are;
+             how many; whom access control lists name; CRC-32 of the rest of the file, then that of the header
 
-A record here says what lstat(2) said, and how long the record in the list is. What it says of the size is, for a
-directory, when its like in the mirror last changed: as long as that holds, nobody took a file away there.
+A record here says what lstat(2) said, and how long the records in the list and the files beside it are. What it says of
+the size is, for a directory, when its like in the mirror last changed: as long as that holds, nobody took a file away
+there.
 """
 
 import stat
@@ -15,15 +16,16 @@ from typing import NamedTuple, Self
 
 VALID = 1  # it was seen by the session, and all of it is here
 RACY = 2  # it changed when the session had begun, or just before: it may have changed again within the same tick
-SLOW = 4  # what belongs to it is not only here: other links, extended attributes, alternate names
+SLOW = 4  # what belongs to it is not only in the lists, such as its place under an alternate name
+LINKED = 8  # a regular file that has other links
 
-_SEEN = struct.Struct("=QQqqqIIIIII")
+_SEEN = struct.Struct("=QQqqqIIIIIIII")
 SEEN_BYTES = _SEEN.size
-_HEADER = struct.Struct("=8sIIqIIQ")
-_MAGIC = b"histfsL\1"
+_HEADER = struct.Struct("=8sIIqIIQQ")
+_MAGIC = b"histfsL\2"
 _ORDER = 0x01020304
 _CRC = struct.Struct("=I")
-HEADER_BYTES = 128
+HEADER_BYTES = 256
 _STAMP_BYTES = HEADER_BYTES - _HEADER.size - _CRC.size
 
 
@@ -41,6 +43,8 @@ class Seen(NamedTuple):
     nlink: int
     record_bytes: int = 0
     flags: int = 0
+    xattrs_bytes: int = 0
+    acl_bytes: int = 0
 
     @classmethod
     def parse(cls, data: bytes, at: int = 0) -> Self:
@@ -64,6 +68,14 @@ class Seen(NamedTuple):
         return bool(self.flags & RACY) or (self.inode, self.ctime_ns) != (inode, ctime_ns)
 
 
+class Lengths(NamedTuple):
+    """Of the records of one path: in the list, and in the files beside it; 0 where there is none."""
+
+    record_bytes: int
+    xattrs_bytes: int = 0
+    acl_bytes: int = 0
+
+
 class Header(NamedTuple):
     """Which list a ledger belongs to, and what its records are good for."""
 
@@ -71,14 +83,17 @@ class Header(NamedTuple):
     has_xattrs: bool
     has_acls: bool
     is_whole_tree: bool  # nothing was left out by rules
+    links_are_kept: bool  # the list says which files have other links
     records: int
     crc: int  # of the records
-    stamp: bytes  # what tells the session's list from any other
+    stamp: bytes  # what tells the session's lists from any others
+    named: int  # a digest of whom access control lists name, and of their numbers
 
 
 def format_header(header: Header) -> bytes:
-    what = header.has_xattrs | header.has_acls << 1 | header.is_whole_tree << 2
-    fixed = _HEADER.pack(_MAGIC, _ORDER, what, header.session_time, header.crc, len(header.stamp), header.records)
+    what = header.has_xattrs | header.has_acls << 1 | header.is_whole_tree << 2 | header.links_are_kept << 3
+    numbers = what, header.session_time, header.crc, len(header.stamp), header.records, header.named
+    fixed = _HEADER.pack(_MAGIC, _ORDER, *numbers)
     data = fixed + header.stamp.ljust(_STAMP_BYTES, b"\0")
     return data + _CRC.pack(crc32(data))
 
@@ -87,8 +102,9 @@ def parse_header(data: bytes) -> Header | None:
     """None if it is none, or of another version."""
     if len(data) != HEADER_BYTES or _CRC.unpack(data[-_CRC.size :])[0] != crc32(data[: -_CRC.size]):
         return None
-    magic, order, what, session_time, crc, stamp_bytes, count = _HEADER.unpack_from(data)
+    magic, order, what, session_time, crc, stamp_bytes, count, named = _HEADER.unpack_from(data)
     if magic != _MAGIC or order != _ORDER or stamp_bytes > _STAMP_BYTES:
         return None
     stamp = data[_HEADER.size : _HEADER.size + stamp_bytes]
-    return Header(session_time, bool(what & 1), bool(what & 2), bool(what & 4), count, crc, stamp)
+    has_xattrs, has_acls, is_whole_tree, links_are_kept = (bool(what & bit) for bit in (1, 2, 4, 8))
+    return Header(session_time, has_xattrs, has_acls, is_whole_tree, links_are_kept, count, crc, stamp, named)
