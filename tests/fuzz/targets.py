@@ -407,7 +407,7 @@ SEEDS: dict[str, list[bytes]] = {
         b"a 1 12 NA 0",
         b"UpdateError a b c",
     ],
-    "ledger": [_SEEN * 3, bytes(128)],
+    "ledger": [_SEEN * 3, bytes(256)],
     "delta": [joined(b"0123456789", _DELTA), joined(b"", encode([Literal(b"x")]))],
     "composition": [joined(b"0123456789", _DELTA, encode([Copy(2, 20), Literal(b"y"), Copy(0, 100)]))],
     "commands": [_DELTA],

@@ -18,7 +18,7 @@ from histfs.store.format.journal import (
 from histfs.store.format.ledger import SEEN_BYTES, Seen
 
 U32, U64, I64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1), st.integers(-(2**63), 2**63 - 1)
-SEEN = st.builds(Seen, U64, U64, I64, I64, I64, U32, U32, U32, U32, U32, U32)
+SEEN = st.builds(Seen, U64, U64, I64, I64, I64, *[U32] * 8)
 SHA1 = st.binary(min_size=20, max_size=20).map(lambda digest: digest.hex().encode())
 COPIED = st.builds(Copied, st.binary(max_size=300), SHA1, SEEN)
 

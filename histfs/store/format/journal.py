@@ -3,7 +3,7 @@
     journal = blocks
     block = 24 bytes: magic with the kind, the length of what follows, CRC-32 of that, that of the header before it
     kinds: BEGIN  a session begins, or goes on: what tells the layout of its names
-           FILES  for each file: 64 bytes as in a ledger, 20 bytes SHA1, the length of the path, the path
+           FILES  for each file: 72 bytes as in a ledger, 20 bytes SHA1, the length of the path, the path
 
 The files of a session are in metadata order. A block that is cut off or damaged ends the journal.
 """
@@ -21,7 +21,7 @@ BEGIN, FILES = b"B", b"F"
 _HEADER = struct.Struct("=8sQI")
 _CRC = struct.Struct("=I")
 HEADER_BYTES = _HEADER.size + _CRC.size
-_MAGIC = b"histfsJ"
+_MAGIC = b"histfJ2"
 _FILE = struct.Struct("=20sI")
 
 
