@@ -34,6 +34,12 @@ MANY_MEMORY = Measure("many tiny files, nothing changed: memory at most", "MiB",
 RECOVERY = Measure(
     "recovery after a kill", "s", "regress, of a session that was killed when it had replaced some files"
 )
+MOVED = Measure(
+    "a directory moved", "s", "it holds half of the image's size in files of 1 MiB, as of a camera; one sample"
+)
+MOVED_WRITTEN = Measure("a directory moved: written", "MiB", "what the kernel counts as written to disk for it")
+RESUMED = Measure("first session, gone on with", "s", "of tiny files; the one before was killed at 80 % of its time")
+RESUMABLE = Measure("first session, not cut off", "s", "of the same files")
 
 RSYNC = "rsync --link-dest"
 _FILES_A_DIRECTORY = 100
@@ -45,7 +51,7 @@ class EverydayScenario(Scenario):
     title = "everyday sessions"
     measures = (
         FIRST, UNCHANGED, CHANGED, FIRST_MEMORY, FIRST_WRITTEN, UNCHANGED_MEMORY, IMAGE, IMAGE_INCREMENT, INSERTED,
-        INSERTED_INCREMENT, MANY, FEWER, MANY_MEMORY, RECOVERY
+        INSERTED_INCREMENT, MOVED, MOVED_WRITTEN, MANY, FEWER, MANY_MEMORY, RECOVERY, RESUMED, RESUMABLE
     )  # fmt: skip
 
     def estimate_s(self) -> float:
@@ -56,10 +62,12 @@ class EverydayScenario(Scenario):
         self.results.columns = [program.name for program in self.setting.programs] + [RSYNC]
         self._tree()
         self._image()
+        self._moved()
         histfs = [program for program in self.setting.programs if program is Histfs]
         if histfs:
             for number, measure in ((self.sizes.everyday_many // 20, FEWER), (self.sizes.everyday_many, MANY)):
                 self._many(number, measure)
+            self._resumed()
         for program in self.setting.programs:
             if program in (Histfs, RdiffBackup):
                 self._killed(program)
@@ -145,6 +153,23 @@ class EverydayScenario(Scenario):
                     )
         shutil.rmtree(place, ignore_errors=True)
 
+    def _moved(self) -> None:
+        place = self._new_place("moved")
+        source = place / "source"
+        _write_photos(source / "camera", self.sizes.everyday_image_mib // 2)
+        peers = [program(place, source) for program in self.setting.programs if program is not Plain]
+        for peer in peers:
+            with self.trouble_of(peer):
+                self._prepare(peer)
+                commands.timed(peer.backup(0), environment=peer.environment(), limit_s=self.limit_s)
+        (source / "camera").rename(source / "2024")
+        for peer in peers:
+            with self.trouble_of(peer):
+                cost = commands.measured(peer.backup(1), environment=peer.environment(), limit_s=self.limit_s)
+                self.results.add(MOVED.name, peer.name, cost.took_s)
+                self.results.add(MOVED_WRITTEN.name, peer.name, cost.written_mib)
+        shutil.rmtree(place, ignore_errors=True)
+
     # Very many files, and a session that is killed
 
     def _many(self, files: int, measure: Measure) -> None:
@@ -178,6 +203,21 @@ class EverydayScenario(Scenario):
             self.results.add(RECOVERY.name, peer.name, took_s)
         shutil.rmtree(place, ignore_errors=True)
 
+    def _resumed(self) -> None:
+        place = self._new_place("resumed")
+        peer = Histfs(place, place / "source")
+        with self.trouble_of(peer):
+            _write_tiny_files(peer.source, self.sizes.everyday_killed)
+            whole_s = commands.timed(peer.backup(0), environment=peer.environment(), limit_s=self.limit_s)
+            shutil.rmtree(peer.repository)
+            end = time.monotonic() + whole_s * 0.8
+            _kill_when(peer.backup(0), peer.environment(), lambda: time.monotonic() > end)
+            codes = (0, 2)  # the second: with the warning that one was cut off
+            took_s = commands.timed(peer.backup(1), environment=peer.environment(), limit_s=self.limit_s, codes=codes)
+            self.results.add(RESUMED.name, peer.name, took_s)
+            self.results.add(RESUMABLE.name, peer.name, whole_s)
+        shutil.rmtree(place, ignore_errors=True)
+
     def _new_place(self, name: str) -> Path:
         place = self.place / name
         shutil.rmtree(place, ignore_errors=True)
@@ -205,6 +245,16 @@ def _write_tiny_files(top: Path, files: int) -> None:
     old = session_time(0) - 86_400
     for path in (top, *top.rglob("*")):
         os.utime(path, (old, old))
+
+
+def _write_photos(top: Path, files: int) -> None:
+    """Files of 1 MiB that cannot be compressed, some while ago."""
+    chance = random.Random("photos")
+    top.mkdir(parents=True)
+    for number in range(files):
+        path = top / f"IMG_{number:05}.JPG"
+        path.write_bytes(chance.randbytes(1 << 20))
+        os.utime(path, (session_time(0) - 86_400,) * 2)
 
 
 def _count(place: Path) -> int:

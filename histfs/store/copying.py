@@ -60,7 +60,8 @@ def clone(source_fd: int, fd: int) -> int:
     """
     size = 0
     try:
-        while some := os.copy_file_range(source_fd, fd, _CLONE_BYTES):
+        left = os.fstat(source_fd).st_size - os.lseek(source_fd, 0, os.SEEK_CUR)
+        while size < left and (some := os.copy_file_range(source_fd, fd, _CLONE_BYTES)):
             size += some
     except OSError as exc:
         if exc.errno not in _CANNOT_CLONE:
