@@ -146,9 +146,10 @@ class MirrorUpdate:
         while self._directories:
             self._leave()
         self.before_changes()
+        self._batch.finish()
         if self._moves is not None:
             self._moves.finish()
-        self._batch.finish()
+            self._batch.finish()
 
     def settle(self, update: Update) -> Update:
         """What became of a path whose copy had been begun. Raises SourceError, and then there is nothing of it."""

@@ -23,7 +23,7 @@ from histfs._tree import ffi, lib
 from histfs.store.batch import Batch
 from histfs.store.compression import read_decompressed
 from histfs.store.copying import Copies, remove_stranger
-from histfs.store.entry import Entry, Kind, is_below, join, sort_key
+from histfs.store.entry import Entry, Kind, is_below, join, parent_of, sort_key
 from histfs.store.files import Attributes, WritableTree
 from histfs.store.format.ledger import RACY, SEEN_BYTES, VALID, Seen
 from histfs.store.format.metadata import parse_record
@@ -264,17 +264,24 @@ class Moves:
             self._kept.append(path)
 
     def finish(self) -> None:
-        """Give a file of its own to what has come back to its old path, before the session came there."""
+        """Give a file of its own to what has come back to its old path, before the session came there.
+
+        All other changes have been made.
+        """
+        directories: dict[bytes, os.stat_result] = {}
         for there in sorted(self._ahead):
             status = self._tree.stat(there) if self._tree.exists(there) else None
             if status is not None and stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+                if parent_of(there) not in directories:
+                    directories[parent_of(there)] = self._tree.stat(parent_of(there))
                 self._separate(there, status)
+        for directory, status in directories.items():
+            self._batch.set_attributes(directory, Kind.DIRECTORY, _attributes_of(status))
 
     def _separate(self, there: bytes, status: os.stat_result) -> None:
-        temporary = join(there.rpartition(b"/")[0], next(self._temporary))
+        temporary = join(parent_of(there), next(self._temporary))
         entry = self._extras(there, status)
-        attributes = Attributes(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns)
-        attributes = attributes.with_extras(entry, self._source.extras, self._owners)
+        attributes = _attributes_of(status).with_extras(entry, self._source.extras, self._owners)
         fd = self._tree.open_file(there)
         try:
             new_fd = self._tree.create_file(temporary)
@@ -282,3 +289,7 @@ class Moves:
         finally:
             os.close(fd)
         self._batch.replace(temporary, there)
+
+
+def _attributes_of(status: os.stat_result) -> Attributes:
+    return Attributes(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns)
