@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from histfs.errors import HistfsError, NotARepositoryError
+from histfs.store.calculate import average
 from histfs.store.regress import regress
 from histfs.store.repository import Repository, find_repository
 from tests import comparison
@@ -178,3 +179,14 @@ def test_a_mirror_that_contains_strangers(tmp_path: Path) -> None:
     (repository / repositories.INCREMENTS / "stranger").mkdir()
     (repository / repositories.INCREMENTS / "changed.2023-11-14T22:13:20Z.dir").mkdir()
     witness.check(repository, tmp_path, {})
+
+
+@pytest.mark.parametrize("make_node", NOT_FILES)
+def test_something_else_in_the_place_of_statistics(tmp_path: Path, make_node: Make) -> None:
+    """A person names them by a pattern, and does not know what is there."""
+    (tmp_path / DATA).mkdir()
+    statistics = tmp_path / DATA / "session_statistics.2023-11-14T22:13:20Z.data"
+    make_node(statistics)
+    with pytest.raises(HistfsError) as caught:
+        average([statistics])
+    assert str(statistics) in witness.sentences([caught.value])[0]
