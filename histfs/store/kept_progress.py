@@ -8,11 +8,12 @@ import contextlib
 import json
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from histfs.store.catalog.place import cache_directory, identity_of
 from histfs.store.files import WritableTree
 from histfs.store.repository import Repository
+from histfs.store.tree import Tree
 
 _FORMAT = 1
 _NEW = b"new"
@@ -52,56 +53,38 @@ class Position(NamedTuple):
 
 
 class KeptProgress:
-    """The place of one check, of what is at and below `path` in a repository. A context manager."""
+    """The place of one check, of what is at and below `path` in a repository; made when there is something to keep.
 
-    def __init__(self, place: WritableTree | None, name: bytes) -> None:
-        self._place = place
-        self._name = name
+    `cache`: the directory for what is kept of repositories; None, or one that cannot be used: nothing is kept.
+    """
 
-    @classmethod
-    def of(cls, repository: Repository, path: bytes, cache: Path | None) -> Self:
-        """`cache`: the directory for what is kept of repositories; None, or of no use: nothing is kept."""
-        name = b"verify-" + blake2b(path, digest_size=10).hexdigest().encode()
-        if cache is None:
-            return cls(None, name)
-        try:
-            return cls(cache_directory(cache / identity_of(repository)), name)
-        except OSError:
-            return cls(None, name)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._place is not None:
-            self._place.close()
-
-    @property
-    def is_possible(self) -> bool:
-        return self._place is not None
+    def __init__(self, repository: Repository, path: bytes, cache: Path | None) -> None:
+        self._directory = None if cache is None else cache / identity_of(repository)
+        self._name = b"verify-" + blake2b(path, digest_size=10).hexdigest().encode()
 
     def read(self) -> Position | None:
-        if self._place is None:
+        if self._directory is None:
             return None
         try:
-            return _parse(self._place.read_small_file(self._name, limit=_MOST_BYTES))
+            with Tree.open(self._directory) as place:
+                return _parse(place.read_small_file(self._name, limit=_MOST_BYTES))
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
     def write(self, position: Position) -> None:
         """What goes wrong costs the next check time, and no more."""
-        if self._place is None:
+        if self._directory is None:
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), cache_directory(self._directory) as place:
             new = self._name + b"." + _NEW
-            self._place.unlink(new, missing_ok=True)
-            self._place.write_file(new, [_format(position)])
-            self._place.rename(new, self._name)
+            place.unlink(new, missing_ok=True)
+            place.write_file(new, [_format(position)])
+            place.rename(new, self._name)
 
     def forget(self) -> None:
-        if self._place is not None:
-            with contextlib.suppress(OSError):
-                self._place.unlink(self._name, missing_ok=True)
+        if self._directory is not None:
+            with contextlib.suppress(OSError), WritableTree.open(self._directory) as place:
+                place.unlink(self._name, missing_ok=True)
 
 
 def _format(position: Position) -> bytes:

@@ -65,17 +65,17 @@ def verify_all(
     `cache`: where is kept how far it has come; `restart`: begin anew all the same. `tell` is told the bytes of each
     path that is done. Raises NotFoundError if `path` was never there, StorageError.
     """
-    with KeptProgress.of(repository, path, cache) as kept:
-        if restart:
-            kept.forget()
-        check = _Check(repository, path, kept, report, tell)
-        try:
-            outcome = check.run(threads or min(_MOST_THREADS, 2 * (os.cpu_count() or 1)))
-        except BaseException:
-            check.keep()
-            raise
+    kept = KeptProgress(repository, path, cache)
+    if restart:
         kept.forget()
-        return outcome
+    check = _Check(repository, path, kept, report, tell)
+    try:
+        outcome = check.run(threads or min(_MOST_THREADS, 2 * (os.cpu_count() or 1)))
+    except BaseException:
+        check.keep()
+        raise
+    kept.forget()
+    return outcome
 
 
 def sentence(finding: Finding) -> DamagedError:

@@ -242,12 +242,15 @@ def test_nothing_is_written_to_the_repository(history: Sessions, tmp_path: Path)
     before = names()
     run(history, cache=tmp_path / "cache")
     assert names() == before
+    assert not (tmp_path / "cache").exists()  # nor elsewhere, if nothing is to be kept
 
 
 def test_a_position_is_kept_as_it_is(history: Sessions, tmp_path: Path) -> None:
     finding = Finding(b"\xff\n", (3, 2), "is bad", (1,))
     for position in (Position(5, 3, None), Position(5, 3, b"a\xfe/b", Counts(1, 2, 3), (finding, finding))):
-        with history.open() as repository, KeptProgress.of(repository, b"", tmp_path / "cache") as kept:
+        with history.open() as repository:
+            kept = KeptProgress(repository, b"", tmp_path / "cache")
+            assert kept.read() is None
             kept.write(position)
             assert kept.read() == position
             kept.forget()
