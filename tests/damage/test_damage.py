@@ -146,6 +146,14 @@ def test_a_sample(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
     assert counts["errors"] > 100
 
 
+@pytest.mark.parametrize("kind", ["empty", "zero"])
+@pytest.mark.parametrize("is_full", [False, True])
+def test_what_is_no_list_does_not_say_that_nothing_was_different(model: Model, kind: str, is_full: bool) -> None:
+    lists = [name for name in files(model) if role(name) == "mirror_metadata" and (".snapshot" in name) == is_full]
+    counts = run(model, [(lists[0], kind)])
+    assert counts["errors"] > 0
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("part", range(20))
 def test_all(model: Model, part: int, capsys: pytest.CaptureFixture[str]) -> None:
