@@ -319,7 +319,7 @@ def _move_at_random(sessions: Sessions, monkeypatch: pytest.MonkeyPatch, seed: i
         name = "/".join(chance.choices("abcd", k=chance.randint(1, 3))) + f"/f{number}{chance.choice(['', '.jpg'])}"
         write(sessions.source / name, noise(str(number % 20), 50), MTIME + number % 3)
     sessions.backup()
-    for _ in range(5):
+    for session in range(5):
         for step in range(chance.randint(1, 6)):
             paths = sorted(sessions.source.rglob("*"))
             if not paths:
@@ -330,7 +330,7 @@ def _move_at_random(sessions: Sessions, monkeypatch: pytest.MonkeyPatch, seed: i
                     sessions.source,
                     *(found for found in paths if found.is_dir() and path not in (found, *found.parents)),
                 ]
-                path.rename(chance.choice(places) / f"{chance.choice('aez')}{step}{path.suffix}")
+                path.rename(chance.choice(places) / f"{chance.choice('aez')}{session}-{step}{path.suffix}")
             elif path.is_dir():
                 shutil.rmtree(path)
             else:
