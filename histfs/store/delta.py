@@ -91,10 +91,10 @@ class _Contents:
         self._wait_for(end)
         return read_at(self._new_fd, end - start, start)
 
-    def signature(self) -> rsync.Signature:
+    def signature(self, magic: rsync.Magic = rsync.Magic.RK_BLAKE2) -> rsync.Signature:
         """Of the new content."""
         blocks = (self.new(at, at + BLOCK_SIZE) for at in range(0, self.new_size, BLOCK_SIZE))
-        return rsync.Signature.of(blocks, rsync.recommend(block_len=block_len(self.new_size)))
+        return rsync.Signature.of(blocks, rsync.recommend(block_len=block_len(self.new_size), magic=magic))
 
     def equal_after(self, start: int, end: int, shift: int) -> int:
         """How many bytes of the old content from `start` on, up to `end`, are the same in the new one, so shifted."""
@@ -256,7 +256,8 @@ class _Search:
 
     def _blocks(self, start: int, end: int) -> Iterator[_Piece]:
         if self._signature is None:
-            self._signature = self._contents.signature()
+            # The quickest hash is enough: what is found is compared, byte by byte.
+            self._signature = self._contents.signature(rsync.Magic.RK_MD4)
         parser = rsync.DeltaParser(1)
         for block in rsync.delta(self._signature, self._contents.old(start, end)):
             parser.feed(block)
