@@ -3,7 +3,7 @@
 PYTHON = .venv/bin/python3
 ARGS =
 
-.PHONY: help run test test-long fuzz check bench bench-quick man dist clean
+.PHONY: help run test test-long fuzz sanitize check bench bench-quick man dist clean
 .DEFAULT_GOAL = help
 
 help:
@@ -11,6 +11,7 @@ help:
 	@echo 'make test        the fast tests (ARGS="tests/test_x.py -k name")'
 	@echo 'make test-long   the tests that take minutes, and deeper searches'
 	@echo 'make fuzz        bytes from nowhere for all parsers (ARGS="--runs 1000000 gzip")'
+	@echo 'make sanitize    tests of the C code under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make check       style, types, layers'
 	@echo 'make bench       speed, side by side with others: hours (ARGS="--help")'
 	@echo 'make bench-quick the same with little data: minutes'
@@ -29,6 +30,9 @@ test:
 test-long:
 	@sh contrib/setup.sh test
 	HYPOTHESIS_PROFILE=deep $(PYTHON) -m pytest -n 2 -m long $(ARGS)
+
+sanitize:
+	@sh contrib/sanitize.sh
 
 fuzz:
 	@sh contrib/setup.sh fuzz

@@ -118,6 +118,8 @@ static void histfs_sha1_add(struct histfs_sha1 *sha1, const unsigned char *data,
 {
     size_t have = sha1->bytes % 64, some;
 
+    if (!bytes)
+        return; /* there may be no data then, not even a pointer */
     sha1->bytes += bytes;
     if (have) {
         some = bytes < 64 - have ? bytes : 64 - have;
