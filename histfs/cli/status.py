@@ -113,6 +113,7 @@ _NEXT = {
     "adds": "adds a session",
     "waits": "is refused while this runs",
     "undoes": "undoes the session that was cut off, then adds one",
+    "resumes": "goes on with the first session, which was cut off",
     "refuses": "refuses, because of the damage",
 }
 
@@ -122,7 +123,9 @@ def _next_backup(found: "Status") -> str:
         return "waits"
     if not found.can_go_on:
         return "refuses"
-    return "undoes" if found.is_broken else "adds"
+    if not found.is_broken:
+        return "adds"
+    return "resumes" if found.is_first else "undoes"
 
 
 def _document(found: "Status", now: int, *, is_late: bool) -> dict[str, object]:

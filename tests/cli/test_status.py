@@ -63,7 +63,7 @@ def test_all_is_well(asked):
         ({"statistics": None}, 0, "", "adds"),
         ({"damage": DAMAGE}, 4, "damage:        1 to be seen from outside\n", "adds"),
         ({"damage": DAMAGE, "can_go_on": False}, 4, "refuses, because of the damage", "refuses"),
-        ({"sessions": (), "is_first": True, "statistics": None}, 3, "cut off:       the first session\n", "undoes"),
+        ({"sessions": (), "is_first": True, "statistics": None}, 3, "cut off:       the first session\n", "resumes"),
         ({"sessions": (), "statistics": None}, 1, "last session:  none has finished\n", "adds"),
     ],
 )
