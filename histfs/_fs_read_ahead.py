@@ -86,7 +86,7 @@ class ReadAhead:
     def _keep(self, inodes: list[int], *, only_quick: bool = False) -> set[int]:
         """Read and keep files; those that are kept."""
         kept = set()
-        with suppress(HistfsError):  # who asks for it will hear what is wrong
+        with suppress(HistfsError, OSError):  # who asks for it will hear what is wrong
             for inode, data in self._history.contents(inodes, only_quick=only_quick):
                 keep_content(inode, data)
                 kept.add(inode)
@@ -94,7 +94,7 @@ class ReadAhead:
 
     def whole(self, inode: int) -> bytes | bytearray | memoryview | None:
         """All bytes of a small file that is quickly read; None for any other, and where something is wrong."""
-        with suppress(HistfsError):  # the long way tells what is wrong
+        with suppress(HistfsError, OSError):  # the long way tells what is wrong
             return next((data for _, data in self._history.contents([inode], only_quick=True)), None)
         return None
 

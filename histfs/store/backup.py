@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -223,7 +223,8 @@ class _Session:
             statistics = records.finish(elapsed_s=time.monotonic() - started)
             self._commit(previous, becomes_diff)
             self._finish_ledger(records.lists)
-            self._tree.unlink(BEGUN, missing_ok=True)
+            with suppress(NotADirectoryError):  # nor is a journal in what somebody has put in the place of ours
+                self._tree.unlink(BEGUN, missing_ok=True)
         update_catalog(self._tree, self._repository)
         return BackupOutcome(statistics, self._errors, self._warnings, False, self._kept_files)
 

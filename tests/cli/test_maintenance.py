@@ -267,13 +267,15 @@ def test_removed_paths_are_in_the_log(repository, capfd):
     assert line == f"NOTE: removed {repository}/d from all sessions"
 
 
-@pytest.mark.parametrize("content", [b"", b"\xfe\x00\x1b[31m" * 20])
-def test_a_list_that_is_none_is_named_and_not_shown(repository, capfd, content):
+@pytest.mark.parametrize(
+    ("content", "problem"), [(b"", "is an empty file"), (b"\xfe\x00\x1b[31m" * 20, "is no list of files")]
+)
+def test_a_list_that_is_none_is_named_and_not_shown(repository, capfd, content, problem):
     [path] = (repository / "rdiff-backup-data").glob("mirror_metadata.*.snapshot.gz")
     path.write_bytes(content)
     code, out, err = run(capfd, "list", "files", repository)
     assert (code, out) == (5, "")
-    assert f"histfs: {path} at 2023-11-17T22:13:20+00:00: the list of files is empty; " in err
+    assert f"histfs: {path} at 2023-11-17T22:13:20+00:00: {problem}; " in err
     assert "31m" not in err
     code, out, _ = run(capfd, "status", repository)
     assert code == 4

@@ -77,8 +77,9 @@ class Catalog:
 
     def is_current(self, state: State) -> bool:
         """Whether the catalog is that of a repository whose data directory says `state`. Raises StorageError."""
-        with suppress(DamagedError):
-            self._read_identity()
+        if not self.is_damaged:
+            with suppress(DamagedError):
+                self._read_identity()
         if self.is_damaged:
             return False
         newest_list = self._known.identity.newest_list

@@ -27,6 +27,13 @@ class SmallFile(NamedTuple):
 
 def read_small(repository: "Repository", directory: bytes, files: Sequence[SmallFile]) -> list[memoryview | None]:
     """The bytes of files in one directory of the source; None for one that was not made."""
+    try:
+        return _read(repository, directory, files)
+    except (OSError, rsync.RsyncError):
+        return [None] * len(files)
+
+
+def _read(repository: "Repository", directory: bytes, files: Sequence[SmallFile]) -> list[memoryview | None]:
     quoted = repository.layout.quoted(directory)
     increments = join(INCREMENTS, quoted) if quoted else INCREMENTS
     versions, places = [], []
@@ -36,14 +43,13 @@ def read_small(repository: "Repository", directory: bytes, files: Sequence[Small
             versions.append(rsync.SmallVersion(file.size_bytes, file.sha1, links))
             places.append(place)
     read: list[memoryview | None] = [None] * len(files)
-    needed = {link.in_mirror for version in versions for link in version.links}
-    try:
-        with repository.tree.directories(*[increments if not of else quoted for of in sorted(needed)]) as opened:
-            made = rsync.make_small(opened[-1], opened[0], versions) if versions else []
-    except (OSError, rsync.RsyncError):
-        return read
-    for place, data in zip(places, made, strict=True):
-        read[place] = data
+    if versions:
+        needed = {link.in_mirror for version in versions for link in version.links}
+        with repository.tree.directories(
+            *[quoted if is_mirror else increments for is_mirror in sorted(needed)]
+        ) as opened:
+            for place, data in zip(places, rsync.make_small(opened[-1], opened[0], versions), strict=True):
+                read[place] = data
     return read
 
 
