@@ -347,6 +347,12 @@ class Operations(pyfuse3.Operations):
 
     async def read_ahead(self) -> None:
         """Read small files before they are asked for, until cancelled. Several may do so."""
+        while True:
+            with suppress(pyfuse3.FUSEError):  # a bug costs what it has met with, not the mount
+                await self._read_ahead()
+
+    @reply
+    async def _read_ahead(self) -> None:
         await self._ahead.run()
 
     # What is refused. The kernel does not even ask, as the mount is read-only.

@@ -844,6 +844,19 @@ async def test_what_cannot_be_read_ahead_concerns_only_who_asks_for_it(many, rep
     assert kept == {}
 
 
+async def test_a_bug_in_reading_ahead_costs_nobody_else(many, replies, nursery, kept, monkeypatch, caplog):
+    inodes = await list_files(many, replies, nursery)
+    contents = many.history.contents
+    monkeypatch.setattr(many.history, "contents", lambda *_, **__: 1 / 0)
+    many.operations._ahead.want([inodes[b"001"]])
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert "a bug" in caplog.text
+    monkeypatch.setattr(many.history, "contents", contents)
+    many.operations._ahead.want([inodes[b"002"]])
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert kept == {inodes[b"002"]: b"2"}
+
+
 async def test_where_much_is_to_be_read_ahead_no_more_is_added(many, kept):
     for _ in range(3 * BATCHES_WAITING):
         many.operations._ahead.want([ROOT_INODE])
