@@ -34,7 +34,7 @@ _CLONE_BYTES = 256 << 20
 _CANNOT_CLONE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV)
 _MOST_UPDATES = 8  # blocks that wait to be hashed
 _MOST_BATCHES = 6  # that run or wait
-_COPY = struct.Struct("=iiIIQQqqIIIiI20s")  # struct histfs_copy in `_tree_build`
+_COPY = struct.Struct("=iiIIQQqqIIIiI20s")  # struct histfs_copy in `csrc/copy.h`
 _OWNER_REFUSED, _HAS_XATTRS = 1, 2
 
 

@@ -1,4 +1,4 @@
-"""A walk through a directory tree in the order of the metadata files, which C does name by name (see `_tree_build`).
+"""A walk through a directory tree in the order of the metadata files, which C does name by name (see `csrc/walk.h`).
 
     with Walk() as walk:
         walk.push(tree.open_directory(b""))
@@ -48,7 +48,7 @@ def status_of(seen: Seen) -> os.stat_result:
 
 
 class Why(IntEnum):
-    """Why a comparison stopped. The numbers are those in `_tree_build`."""
+    """Why a comparison stopped. The numbers are those in `csrc/walk.h`."""
 
     AT_END = 0  # of the tree
     DIFFERS = 1  # the next name: not there before, not as it was, or what is in the way is another one

@@ -30,7 +30,7 @@ _STAMP_BYTES = HEADER_BYTES - _HEADER.size - _CRC.size
 
 
 class Seen(NamedTuple):
-    """One record. The order and sizes of the fields are those of `struct histfs_seen` in `_tree_build`."""
+    """One record. The order and sizes of the fields are those of `struct histfs_seen` in `csrc/walk.h`."""
 
     inode: int
     device: int
