@@ -4,19 +4,17 @@ Its private parts: `_fs_answers` (errors, as error numbers and in the log), `_fs
 the same), `_fs_open_files` (which versions are kept open, and how long), `_fs_listing` (directories as the kernel takes
 them), `_fs_read_ahead` (small files are read before they are asked for; `_fs_ahead` says which).
 
-Strategy: one task a request, all in one trio loop. A question to the catalog takes some ten microseconds, to open a
-small file of the mirror a hundred, less than the way to a thread and back: this is done in the loop, until something
-was slow because the disk is; then the next ones go to threads for a while. All else is opened and read in threads,
-unless the kernel has the bytes in memory. There are two limiters: many slow openings must not keep the reads of what
-is open from their threads.
+Strategy: one task a request, all in one trio loop. Questions to the catalog and small files take less than the way to a
+thread and back: this is done in the loop, until something was slow because the disk is; then the next ones go to
+threads for a while. All else is opened and read in threads, unless the kernel has the bytes in memory. There are two
+limiters: many slow openings must not keep the reads of what is open from their threads.
 
 Rules:
 - Only the loop touches the tables here, and never across an `await` without looking again.
 - Inode numbers are computed (see `vfs`), so lookups are not counted and `forget` has nothing to do. They are the
   handles as well, and nothing depends on what was opened before: where the kernel can be told so, it does not even say
   what it opens and closes (see `fuse`).
-- Threads cannot be stopped. At the end of the mount they are left behind with what they work on: the kernel has
-  been told already, nobody waits for them.
+- Threads cannot be stopped. At the end of the mount they are left behind: nobody waits for them any more.
 """
 
 import errno

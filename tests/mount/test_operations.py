@@ -517,8 +517,9 @@ async def test_targets_are_kept_with_the_names(mounted, replies, listings, targe
     assert targets == {await mounted.inode(FIRST_NAME, b"link"): b"d/inner"}
 
 
-async def test_what_comes_next_is_listed_ahead(listings, replies):
+async def test_what_comes_next_is_listed_ahead(listings, replies, monkeypatch):
     """In the order in which find goes: down before on; more each time that it was right."""
+    monkeypatch.setattr("histfs.fs._SLOW_S", 60.0)
     tree = Dir({f"{number:02}": Dir({"a": Dir({"f": File()}), "b": Dir()}) for number in range(30)})
     mounted = Mounted({FIRST: tree})
     await mounted.update()
