@@ -78,6 +78,7 @@ STORE_LAYERS = [
         "sweep",
         "target",
         "target_place",
+        "touched",
     },
     {"recorded", "repository", "snapshot", "extras", "listing", "versions", "content", "catalog"},
     {

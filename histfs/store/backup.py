@@ -56,6 +56,7 @@ from histfs.store.repository import Repository
 from histfs.store.selection import Selection
 from histfs.store.source import Found, Source, Unreadable
 from histfs.store.sweep import Above, Carried, OldExtras, OldList, Step, Sweep, pairs, text_of
+from histfs.store.touched import Notes
 
 log = logging.getLogger(__name__)
 
@@ -189,10 +190,8 @@ class _Session:
         self._owners = owners
         self._state = read_state(tree, self._layout)
         self._marker = self._layout.data_path(b"current_mirror", now, b"data")
-        self._errors = 0
-        self._warnings = 0
-        self._started_ns = 0
-        self._kept_files = 0
+        self._errors = self._warnings = 0
+        self._started_ns = self._kept_files = 0
         self.compares_contents = False  # also of files that have size and time of before
         self._unreadable: bytes | None = None  # what lies at and below this path is kept as it was
 
@@ -205,28 +204,31 @@ class _Session:
                 advice="check the clock, or wait a second",
             )
         started, self._started_ns = time.monotonic(), time.time_ns()
-        extras = self._source.extras
         becomes_diff = previous is not None and not _previous_stays(self._state, previous)
         with ExitStack() as stack:
             ledger = None if previous is None else self._open_ledger(previous, stack)
             if previous is not None:
                 self._check_list(previous, ledger)
             self._prepare()
+            notes = stack.enter_context(Notes(self._tree, self._layout, self._marker, previous, self._now))
             if previous is not None:
                 self._write_marker()
+                notes.begin()
             self._ledger = stack.enter_context(LedgerWriter(self._tree, ledger, self._started_ns))
-            diff_of = previous if becomes_diff else None
-            records = stack.enter_context(
-                SessionRecords(self._tree, self._layout, self._now, diff_of, extras, self._style, self._tell)
-            )
+            records = stack.enter_context(self._records(previous if becomes_diff else None))
             self._update_mirror(previous, ledger, records)
             statistics = records.finish(elapsed_s=time.monotonic() - started)
             self._commit(previous, becomes_diff)
+            notes.end()
             self._finish_ledger(records.lists)
             with suppress(NotADirectoryError):  # nor is a journal in what somebody has put in the place of ours
                 self._tree.unlink(BEGUN, missing_ok=True)
         update_catalog(self._tree, self._repository)
         return BackupOutcome(statistics, self._errors, self._warnings, False, self._kept_files)
+
+    def _records(self, diff_of: int | None) -> SessionRecords:
+        extras = self._source.extras
+        return SessionRecords(self._tree, self._layout, self._now, diff_of, extras, self._style, self._tell)
 
     def _open_ledger(self, previous: int, stack: ExitStack) -> Ledger | None:
         """That of the last session's list."""

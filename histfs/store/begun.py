@@ -12,13 +12,15 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Self
 
-from histfs.errors import FormatError
+from histfs.errors import DamagedError, FormatError, UnfinishedError
 from histfs.store import held
 from histfs.store.batch import Batch
+from histfs.store.emptying import check_one_file_system
 from histfs.store.entry import Entry, Kind, join, name_of, parent_of, sort_key
 from histfs.store.files import WritableTree
 from histfs.store.format.journal import (
@@ -32,7 +34,8 @@ from histfs.store.format.journal import (
     parse_block,
     parse_copied,
 )
-from histfs.store.layout import CHARS_TO_QUOTE, DATA, OWN, SPECIAL_ESCAPES
+from histfs.store.format.names import parse_increment_name
+from histfs.store.layout import CHARS_TO_QUOTE, DATA, INCREMENTS, LOCK, OWN, SPECIAL_ESCAPES
 from histfs.store.ledger import settled_ns
 from histfs.store.owners import Owners
 from histfs.store.source import Found, Source
@@ -54,6 +57,47 @@ def has_begun(tree: Tree) -> bool:
         return False
     left.close()
     return True
+
+
+def undo_first_session(
+    tree: WritableTree, path: Path, check_emptying: Callable[[WritableTree], None] | None, *, goes_on: bool
+) -> bool:
+    """Empty a repository whose first session died: nothing in it was ever finished. Whether there was one.
+
+    If the next one `goes_on`, what it can go on with stays, as a session that had not come any further.
+    """
+    names = set(tree.names(DATA)) - {LOCK.rpartition(b"/")[2]}
+    others = [name for name in tree.names(b"") if name != DATA]
+    began = INCREMENTS.rpartition(b"/")[2] in names  # which a first session makes before anything else
+    if others and not began:
+        if check_emptying is None:
+            raise UnfinishedError(
+                "holds files, and an rdiff-backup-data in which no session was recorded",
+                path=path,
+                advice="choose another directory, or empty this one",
+            )
+        check_emptying(tree)
+    if not names and not others:
+        return False
+    if any(parse_increment_name(name) for _, name in tree.files_below(INCREMENTS)):
+        raise DamagedError(
+            "has increments but no current_mirror marker, so that nothing tells which session is the newest", path=path
+        )
+    check_one_file_system(tree, path)
+    if goes_on and began and has_begun(tree):
+        stay = {INCREMENTS, OWN}
+        remove = [join(DATA, name) for name in names] + [join(OWN, name) for name in tree.names(OWN)]
+        for name in remove:
+            if name not in stay and name != BEGUN:
+                tree.remove_tree(name)
+        return True
+    for name in others:
+        tree.remove_tree(name)
+    tree.sync()  # what tells that these were no finished session goes after them
+    for name in names:
+        tree.remove_tree(join(DATA, name))
+    tree.sync()
+    return bool(names)
 
 
 class Left:

@@ -292,6 +292,7 @@ class Copies:
 
     def add(self, found: Found, path: bytes, attributes: Attributes) -> Copy:
         """Copy what was `found` to the new name `path` in the mirror. Raises SourceError, OSError."""
+        self._tree.will_change(path)
         directories = self._directories(parent_of(found.path), parent_of(path))
         batch = self._batch
         name_at = len(batch.names)

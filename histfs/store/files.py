@@ -14,13 +14,14 @@ import ctypes
 import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from histfs.store import xattrs
 from histfs.store.accounts import resolved
 from histfs.store.entry import Acl, Entry, Extras, Kind, Xattrs
+from histfs.store.format.columns import TYPE_BITS
 from histfs.store.owners import Owners
 from histfs.store.tree import NotRegularError, Tree
 
@@ -60,6 +61,7 @@ class WritableTree(Tree):
         super().__init__(root_fd, cached_directories=cached_directories)
         self.owners_were_refused = False
         self.extras_were_refused = False
+        self.before_change: Callable[[bytes, bool], None] | None = None  # a path, and whether all in it is meant
         self.waits_for_disk = True  # else the order of writes holds only as long as the system does not crash
 
     @classmethod
@@ -81,6 +83,15 @@ class WritableTree(Tree):
         with contextlib.suppress(PermissionError):  # a directory that may be written to and not read
             _sync_host_directory(path.absolute().parent)
         return cls.open(path)
+
+    def will_change(self, path: bytes, *, is_tree: bool = False) -> None:
+        """What is done to `path` by others, as to copy in C, is announced here; what is done here announces itself."""
+        if self.before_change is not None:
+            self.before_change(path, is_tree)
+
+    def _changing(self, path: bytes, *, is_tree: bool = False) -> contextlib.AbstractContextManager[tuple[int, bytes]]:
+        self.will_change(path, is_tree=is_tree)
+        return self._at(path)
 
     # Durability
 
@@ -104,7 +115,7 @@ class WritableTree(Tree):
 
     def create_file(self, path: bytes) -> int:
         """A descriptor to write the new file `path`, mode 0600. FileExistsError if the name is taken."""
-        with self._at(path) as (directory, name):
+        with self._changing(path) as (directory, name):
             return os.open(name, _CREATE, 0o600, dir_fd=directory)
 
     def write_file(self, path: bytes, blocks: Iterable[bytes], *, durable: bool = False) -> int:
@@ -136,22 +147,22 @@ class WritableTree(Tree):
 
     def open_lock_file(self, path: bytes) -> int:
         """A descriptor of the file `path`, made if it is missing, to lock and to write."""
-        with self._at(path) as (directory, name):
+        with self._changing(path) as (directory, name):
             return os.open(name, _OPEN | os.O_RDWR | os.O_CREAT, 0o600, dir_fd=directory)
 
     def open_to_change(self, path: bytes) -> int:
         """A descriptor to read and write the regular file `path`."""
-        with self._at(path) as (directory, name):
+        with self._changing(path) as (directory, name):
             return _regular(os.open(name, _OPEN | os.O_RDWR, dir_fd=directory), path)
 
     def open_to_append(self, path: bytes) -> int:
         """A descriptor to write at the end of the regular file `path`, made if it is missing."""
-        with self._at(path) as (directory, name):
+        with self._changing(path) as (directory, name):
             flags = _OPEN | os.O_WRONLY | os.O_APPEND | os.O_CREAT
             return _regular(os.open(name, flags, 0o600, dir_fd=directory), path)
 
     def make_directory(self, path: bytes) -> None:
-        with self._at(path) as (directory, name):
+        with self._changing(path, is_tree=True) as (directory, name):
             os.mkdir(name, 0o700, dir_fd=directory)
 
     def make_directories(self, path: bytes) -> None:
@@ -175,24 +186,18 @@ class WritableTree(Tree):
         return True
 
     def make_symlink(self, path: bytes, target: bytes) -> None:
-        with self._at(path) as (directory, name):
+        with self._changing(path) as (directory, name):
             os.symlink(target, name, dir_fd=directory)
 
     def make_special(self, path: bytes, entry: Entry) -> None:
         """A fifo, a socket or a device (needs privileges) like `entry`."""
-        kinds = {
-            Kind.FIFO: stat.S_IFIFO,
-            Kind.SOCKET: stat.S_IFSOCK,
-            Kind.CHARACTER_DEVICE: stat.S_IFCHR,
-            Kind.BLOCK_DEVICE: stat.S_IFBLK,
-        }
         device = os.makedev(*entry.device_number) if entry.kind.is_device else 0
-        with self._at(path) as (directory, name):
-            os.mknod(name, kinds[entry.kind] | 0o600, device, dir_fd=directory)
+        with self._changing(path) as (directory, name):
+            os.mknod(name, TYPE_BITS[entry.kind] | 0o600, device, dir_fd=directory)
 
     def link(self, existing: bytes, path: bytes) -> None:
         """A hard link `path` to the file `existing`."""
-        with self._at(path) as (directory, name), self._at(existing) as (from_directory, from_name):
+        with self._changing(path) as (directory, name), self._changing(existing) as (from_directory, from_name):
             os.link(from_name, name, src_dir_fd=from_directory, dst_dir_fd=directory, follow_symlinks=False)
 
     def try_link(self, existing: bytes, path: bytes) -> bool:
@@ -212,7 +217,7 @@ class WritableTree(Tree):
 
         Where both are links of one file rename(2) does nothing and leaves `path` behind: it is removed.
         """
-        with self._at(new_path) as (directory, name), self._at(path) as (from_directory, from_name):
+        with self._changing(new_path) as (directory, name), self._changing(path) as (from_directory, from_name):
             os.rename(from_name, name, src_dir_fd=from_directory, dst_dir_fd=directory)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(from_name, dir_fd=from_directory)
@@ -220,12 +225,15 @@ class WritableTree(Tree):
     def move_to(self, path: bytes, other: "WritableTree", new_path: bytes) -> None:
         """Move `path` into another tree on the same file system, where nothing must be at `new_path`."""
         self.forget_directories(path)
-        with self._at(path) as (from_directory, from_name), other._at(new_path) as (directory, name):
+        with (
+            self._changing(path, is_tree=True) as (from_directory, from_name),
+            other._at(new_path) as (directory, name),
+        ):
             os.rename(from_name, name, src_dir_fd=from_directory, dst_dir_fd=directory)
 
     def unlink(self, path: bytes, *, missing_ok: bool = False) -> None:
         try:
-            with self._at(path) as (directory, name):
+            with self._changing(path) as (directory, name):
                 os.unlink(name, dir_fd=directory)
         except FileNotFoundError:
             if not missing_ok:
@@ -234,11 +242,12 @@ class WritableTree(Tree):
     def remove_directory(self, path: bytes) -> None:
         """Remove the empty directory `path`."""
         self.forget_directories(path)
-        with self._at(path) as (directory, name):
+        with self._changing(path, is_tree=True) as (directory, name):
             os.rmdir(name, dir_fd=directory)
 
     def remove_tree(self, path: bytes) -> None:
         """Remove `path` and everything below it; nothing if it is not there. OSError where a file system begins."""
+        self.will_change(path, is_tree=True)
         pending = [path]
         device: int | None = None
         while pending:
@@ -273,9 +282,10 @@ class WritableTree(Tree):
             return
         mode = stat.S_IMODE(status.st_mode) | wanted
         if not path:
+            self.will_change(path)
             os.fchmod(self._root_fd, mode)
             return
-        with self._at(path) as (directory, name):
+        with self._changing(path) as (directory, name):
             fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
             try:
                 if os.path.samestat(os.fstat(fd), status):
@@ -305,13 +315,14 @@ class WritableTree(Tree):
         `expected`: the file that it must be, with as many names as it had.
         """
         if not path:
+            self.will_change(path)
             self._set_by_descriptor(self._root_fd, kind, attributes)
             return
-        with self._at(path) as (directory, name):
+        with self._changing(path) as (directory, name):
             fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
             try:
                 status = os.fstat(fd)
-                if stat.S_IFMT(status.st_mode) != _TYPE_BITS[kind]:
+                if stat.S_IFMT(status.st_mode) != TYPE_BITS[kind]:
                     raise OSError(errno.EINVAL, f"is not a {kind.name.lower()} any more", path)
                 if expected is not None and _identity(status) != _identity(expected):
                     raise OSError(errno.EINVAL, "is another file now", path)
@@ -363,17 +374,6 @@ class WritableTree(Tree):
         if self._libc.fchownat(fd, b"", ctypes.c_uint(uid), ctypes.c_uint(gid), at_empty_path):
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
-
-
-_TYPE_BITS = {
-    Kind.REGULAR: stat.S_IFREG,
-    Kind.DIRECTORY: stat.S_IFDIR,
-    Kind.SYMLINK: stat.S_IFLNK,
-    Kind.FIFO: stat.S_IFIFO,
-    Kind.SOCKET: stat.S_IFSOCK,
-    Kind.CHARACTER_DEVICE: stat.S_IFCHR,
-    Kind.BLOCK_DEVICE: stat.S_IFBLK,
-}
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int]:

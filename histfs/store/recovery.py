@@ -14,18 +14,17 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from histfs.errors import DamagedError, HistfsError, LockedError, UnfinishedError, printable
+from histfs.errors import DamagedError, HistfsError, LockedError, printable
 from histfs.store.batch import Batch
-from histfs.store.begun import BEGUN, has_begun
+from histfs.store.begun import undo_first_session
 from histfs.store.compression import compress
 from histfs.store.content.opening import sha1_of
-from histfs.store.emptying import check_one_file_system
-from histfs.store.entry import NO_EXTRAS, Entry, Extras, Kind, is_below, join
+from histfs.store.entry import NO_EXTRAS, Entry, Extras, Kind, is_below, join, name_of, parent_of
 from histfs.store.files import Attributes, WritableTree, write_blocks
 from histfs.store.format.metadata import format_record
 from histfs.store.format.names import parse_increment_name
 from histfs.store.increments import mtime_ns
-from histfs.store.layout import DATA, INCREMENTS, LOCK, OWN, TEMPORARY, State, read_state
+from histfs.store.layout import DATA, INCREMENTS, TEMPORARY, State, read_state
 from histfs.store.ledger import remove_unfinished
 from histfs.store.listing import Listing, Node
 from histfs.store.lock import living_writer
@@ -34,6 +33,7 @@ from histfs.store.owners import Owners
 from histfs.store.repository import Repository
 from histfs.store.snapshot import Snapshot
 from histfs.store.special import make_special, mirror_mode
+from histfs.store.touched import Notes, Touched, discard
 
 
 def tell_nobody(_size_bytes: int) -> None:
@@ -63,7 +63,7 @@ def recover(
     repository.on_block = on_block
     state = read_state(tree, repository.layout)
     if state.is_failed_first_session:
-        return _undo_first_session(tree, path, check_emptying, goes_on=goes_on)
+        return undo_first_session(tree, path, check_emptying, goes_on=goes_on)
     if len(state.markers) > 2:
         raise DamagedError(
             "has more than two current_mirror markers",
@@ -98,47 +98,6 @@ def check_writer_is_gone(tree: WritableTree, marker: bytes, advice: str = "use -
             f"a session of process {pid} is running in the repository",
             advice=f"wait until it has finished; if that process is something else, {advice}",
         )
-
-
-def _undo_first_session(
-    tree: WritableTree, path: Path, check_emptying: Callable[[WritableTree], None] | None, *, goes_on: bool
-) -> bool:
-    """Empty a repository whose first session died: nothing in it was ever finished. Whether there was one.
-
-    If the next one `goes_on`, what it can go on with stays, as a session that had not come any further.
-    """
-    names = set(tree.names(DATA)) - {LOCK.rpartition(b"/")[2]}
-    others = [name for name in tree.names(b"") if name != DATA]
-    began = INCREMENTS.rpartition(b"/")[2] in names  # which a first session makes before anything else
-    if others and not began:
-        if check_emptying is None:
-            raise UnfinishedError(
-                "holds files, and an rdiff-backup-data in which no session was recorded",
-                path=path,
-                advice="choose another directory, or empty this one",
-            )
-        check_emptying(tree)
-    if not names and not others:
-        return False
-    if any(parse_increment_name(name) for _, name in tree.files_below(INCREMENTS)):
-        raise DamagedError(
-            "has increments but no current_mirror marker, so that nothing tells which session is the newest", path=path
-        )
-    check_one_file_system(tree, path)
-    if goes_on and began and has_begun(tree):
-        stay = {INCREMENTS, OWN}
-        remove = [join(DATA, name) for name in names] + [join(OWN, name) for name in tree.names(OWN)]
-        for name in remove:
-            if name not in stay and name != BEGUN:
-                tree.remove_tree(name)
-        return True
-    for name in others:
-        tree.remove_tree(name)
-    tree.sync()  # what tells that these were no finished session goes after them
-    for name in names:
-        tree.remove_tree(join(DATA, name))
-    tree.sync()
-    return bool(names)
 
 
 def _is_as_recorded(entry: Entry, status: os.stat_result | None) -> bool:
@@ -185,16 +144,43 @@ class _Regress:
         ] = {}  # of the mirror's files with several links: the row of the inode by its number
         self._numbered: set[bytes] = set()  # what in that directory belongs to the mirror
         self._temporary = self._layout.temporary_names(secrets.randbits(62))
+        self._touched: Touched | None = None  # all that need be looked at; None: everything
+        self._strangers: dict[bytes, list[bytes]] = {}  # of it, what the list does not name, by its directory
 
     def run(self) -> None:
+        snapshot = self._repository.snapshot(self._good)
+        marker = self._state.markers[self._unfinished]
+        notes = Notes(self._tree, self._layout, marker, self._good, self._unfinished)
+        with closing(self._listing(snapshot)) as listing, notes:
+            self._repository.refer_to(self._good, listing)
+            if self._touched is None:
+                discard(self._tree)
+            else:
+                notes.resume(self._touched)
+            self._run(snapshot, listing)
+            self._tree.unlink(marker, missing_ok=True)
+            self._tree.sync_directory(DATA)
+            notes.end()
+
+    def _listing(self, snapshot: Snapshot) -> Listing:
+        """What is to be looked at: what the session has noted, or everything. A damaged record stops it."""
+        marker = self._state.markers[self._unfinished]
+        touched = Touched.read(self._tree, self._layout, marker, self._good, self._unfinished)
+        if touched is not None and self._state.metadata[self._good].snapshot is not None:
+            listing = Listing.build(touched.looked_at(snapshot.wanted_entries(touched.wants)))
+            if touched.suffices(self._tree):
+                self._touched, self._strangers = touched, touched.strangers()
+                return listing
+            listing.close()
+        return Listing.build(snapshot.entries())
+
+    def _run(self, snapshot: Snapshot, listing: Listing) -> None:
         increments = list(self._increments())
         touched = {self._increment_place(directory, name): join(directory, name) for directory, name in increments}
-        snapshot = self._repository.snapshot(self._good)
-        with closing(Listing.build(snapshot.entries())) as listing:  # a damaged record stops it, see the docstring
-            self._keep_full_list(listing)
-            with snapshot.extras(self._extras, self._report) as extras:
-                nodes = (node._replace(entry=extras.added_to(node.entry)) for node in listing.nodes())
-                self._restore_mirror(snapshot, listing, nodes, touched)
+        self._keep_full_list(listing)
+        with snapshot.extras(self._extras, self._report) as extras:
+            nodes = (node._replace(entry=extras.added_to(node.entry)) for node in listing.nodes())
+            self._restore_mirror(snapshot, listing, nodes, touched)
         self._repository.forget()
         self._batch.apply()
         self._tree.sync()
@@ -203,8 +189,6 @@ class _Regress:
         self._remove_session_files()
         self._remove_leftovers()
         self._tree.sync()
-        self._tree.unlink(self._state.markers[self._unfinished], missing_ok=True)
-        self._tree.sync_directory(DATA)
 
     # The mirror
 
@@ -250,6 +234,10 @@ class _Regress:
             self._tree.make_directory(path)
             return
         self._tree.open_up(path, status)
+        if self._touched is not None and not self._touched.is_whole(path):
+            for stranger in self._strangers.get(path, ()):
+                self._tree.remove_tree(stranger)
+            return
         known = {DATA} if not path else set()
         after = -1
         while children := listing.children(node.row, after):
@@ -388,15 +376,22 @@ class _Regress:
 
     def _increments(self) -> Iterator[tuple[bytes, bytes]]:
         """Increments that the unfinished session wrote, as (directory on disk, name on disk)."""
-        for place in (INCREMENTS, self._layout.long_names):
-            for directory, name in self._tree.files_below(place):
-                parsed = parse_increment_name(self._layout.quoting.unquote(name))
-                if parsed is not None and parsed.type != b"data" and parsed.time >= self._good:
-                    yield directory, name
+        for directory, name in self._places_of_increments():
+            parsed = parse_increment_name(self._layout.quoting.unquote(name))
+            if parsed is not None and parsed.type != b"data" and parsed.time >= self._good:
+                yield directory, name
         for time, path in self._state.root_increments.items():
             if time >= self._good:
                 directory, _, name = path.rpartition(b"/")
                 yield directory, name
+
+    def _places_of_increments(self) -> Iterator[tuple[bytes, bytes]]:
+        if self._touched is not None:
+            there = filter(self._tree.exists, self._touched.increments)
+            yield from ((parent_of(path), name_of(path)) for path in there)
+            return
+        for place in (INCREMENTS, self._layout.long_names):
+            yield from self._tree.files_below(place)
 
     def _increment_place(self, directory: bytes, name: bytes) -> tuple[bytes, bytes]:
         parsed = parse_increment_name(self._layout.quoting.unquote(name))
@@ -419,6 +414,6 @@ class _Regress:
         for place in (DATA, self._layout.long_names):
             for name in self._tree.names(place) if self._tree.exists(place) else []:
                 meant = self._layout.quoting.unquote(name)
-                is_unknown_number = place == self._layout.long_names and meant.isdigit() and meant not in self._numbered
-                if is_unknown_number or meant.startswith(TEMPORARY):
+                is_number = self._touched is None and place == self._layout.long_names and meant.isdigit()
+                if (is_number and meant not in self._numbered) or meant.startswith(TEMPORARY):
                     self._tree.remove_tree(join(place, name))

@@ -19,6 +19,7 @@ from histfs.store.lock import marker_text, open_locked
 from histfs.store.owners import Owners
 from histfs.store.recovery import recover, tell_nobody
 from histfs.store.repository import Repository
+from histfs.store.touched import discard
 
 
 class RegressOutcome(NamedTuple):
@@ -63,6 +64,7 @@ def _open_again(tree: WritableTree, repository: Repository) -> None:
     previous, newest = repository.sessions()[-2:]
     _check_changed_files(repository, previous, newest)
     repository.forget()
+    discard(tree)  # what that session touched may have been changed since
     marker = repository.layout.data_path(b"current_mirror", previous, b"data")
     tree.write_file(marker, [marker_text()], durable=True)
     tree.sync_directory(DATA)

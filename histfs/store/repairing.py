@@ -43,6 +43,7 @@ from histfs.store.owners import Owners
 from histfs.store.rebuilding import rebuilt_list, with_extras_of_mirror
 from histfs.store.recovery import check_writer_is_gone, recover
 from histfs.store.repository import Repository
+from histfs.store.touched import discard
 
 ASIDE = join(OWN, b"aside")
 
@@ -131,6 +132,7 @@ class Repairer:
             return
         if not self._force:
             check_writer_is_gone(self._tree, state.markers[state.unfinished])
+        discard(self._tree)  # not only the session has changed something
         if not recover(self._tree, self._path, report=self._report, owners=self._owners, force=self._force):
             raise UnfinishedError("the session that was cut off could not be undone", path=self._path)
 

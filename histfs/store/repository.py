@@ -13,7 +13,7 @@ from histfs.store.content.small import SmallFile, read_small
 from histfs.store.entry import Entry
 from histfs.store.format.stats import SessionStatistics
 from histfs.store.layout import DATA, Layout, State, read_layout, read_state, read_statistics
-from histfs.store.listing import Node
+from histfs.store.listing import Listing, Node
 from histfs.store.snapshot import Snapshot
 from histfs.store.tree import Tree, is_settled
 
@@ -138,9 +138,16 @@ class Repository:
         """
         with self._reference_lock:  # all the time, as another one closes what is replaced
             if self._reference is None or self._reference.time != session_time:
+                snapshot = self.snapshot(session_time)
                 self._close_reference()
-                self._reference = self.snapshot(session_time)
+                self._reference = snapshot
             return self._reference.listing().find(path)
+
+    def refer_to(self, session_time: int, listing: Listing) -> None:
+        """Let `recorded` look in `listing`, which has all that it will be asked for. `forget` closes it."""
+        with self._reference_lock:
+            self._close_reference()
+            self._reference = Snapshot(self, session_time, listing)
 
     def distrust_catalog(self) -> None:
         """The catalog in the repository turned out to be damaged: it is not read any more."""

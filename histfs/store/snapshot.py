@@ -32,10 +32,10 @@ _OTHERS_CAN_BE_READ = "sessions that do not need this list can still be read"
 class Snapshot:
     """The tree at `time` (seconds since the epoch). Safe to use from several threads once `listing` was called."""
 
-    def __init__(self, repository: "Repository", session_time: int) -> None:
+    def __init__(self, repository: "Repository", session_time: int, listing: Listing | None = None) -> None:
         self.repository = repository
         self.time = session_time
-        self._listing: Listing | None = None
+        self._listing = listing
 
     def close(self) -> None:
         if self._listing is not None:
@@ -65,15 +65,19 @@ class Snapshot:
                 elif below and sort_key(entry.path) >= end:
                     return
 
+    def wanted_entries(self, wants: Callable[[bytes], bool]) -> Iterator[Entry]:
+        """Those whose raw records are wanted; the others are not even looked at. Raises DamagedError."""
+        with self._naming_list():
+            yield from well_formed(self._records(self._raise, wants), self._raise)
+
+    def _raise(self, error: DamagedError) -> None:
+        error.at = self.time
+        raise error
+
     def check_list(self) -> None:
         """Go through the list to its end, and through all that it is made of: sums come last. Raises DamagedError."""
-
-        def damaged(error: DamagedError) -> None:
-            error.at = self.time
-            raise error
-
-        with self._naming_list(), contextlib.closing(self._records(damaged)) as records:
-            for _ in well_formed(records, damaged):
+        with self._naming_list(), contextlib.closing(self._records(self._raise)) as records:
+            for _ in well_formed(records, self._raise):
                 pass
 
     def check_sums(self) -> None:
@@ -111,12 +115,14 @@ class Snapshot:
         """
         return open_content(self.repository, entry, sha1, self.time)
 
-    def _records(self, damaged: Callable[[DamagedError], None]) -> Generator[Entry, None, None]:
+    def _records(
+        self, damaged: Callable[[DamagedError], None], wants: Callable[[bytes], bool] | None = None
+    ) -> Generator[Entry, None, None]:
         with ExitStack() as stack:
             listings = []
             lists = self._open_lists(stack)
             for path, fd in lists:
-                listings.append(self._read_list(path, fd, damaged, is_difference=path != lists[-1][0]))
+                listings.append(self._read_list(path, fd, damaged, wants, is_difference=path != lists[-1][0]))
             yield from merge(listings)
 
     def _open_lists(self, stack: ExitStack) -> list[tuple[bytes, int]]:
@@ -142,7 +148,13 @@ class Snapshot:
         return lists
 
     def _read_list(
-        self, path: bytes, fd: int, damaged: Callable[[DamagedError], None], *, is_difference: bool
+        self,
+        path: bytes,
+        fd: int,
+        damaged: Callable[[DamagedError], None],
+        wants: Callable[[bytes], bool] | None,
+        *,
+        is_difference: bool,
     ) -> Iterator[Entry]:
         errors: list[FormatError] = []
 
@@ -153,7 +165,7 @@ class Snapshot:
 
         try:
             with storage_errors(at=self.time):
-                entries = read_entries(list_blocks(path, fd), damaged_record)
+                entries = read_entries(list_blocks(path, fd), damaged_record, wants)
                 yield from with_lost(entries, errors, _key_of, _absent) if is_difference else entries
         except DamagedError as exc:
             if exc.path is None:

@@ -13,6 +13,7 @@ import ctypes
 import errno
 import os
 import stat
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ _NOT_TO_BE_OPENED = (errno.ELOOP, errno.ENXIO)  # a symbolic link; a socket, or 
 _OPENAT2 = 437  # the number of the system call
 _LISTXATTRAT = 465  # the same, since Linux 6.13
 _NO_FOLLOW = 0x100  # AT_SYMLINK_NOFOLLOW
+_EMPTY_PATH = 0x1000  # AT_EMPTY_PATH
+_UNIQUE_MOUNT = 0x4000  # STATX_MNT_ID_UNIQUE, since Linux 6.8
+_STATX_BYTES, _STATX_MOUNT = 256, 144  # of struct statx, and where in it the number of the mount is
 _RESOLVE_NO_XDEV = 0x01
 _RESOLVE_BELOW = 0x08 | 0x04 | 0x02  # RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_MAGICLINKS
 _SETTLED_AFTER_S = 2.0
@@ -153,6 +157,16 @@ class Tree:
                 return ctypes.get_errno() == errno.EXDEV
             os.close(fd)
             return False
+
+    def mount_number(self) -> int | None:
+        """What tells the mount that the root is in from any other since the computer was started; None: not known."""
+        buffer = ctypes.create_string_buffer(_STATX_BYTES)
+        try:
+            failed = self._libc.statx(self._root_fd, b"", _EMPTY_PATH, _UNIQUE_MOUNT, buffer)
+        except AttributeError:  # an older C library
+            return None
+        has_number = not failed and int.from_bytes(buffer.raw[:4], sys.byteorder) & _UNIQUE_MOUNT
+        return int.from_bytes(buffer.raw[_STATX_MOUNT:][:8], sys.byteorder) if has_number else None
 
     def names(self, path: bytes) -> list[bytes]:
         """The names in the directory `path`, in no order, without `.` and `..`."""

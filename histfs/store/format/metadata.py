@@ -301,14 +301,19 @@ def split_records(
         yield b"".join((*held, data))
 
 
-def read_entries(chunks: Iterable[bytes], on_damage: Callable[[FormatError], None]) -> Iterator[Entry]:
+def read_entries(
+    chunks: Iterable[bytes], on_damage: Callable[[FormatError], None], wants: Callable[[bytes], bool] | None = None
+) -> Iterator[Entry]:
     """The entries of a metadata file, in strictly ascending order of `sort_key(entry.path)`.
+
+    `wants`: which of the raw records are read at all.
 
     A record that is damaged, out of order or there twice is given to `on_damage` and left out. What the iteration
     of `chunks` raises goes through; the records that were complete until then have come out.
     """
     last: bytes | None = None
-    for record in split_records(chunks):
+    records = split_records(chunks)
+    for record in records if wants is None else filter(wants, records):
         try:
             entry = parse_record(record)
             key = sort_key(entry.path)
