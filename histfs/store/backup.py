@@ -56,7 +56,7 @@ from histfs.store.repository import Repository
 from histfs.store.selection import Selection
 from histfs.store.source import Found, Source, Unreadable
 from histfs.store.sweep import Above, Carried, OldExtras, OldList, Step, Sweep, pairs, text_of
-from histfs.store.touched import Notes
+from histfs.store.touched import Notes, Session
 
 log = logging.getLogger(__name__)
 
@@ -210,10 +210,10 @@ class _Session:
             if previous is not None:
                 self._check_list(previous, ledger)
             self._prepare()
-            notes = stack.enter_context(Notes(self._tree, self._layout, self._marker, previous, self._now))
+            notes = stack.enter_context(Notes(self._tree, self._layout))
             if previous is not None:
                 self._write_marker()
-                notes.begin()
+                notes.begin(Session(self._marker, self._now, previous, lists_of(self._state, previous)[0]))
             self._ledger = stack.enter_context(LedgerWriter(self._tree, ledger, self._started_ns))
             records = stack.enter_context(self._records(previous if becomes_diff else None))
             self._update_mirror(previous, ledger, records)

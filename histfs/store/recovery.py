@@ -25,7 +25,7 @@ from histfs.store.format.metadata import format_record
 from histfs.store.format.names import parse_increment_name
 from histfs.store.increments import mtime_ns
 from histfs.store.layout import DATA, INCREMENTS, TEMPORARY, State, read_state
-from histfs.store.ledger import remove_unfinished
+from histfs.store.ledger import lists_of, remove_unfinished
 from histfs.store.listing import Listing, Node
 from histfs.store.lock import living_writer
 from histfs.store.look import KINDS
@@ -33,7 +33,7 @@ from histfs.store.owners import Owners
 from histfs.store.repository import Repository
 from histfs.store.snapshot import Snapshot
 from histfs.store.special import make_special, mirror_mode
-from histfs.store.touched import Notes, Touched, discard
+from histfs.store.touched import Notes, Session, Touched, discard
 
 
 def tell_nobody(_size_bytes: int) -> None:
@@ -150,7 +150,7 @@ class _Regress:
     def run(self) -> None:
         snapshot = self._repository.snapshot(self._good)
         marker = self._state.markers[self._unfinished]
-        notes = Notes(self._tree, self._layout, marker, self._good, self._unfinished)
+        notes = Notes(self._tree, self._layout)
         with closing(self._listing(snapshot)) as listing, notes:
             self._repository.refer_to(self._good, listing)
             if self._touched is None:
@@ -164,9 +164,10 @@ class _Regress:
 
     def _listing(self, snapshot: Snapshot) -> Listing:
         """What is to be looked at: what the session has noted, or everything. A damaged record stops it."""
-        marker = self._state.markers[self._unfinished]
-        touched = Touched.read(self._tree, self._layout, marker, self._good, self._unfinished)
-        if touched is not None and self._state.metadata[self._good].snapshot is not None:
+        list_path = lists_of(self._state, self._good)[0]
+        session = Session(self._state.markers[self._unfinished], self._unfinished, self._good, list_path)
+        touched = Touched.read(self._tree, self._layout, session)
+        if touched is not None:
             listing = Listing.build(touched.looked_at(snapshot.wanted_entries(touched.wants)))
             if touched.suffices(self._tree):
                 self._touched, self._strangers = touched, touched.strangers()

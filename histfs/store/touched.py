@@ -10,7 +10,8 @@ import logging
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from typing import Self
+from typing import NamedTuple, Self
+from zlib import crc32
 
 from histfs.store.entry import Entry, Kind, join, parent_of
 from histfs.store.files import WritableTree, write_blocks
@@ -26,7 +27,8 @@ from histfs.store.format.touched import (
     parse_notes,
 )
 from histfs.store.layout import DATA, INCREMENTS, OWN, Layout
-from histfs.store.tree import NotRegularError, Tree
+from histfs.store.ledger import stamp
+from histfs.store.tree import Tree
 
 log = logging.getLogger(__name__)
 
@@ -43,29 +45,36 @@ def discard(tree: WritableTree) -> None:
         tree.remove_tree(TOUCHED)
 
 
-def _header(tree: Tree, marker: bytes, previous: int | None, session_time: int) -> Header | None:
-    """None where nothing would tell whether something was lost, or there is nothing to lose."""
-    mount = tree.mount_number()
-    try:
-        with open(_BOOT, "rb") as file:
-            boot = file.read(64).strip()
-    except OSError:
-        return None
-    status = tree.stat(marker)
-    if mount is None or previous is None or not boot:
-        return None
-    return Header(previous, session_time, boot, mount, status.st_ino, status.st_ctime_ns)
+class Session(NamedTuple):
+    """A session that has not finished, and the one before it. Paths on disk, times in seconds since the epoch."""
+
+    marker: bytes
+    session_time: int
+    previous: int
+    list_path: bytes | None  # of the session before; None: there is no full one
+
+    def header(self, tree: Tree) -> Header | None:
+        """Of its notes; None where nothing would tell whether something was lost."""
+        mount = tree.mount_number()
+        if self.list_path is None or mount is None:
+            return None
+        try:
+            with open(_BOOT, "rb") as file:
+                boot = file.read(64).strip()
+            status = tree.stat(self.marker)
+            list_crc = crc32(stamp(tree, (self.list_path,)))
+        except OSError as exc:
+            log.info("what the session touches cannot be noted: %s", exc)
+            return None
+        return Header(self.previous, self.session_time, boot, mount, status.st_ino, status.st_ctime_ns, list_crc)
 
 
 class Notes:
     """Notes what is about to be changed in `tree`, which asks for it, until it is closed. A context manager."""
 
-    def __init__(
-        self, tree: WritableTree, layout: Layout, marker: bytes, previous: int | None, session_time: int
-    ) -> None:
+    def __init__(self, tree: WritableTree, layout: Layout) -> None:
         self._tree = tree
         self._layout = layout
-        self._of = marker, previous, session_time
         self._fd: int | None = None
         self._names: set[bytes] = set()
         self._trees: set[bytes] = set()
@@ -77,10 +86,10 @@ class Notes:
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def begin(self) -> None:
+    def begin(self, session: Session) -> None:
         """Begin the notes of a session; its marker is there. Raises OSError."""
         discard(self._tree)
-        header = None if self._layout.quoting.is_active else _header(self._tree, *self._of)
+        header = None if self._layout.quoting.is_active else session.header(self._tree)
         if header is None:
             return
         try:
@@ -157,7 +166,7 @@ class Touched:
     to look at these, and `strangers` what has no record.
     """
 
-    def __init__(self, notes: Iterable[Note], size_bytes: int) -> None:
+    def __init__(self, notes: Iterable[Note], layout: Layout, size_bytes: int) -> None:
         self.size_bytes = size_bytes
         self.names: set[bytes] = set()
         self.increments: list[bytes] = []
@@ -168,8 +177,12 @@ class Touched:
         for path, kind in noted:
             if path.startswith(INCREMENTS + b"/"):
                 self.increments.append(path)
-            elif kind == NAME and not is_in(path, self.trees):
+                leads_to = layout.increment_at(path)
+                if leads_to is not None:  # else it is none, and not of a session
+                    self.names.add(leads_to[0])
+            elif kind == NAME:
                 self.names.add(path)
+        self.names = {path for path in self.names if not is_in(path, self.trees)}
         self._directories = {b""}  # that lead to what was touched
         for path in self.names | self.trees:
             while (path := parent_of(path)) not in self._directories:
@@ -179,17 +192,20 @@ class Touched:
         self._last_parent: tuple[bytes, bool] = (b"", False)
 
     @classmethod
-    def read(cls, tree: Tree, layout: Layout, marker: bytes, previous: int, session_time: int) -> "Touched | None":
+    def read(cls, tree: Tree, layout: Layout, session: Session) -> "Touched | None":
         """None where nothing can be believed. Raises OSError."""
-        header = None if layout.quoting.is_active else _header(tree, marker, previous, session_time)
+        if layout.quoting.is_active or not tree.exists(TOUCHED):
+            return None
+        header = session.header(tree)
         if header is None:
             return None
         try:
             data = tree.read_small_file(TOUCHED, limit=2 * _MOST_BYTES)
-        except (OSError, NotRegularError):
+        except OSError as exc:
+            log.info("the notes of what the session has touched cannot be read: %s", exc)
             return None
         notes = parse_notes(data, header)
-        return None if notes is None else cls(notes, len(data))
+        return None if notes is None else cls(notes, layout, len(data))
 
     def wants(self, record: bytes) -> bool:
         """Whether the raw record is one of those that are to be looked at."""

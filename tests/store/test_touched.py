@@ -4,6 +4,7 @@ Each broken repository is undone twice: where it is, by the notes; and in a copy
 marker there is another file.
 """
 
+import gzip
 import os
 import stat
 import subprocess
@@ -21,14 +22,14 @@ from histfs.store import batch, files, touched
 from histfs.store.backup import backup
 from histfs.store.files import WritableTree
 from histfs.store.format.touched import HEADER_BYTES, NAME, TREE, Header, Note, format_header, format_note, parse_notes
-from histfs.store.layout import Layout
+from histfs.store.layout import INCREMENTS, Layout
 from histfs.store.listing import Listing
 from histfs.store.regress import regress
 from histfs.store.touched import TOUCHED, Touched
 from tests.comparison import difference, read
 from tests.store import rich
 from tests.store.killing import Killer
-from tests.store.sessions import DAY, Sessions, quote_names
+from tests.store.sessions import DAY, Sessions, quote_names, stamp
 from tests.trees import MTIME, Dir, File, Link, build
 
 _DATA = b"rdiff-backup-data/"
@@ -387,7 +388,7 @@ def test_notes_that_are_damaged_are_not_believed(
     assert not (broken.data / "histfs/touched").exists()
 
 
-@pytest.mark.parametrize("what", ["boot", "mount", "no mount", "marker", "time", "quoting"])
+@pytest.mark.parametrize("what", ["boot", "mount", "no mount", "marker", "list", "time", "quoting"])
 def test_notes_of_another_time_or_place_are_not_believed(
     sessions: Sessions, killer: Killer, ways: Ways, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str
 ) -> None:
@@ -405,6 +406,9 @@ def test_notes_of_another_time_or_place_are_not_believed(
         case "marker":
             marker = next(path for path in broken.data.glob("current_mirror*") if _is_newer(path))
             os.utime(marker)
+        case "list":
+            path = broken.data / f"mirror_metadata.{stamp(broken.now - DAY)}.snapshot.gz"
+            path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 0))
         case "time":
             notes = (broken.data / "histfs/touched").read_bytes()
             broken.backup()
@@ -504,7 +508,7 @@ def test_a_finished_session_has_no_notes(sessions: Sessions) -> None:
 
 # --- what is written ------------------------------------------------------------------------------------------------
 
-_HEADER = Header(1, 2, b"0" * 36, 3, 4, 5)
+_HEADER = Header(1, 2, b"0" * 36, 3, 4, 5, 6)
 _NOTES = st.lists(st.builds(Note, st.binary(min_size=1, max_size=30), st.sampled_from([NAME, TREE])), max_size=5)
 
 
@@ -531,7 +535,8 @@ def test_notes_that_are_cut_or_garbled_are_none_or_fewer(notes: list[Note], data
 def test_a_layout_that_is_plain_reads_names_as_they_are(tmp_path: Path) -> None:
     """A record is wanted by its path, however that is written."""
     notes = [Note(b"a\nb", NAME), Note(b"c\\d", NAME), Note(b"t", TREE), Note(b"x/y", NAME)]
-    wanted = Touched(notes, 0)
+    notes.append(Note(INCREMENTS + b"/i/j.2024-01-01T00:00:00Z.missing", NAME))
+    wanted = Touched(notes, Layout(), 0)
     assert Layout().quoted(b"a\nb") == b"a\nb"
     for text, is_wanted in {
         b"File .\n": True,
@@ -545,5 +550,7 @@ def test_a_layout_that_is_plain_reads_names_as_they_are(tmp_path: Path) -> None:
         b"File x/y\n": True,
         b"File x/z\n": False,
         b"File x/y/z\n": False,
+        b"File i\n": True,
+        b"File i/j\n": True,
     }.items():
         assert wanted.wants(text) == is_wanted, text

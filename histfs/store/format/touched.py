@@ -15,7 +15,7 @@ from typing import NamedTuple
 NAME, TREE = b"N", b"T"
 
 _MAGIC = b"histfT1\n"
-_HEADER = struct.Struct("=8sqq36sQQq")
+_HEADER = struct.Struct("=8sqq36sQQqI")
 _CRC = struct.Struct("=I")
 _NOTE = struct.Struct("=IcI")
 _BOOT_BYTES = 36
@@ -25,7 +25,8 @@ HEADER_BYTES = _HEADER.size + _CRC.size
 class Header(NamedTuple):
     """Whose the notes are. They are believed by who finds all of it as it was.
 
-    The numbers of boot and mount tell that nothing can have been lost since; the marker tells the session.
+    The numbers of boot and mount tell that nothing can have been lost since; the marker tells the session, and the list
+    is the one that it had.
     """
 
     previous: int  # the session before, seconds since the epoch
@@ -34,6 +35,7 @@ class Header(NamedTuple):
     mount: int  # the number of the mount, never given again in this boot
     marker_inode: int
     marker_ctime_ns: int
+    list_crc: int  # of what tells the list of the session before from any other
 
 
 class Note(NamedTuple):
