@@ -139,9 +139,9 @@ def assert_both_ways_are_one(original: Sessions, killer: Killer, ways: Ways, poi
         was = ways.short
         regress(other, report=fail)
         assert ways.short == was, "the notes of another repository were believed"
-        regress(broken.repository, report=fail)
+        was_broken = regress(broken.repository, report=fail) is not None
         assert difference(found(other), found(broken.repository)) == [], at  # type: ignore[arg-type]
-        assert not (broken.data / "histfs/touched").exists()
+        assert not was_broken or not (broken.data / "histfs/touched").exists()
     return ways.short
 
 
