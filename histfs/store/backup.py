@@ -226,9 +226,8 @@ class _Session:
         update_catalog(self._tree, self._repository)
         return BackupOutcome(statistics, self._errors, self._warnings, False, self._kept_files)
 
-    def _records(self, diff_of: int | None) -> SessionRecords:
-        extras = self._source.extras
-        return SessionRecords(self._tree, self._layout, self._now, diff_of, extras, self._style, self._tell)
+    def _records(self, older: int | None) -> SessionRecords:
+        return SessionRecords(self._tree, self._layout, self._now, older, self._source.extras, self._style, self._tell)
 
     def _open_ledger(self, previous: int, stack: ExitStack) -> Ledger | None:
         """That of the last session's list."""

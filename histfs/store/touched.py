@@ -94,9 +94,9 @@ class Notes:
             return
         try:
             self._tree.make_directories(OWN)
-            self._go_on()
-            if self._fd is not None:
-                write_blocks(self._fd, [format_header(header)])
+            self._fd = self._tree.create_file(TOUCHED)
+            write_blocks(self._fd, [format_header(header)])
+            self._tree.before_change = self.add
         except OSError as exc:
             self._give_up(exc)
 
@@ -105,16 +105,14 @@ class Notes:
         self._names, self._trees = set(touched.names), set(touched.trees)
         self._names.update(touched.increments)
         self._bytes = touched.size_bytes
-        self._go_on()
+        self._fd = self._tree.open_to_change(TOUCHED)
+        os.lseek(self._fd, 0, os.SEEK_END)
+        self._tree.before_change = self.add
 
     def end(self) -> None:
         """What they are about is over. Raises OSError."""
         self._close()
         discard(self._tree)
-
-    def _go_on(self) -> None:
-        self._fd = self._tree.open_to_append(TOUCHED)
-        self._tree.before_change = self.add
 
     def _close(self) -> None:
         self._tree.before_change = None
