@@ -85,10 +85,10 @@ def undo_first_session(
         )
     check_one_file_system(tree, path)
     if goes_on and began and has_begun(tree):
-        stay = {INCREMENTS, OWN}
+        stay = {INCREMENTS, OWN, BEGUN}
         remove = [join(DATA, name) for name in names] + [join(OWN, name) for name in tree.names(OWN)]
         for name in remove:
-            if name not in stay and name != BEGUN:
+            if name not in stay:
                 tree.remove_tree(name)
         return True
     for name in others:

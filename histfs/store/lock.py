@@ -9,13 +9,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from histfs.errors import LockedError, NotARepositoryError, storage_errors
 from histfs.store.files import WritableTree, write_blocks
 from histfs.store.format.times import format_time
 from histfs.store.layout import DATA, LOCK
 from histfs.store.tree import Tree, file_blocks
+
+_TreeT = TypeVar("_TreeT", bound=Tree)
 
 # With the end of the line: half of a number is another process.
 _PID = re.compile(rb"^PID[ \t]*([0-9]{1,9})[ \t\r]*\n", re.IGNORECASE | re.MULTILINE)
@@ -31,17 +33,27 @@ def open_locked(repository: Path, *, verb: str, advice: str, fsync: bool = True)
     Without `fsync` a crash of the system may cost the repository.
     Raises NotARepositoryError, LockedError, StorageError.
     """
+    with entered(WritableTree, repository, advice) as tree:
+        tree.waits_for_disk = fsync
+        with locked(tree, verb=verb):
+            yield tree
+
+
+@contextmanager
+def entered(kind: type[_TreeT], repository: Path, advice: str = "") -> Iterator[_TreeT]:
+    """An existing repository as such a tree. `advice`: what to do when the disk refuses.
+
+    Raises NotARepositoryError, StorageError.
+    """
     with storage_errors():
         try:
-            tree = WritableTree.open(repository)
+            tree = kind.open(repository)
         except (FileNotFoundError, NotADirectoryError):
             raise NotARepositoryError("there is no such directory", path=repository) from None
     with tree, storage_errors(advice=advice):
-        tree.waits_for_disk = fsync
         if not tree.is_directory(DATA):
             raise NotARepositoryError("is not a repository: it has no directory rdiff-backup-data", path=repository)
-        with locked(tree, verb=verb):
-            yield tree
+        yield tree
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from histfs.store.entry import NO_EXTRAS, Entry, Extras, Kind, is_below, join, n
 from histfs.store.files import Attributes, WritableTree, write_blocks
 from histfs.store.format.metadata import format_record
 from histfs.store.format.names import parse_increment_name
-from histfs.store.increments import mtime_ns
+from histfs.store.held import MirrorAttributes
 from histfs.store.layout import DATA, INCREMENTS, TEMPORARY, State, read_state
 from histfs.store.ledger import lists_of, remove_unfinished
 from histfs.store.listing import Listing, Node
@@ -32,7 +32,7 @@ from histfs.store.look import KINDS
 from histfs.store.owners import Owners
 from histfs.store.repository import Repository
 from histfs.store.snapshot import Snapshot
-from histfs.store.special import make_special, mirror_mode
+from histfs.store.special import make_special
 from histfs.store.touched import Notes, Session, Touched, discard
 
 
@@ -144,6 +144,7 @@ class _Regress:
         ] = {}  # of the mirror's files with several links: the row of the inode by its number
         self._numbered: set[bytes] = set()  # what in that directory belongs to the mirror
         self._temporary = self._layout.temporary_names(secrets.randbits(62))
+        self._attributes = MirrorAttributes(self._extras, owners).of
         self._touched: Touched | None = None  # all that need be looked at; None: everything
         self._strangers: dict[bytes, list[bytes]] = {}  # of it, what the list does not name, by its directory
 
@@ -339,11 +340,6 @@ class _Regress:
         if kind.has_mtime and status.st_mtime_ns // 10**9 != entry.mtime_s:
             return False
         return stat.S_IMODE(status.st_mode) == entry.mode and self._has_owner(status, entry)
-
-    def _attributes(self, entry: Entry, status: os.stat_result | None) -> Attributes:
-        mtime = mtime_ns(entry, status) if entry.kind.has_mtime else None
-        attributes = Attributes(mirror_mode(entry, is_root=self._is_root), *self._owners.of(entry), mtime)
-        return attributes.with_extras(entry, self._extras, self._owners)
 
     def _has(self, path: bytes, status: os.stat_result, wanted: Attributes) -> bool:
         owner = not self._is_root or (status.st_uid, status.st_gid) == (wanted.uid, wanted.gid)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from histfs.errors import DamagedError, HistfsError, NotARepositoryError, printable_time, storage_errors
+from histfs.errors import DamagedError, HistfsError, printable_time
 from histfs.store.accounts import BY_NAME
 from histfs.store.catalog import catalog_problem, update_catalog
 from histfs.store.compression import read_decompressed
@@ -33,7 +33,7 @@ from histfs.store.layout import (
     read_statistics,
 )
 from histfs.store.ledger import LEDGER, ledger_problem
-from histfs.store.lock import open_locked
+from histfs.store.lock import entered, open_locked
 from histfs.store.owners import Owners
 from histfs.store.repairing import Repairer
 from histfs.store.repository import Repository
@@ -66,14 +66,7 @@ class RepairOutcome(NamedTuple):
 
 def plan_repair(repository: Path) -> RepairOutcome:
     """What `repair` would do; nothing is changed. Raises NotARepositoryError, StorageError."""
-    with storage_errors():
-        try:
-            tree = Tree.open(repository)
-        except (FileNotFoundError, NotADirectoryError):
-            raise NotARepositoryError("there is no such directory", path=repository) from None
-    with tree, storage_errors():
-        if not tree.is_directory(DATA):
-            raise NotARepositoryError("is not a repository: it has no directory rdiff-backup-data", path=repository)
+    with entered(Tree, repository) as tree:
         found = _Examination(tree, repository)
         return RepairOutcome(tuple(found.repairs), tuple(found.lost), None)
 

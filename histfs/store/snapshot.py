@@ -156,17 +156,12 @@ class Snapshot:
         *,
         is_difference: bool,
     ) -> Iterator[Entry]:
-        errors: list[FormatError] = []
-
         def damaged_record(error: FormatError) -> None:
-            if is_difference:
-                errors.append(error)
             damaged(DamagedError(f"a record is damaged: {error.problem}", path=error.path or path))
 
         try:
             with storage_errors(at=self.time):
-                entries = read_entries(list_blocks(path, fd), damaged_record, wants)
-                yield from with_lost(entries, errors, _key_of, _absent) if is_difference else entries
+                yield from list_entries(path, fd, damaged_record, wants, is_difference=is_difference)
         except DamagedError as exc:
             if exc.path is None:
                 exc.path = path
@@ -195,6 +190,29 @@ def list_blocks(path: bytes, fd: int) -> Iterator[bytes]:
         raise DamagedError("is no list of files")
     if not start and path.endswith(b".gz") and not os.fstat(fd).st_size:
         raise DamagedError("is an empty file")
+
+
+def list_entries(
+    path: bytes,
+    fd: int,
+    damaged: Callable[[FormatError], None],
+    wants: Callable[[bytes], bool] | None = None,
+    *,
+    is_difference: bool,
+) -> Iterator[Entry]:
+    """The entries of the list at `path`, which is open, as `metadata.read_entries` gives them. Raises DamagedError.
+
+    In a difference what is damaged is absent, or it would be what it is at the next newer session.
+    """
+    if not is_difference:
+        return read_entries(list_blocks(path, fd), damaged, wants)
+    errors: list[FormatError] = []
+
+    def damaged_record(error: FormatError) -> None:
+        errors.append(error)
+        damaged(error)
+
+    return with_lost(read_entries(list_blocks(path, fd), damaged_record, wants), errors, _key_of, _absent)
 
 
 def _key_of(entry: Entry) -> bytes:

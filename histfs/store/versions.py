@@ -17,9 +17,8 @@ from typing import NamedTuple
 
 from histfs.errors import DamagedError, FormatError, storage_errors
 from histfs.store.entry import Entry, Kind, is_below, parent_of, sort_key
-from histfs.store.format.metadata import read_entries, with_lost
 from histfs.store.layout import State
-from histfs.store.snapshot import list_blocks
+from histfs.store.snapshot import list_blocks, list_entries
 from histfs.store.tree import NotRegularError, Tree
 
 # Lists that are read at the same time: each takes a descriptor, and some hundred KiB.
@@ -81,7 +80,8 @@ def list_problem(tree: Tree, path: bytes, *, is_full: bool) -> str:
         try:
             is_empty = True
             # Of a difference every record has to tell whose it is.
-            for _ in list_blocks(path, fd) if is_full else _entries(path, fd, lambda _error: None, is_full=False):
+            entries = list_entries(path, fd, lambda _error: None, is_difference=True)
+            for _ in list_blocks(path, fd) if is_full else entries:
                 is_empty = False
             if is_empty and is_full:
                 return "the list of files is empty"
@@ -147,23 +147,8 @@ def _records(
         report(DamagedError(f"a record is damaged: {error.problem}", path=error.path or path, at=session_time))
 
     with storage_errors(at=session_time):
-        for entry in _entries(path, fd, damaged, is_full=is_full):
+        for entry in list_entries(path, fd, damaged, is_difference=not is_full):
             yield sort_key(entry.path), number, entry
-
-
-def _entries(path: bytes, fd: int, damaged: Callable[[FormatError], None], *, is_full: bool) -> Iterator[Entry]:
-    errors: list[FormatError] = []
-
-    def damaged_record(error: FormatError) -> None:
-        errors.append(error)
-        damaged(error)
-
-    entries = read_entries(list_blocks(path, fd), damaged_record)
-    return entries if is_full else with_lost(entries, errors, lambda entry: sort_key(entry.path), _absent)
-
-
-def _absent(path: bytes) -> Entry:
-    return Entry(path, Kind.ABSENT)
 
 
 class _Timeline:

@@ -19,6 +19,7 @@ from histfs.store import naming
 from histfs.store.accounts import BY_NAME, resolved
 from histfs.store.backup import BackupOutcome, backup
 from histfs.store.compare import Difference, Method, compare
+from histfs.store.copying import Copies
 from histfs.store.entry import ALL_EXTRAS, Entry, Kind
 from histfs.store.format import posix_acl
 from histfs.store.listing import Node
@@ -203,3 +204,22 @@ def _attributes(snapshot: Snapshot, node: Node, links: tuple[bytes, ...]) -> Att
 def quote_names(monkeypatch: pytest.MonkeyPatch, chars: bytes) -> None:
     """Have first sessions find a file system that needs `chars` quoted."""
     monkeypatch.setattr(naming, "_needs", lambda _tree: (chars, []))
+
+
+def contents_read(monkeypatch: pytest.MonkeyPatch, smallest_bytes: int = 0) -> list[bytes]:
+    """A list that gets the path of each file of the source, of that size at least, whose content is read."""
+    paths: list[bytes] = []
+
+    def note(name: str) -> None:
+        real: Callable[..., Any] = getattr(Copies, name)
+
+        def call(copies: Copies, found: Any, *arguments: Any) -> Any:
+            if found.status.st_size >= smallest_bytes:
+                paths.append(found.path)
+            return real(copies, found, *arguments)
+
+        monkeypatch.setattr(Copies, name, call)
+
+    for name in ("add", "begin", "digest"):
+        note(name)
+    return paths

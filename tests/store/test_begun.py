@@ -20,14 +20,13 @@ from histfs.errors import HistfsError, NotARepositoryError
 from histfs.store import begun, copying
 from histfs.store.backup import backup
 from histfs.store.begun import BEGUN, FirstSession, Left, has_begun
-from histfs.store.copying import Copies
 from histfs.store.naming import Naming
 from histfs.store.regress import regress
 from histfs.store.tree import Tree
 from tests.comparison import read
 from tests.store import rich
 from tests.store.killing import Killer
-from tests.store.sessions import FIRST, Sessions
+from tests.store.sessions import FIRST, Sessions, contents_read
 from tests.trees import MTIME, Dir, Fifo, File, Link, Symlink, build
 
 _NOTE_BYTES = 64 + 24 + len("d0/000.bin")
@@ -60,20 +59,7 @@ def notes_all(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def copied(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The paths of the source whose contents are read."""
-    paths: list[bytes] = []
-
-    def note(name: str) -> None:
-        real: Callable[..., Any] = getattr(Copies, name)
-
-        def call(copies: Copies, found: Any, *arguments: Any) -> Any:
-            paths.append(found.path)
-            return real(copies, found, *arguments)
-
-        monkeypatch.setattr(Copies, name, call)
-
-    for name in ("add", "begin", "digest"):
-        note(name)
-    return paths
+    return contents_read(monkeypatch)
 
 
 @pytest.fixture

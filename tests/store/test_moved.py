@@ -6,20 +6,18 @@ Whether a file was copied is told by its inode in the mirror; everything else by
 import os
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from histfs.store import batch, moved
-from histfs.store.copying import Copies
 from histfs.store.files import WritableTree
 from histfs.store.ledger import Ledger, lists_of
 from histfs.store.moved import Moves, Places
 from histfs.store.walk import seen_of
 from tests.comparison import read
-from tests.store.sessions import Sessions
+from tests.store.sessions import Sessions, contents_read
 from tests.trees import MTIME, Dir, File, Link, build
 
 
@@ -46,21 +44,7 @@ def photos(sessions: Sessions) -> Sessions:
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The paths of the source whose contents are read, of the size that is looked for."""
-    paths: list[bytes] = []
-
-    def noted(name: str) -> None:
-        real: Callable[..., Any] = getattr(Copies, name)
-
-        def call(copies: Copies, found: Any, *arguments: Any) -> Any:
-            if found.status.st_size >= moved.SMALLEST:
-                paths.append(found.path)
-            return real(copies, found, *arguments)
-
-        monkeypatch.setattr(Copies, name, call)
-
-    for name in ("add", "begin", "digest"):
-        noted(name)
-    return paths
+    return contents_read(monkeypatch, moved.SMALLEST)
 
 
 def inodes(sessions: Sessions) -> dict[str, int]:

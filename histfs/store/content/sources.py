@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from histfs import rsync
 from histfs.errors import DamagedError, StorageError
+from histfs.store.tree import read_at
 
 if TYPE_CHECKING:
     from histfs.store.content.shared import OpenFiles, Shared
@@ -79,12 +80,9 @@ class File:
 
 
 def read_exactly(fd: int, size: int, offset: int) -> bytes:
-    data = os.pread(fd, size, offset)
-    while len(data) < size:
-        more = os.pread(fd, size - len(data), offset + len(data))
-        if not more:
-            raise DamagedError("is shorter than recorded")
-        data += more
+    data = read_at(fd, size, offset)
+    if len(data) < size:
+        raise DamagedError("is shorter than recorded")
     return data
 
 
