@@ -98,6 +98,11 @@ def _walk(top: bytes, directory: bytes, leaving_out: bytes) -> Iterator[bytes]:
             yield path
 
 
+def look_at(path: bytes) -> Attributes:
+    """What is at one path, of whose links nothing is known."""
+    return _attributes(path, os.lstat(path))
+
+
 def _attributes(full: bytes, info: os.stat_result) -> Attributes:
     kind = stat.S_IFMT(info.st_mode)
     mtime = info.st_mtime_ns // 1_000_000_000

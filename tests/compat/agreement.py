@@ -183,7 +183,7 @@ def mount(repository: Path, scratch: Path) -> Iterator[tuple[Path, list[str]]]:
     command += [repository, mountpoint]
     with said.open("w+") as errors, subprocess.Popen(command, stderr=errors) as process:
         try:
-            _wait_until_mounted(mountpoint, process, said)
+            wait_until_mounted(mountpoint, process, said)
             yield mountpoint, lines
         finally:
             process.send_signal(signal.SIGTERM)
@@ -194,7 +194,8 @@ def mount(repository: Path, scratch: Path) -> Iterator[tuple[Path, list[str]]]:
     assert code == 0, lines
 
 
-def _wait_until_mounted(mountpoint: Path, process: subprocess.Popen[bytes], said: Path) -> None:
+def wait_until_mounted(mountpoint: Path, process: subprocess.Popen[bytes], said: Path) -> None:
+    """`process` mounts something there, and says what is wrong in the file `said`."""
     deadline = time.monotonic() + _PATIENCE_S
     while not os.path.ismount(mountpoint):
         assert process.poll() is None, said.read_text()
