@@ -15,8 +15,8 @@ from histfs._rsync_types import ParameterError, Result
 MOST_LINKS = 32
 """Names that a small version may have."""
 
-_SMALL = struct.Struct("=QII20s4x")  # histfs_small_t
-_IS_MADE = struct.Struct("=12xI24x")
+_SMALL = struct.Struct("=QqII20s4x")  # histfs_small_t
+_IS_MADE = struct.Struct("=8xq4xI24x")
 
 
 class Link(NamedTuple):
@@ -40,8 +40,15 @@ class SmallVersion(NamedTuple):
     links: Sequence[Link]
 
 
-def make_small(mirror_fd: int, increments_fd: int, versions: Sequence[SmallVersion]) -> list[memoryview | None]:
-    """The bytes of each; None for one that could not be made, for whatever reason.
+class Made(NamedTuple):
+    """The bytes of a version, and the mtime of the file that leads to it: the only one there is, or the last delta."""
+
+    data: memoryview
+    mtime_ns: int
+
+
+def make_small(mirror_fd: int, increments_fd: int, versions: Sequence[SmallVersion]) -> list[Made | None]:
+    """What became of each; None for one that could not be made, for whatever reason.
 
     The descriptors are those of the directories in which names are looked up; -1 where none is needed. Each version
     must have one link at least and MOST_LINKS at most, and a SHA1 of 20 bytes. For small ones, as all of them are in
@@ -54,7 +61,7 @@ def make_small(mirror_fd: int, increments_fd: int, versions: Sequence[SmallVersi
             raise ParameterError("small", Result.PARAM_ERROR, "not a name in a directory")
     sizes = [version.size_bytes for version in versions]
     data = bytearray(sum(sizes))
-    packed = bytearray(b"".join(_SMALL.pack(size, len(links), 0, sha1) for size, sha1, links in versions))
+    packed = bytearray(b"".join(_SMALL.pack(size, 0, len(links), 0, sha1) for size, sha1, links in versions))
     names = b"".join(link.marked for version in versions for link in version.links)
     table = ffi.from_buffer("histfs_small_t[]", packed, require_writable=True)
     room = ffi.from_buffer(data, require_writable=True)
@@ -63,7 +70,8 @@ def make_small(mirror_fd: int, increments_fd: int, versions: Sequence[SmallVersi
     view, ends = memoryview(data).toreadonly(), itertools.accumulate(sizes)
     made = _IS_MADE.iter_unpack(packed)
     return [
-        view[end - size : end] if is_made else None for (is_made,), size, end in zip(made, sizes, ends, strict=True)
+        Made(view[end - size : end], mtime_ns) if is_made else None
+        for (mtime_ns, is_made), size, end in zip(made, sizes, ends, strict=True)
     ]
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 from histfs._vfs_rights import FOREVER_S, Grants, Policy
 from histfs.errors import DamagedError, HistfsError, NotADirectoryEntryError, NotFoundError
+from histfs.rsync import Made
 from histfs.store.catalog import LIVE, Catalog, Listed, Version
 from histfs.store.catalog.schema import ROOT
 from histfs.store.content.small import SmallFile
@@ -67,7 +68,7 @@ class Repository(Protocol):
     """Where versions are opened."""
 
     def snapshot(self, session_time: int) -> Snapshot: ...
-    def read_small(self, directory: bytes, files: Sequence[SmallFile]) -> list[memoryview | None]: ...
+    def read_small(self, directory: bytes, files: Sequence[SmallFile]) -> list[Made | None]: ...
 
 
 class Attributes(NamedTuple):
@@ -321,9 +322,9 @@ class Tree:
         for parent, together in groupby(quick, key=lambda pair: pair[1].parent):
             in_directory = list(together)
             read = repository.read_small(self.catalog.path(parent), [small.file for _, small in in_directory])
-            for (number, _), data in zip(in_directory, read, strict=True):
-                if data is not None:
-                    yield version_inode(number), data
+            for (number, _), made in zip(in_directory, read, strict=True):
+                if made is not None:
+                    yield version_inode(number), made.data
                 else:
                     rest.append(number)
         for number in [] if only_quick else rest:

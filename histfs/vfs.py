@@ -50,6 +50,7 @@ from histfs._vfs_tree import (
     version_inode,
 )
 from histfs.errors import DamagedError, HistfsError, NotFoundError
+from histfs.rsync import Made
 from histfs.store.catalog import Catalog
 from histfs.store.content.small import SmallFile
 from histfs.store.entry import ALL_EXTRAS
@@ -87,7 +88,7 @@ NOTIFIED_S = 60.0  # for what a new session changes: the kernel is told then
 class Repository(Protocol):
     def state(self) -> State: ...
     def snapshot(self, session_time: int) -> Snapshot: ...
-    def read_small(self, directory: bytes, files: Sequence[SmallFile]) -> list[memoryview | None]: ...
+    def read_small(self, directory: bytes, files: Sequence[SmallFile]) -> list[Made | None]: ...
 
 
 class NotReadyError(HistfsError):

@@ -80,7 +80,7 @@ STORE_LAYERS = [
         "target_place",
         "touched",
     },
-    {"recorded", "repository", "snapshot", "extras", "listing", "versions", "content", "catalog"},
+    {"read_ahead", "recorded", "repository", "snapshot", "extras", "listing", "versions", "content", "catalog"},
     {
         "accounts",
         "batch",

@@ -34,7 +34,7 @@ class Place(NamedTuple):
     def make(self, *versions: SmallVersion) -> list[bytes | None]:
         fds = [os.open(directory, os.O_RDONLY | os.O_DIRECTORY) for directory in self]
         try:
-            return [None if data is None else bytes(data) for data in rsync.make_small(*fds, versions)]
+            return [None if made is None else bytes(made.data) for made in rsync.make_small(*fds, versions)]
         finally:
             for fd in fds:
                 os.close(fd)

@@ -19,6 +19,7 @@ typedef struct {
 typedef struct {
     struct libdeflate_decompressor *inflater;
     histfs_buffer_t packed, version, delta, literals, made;
+    int64_t mtime_ns;  /* of the file that was read last */
 } histfs_workshop_t;
 
 static int histfs_buffer_grow(histfs_buffer_t *buffer, size_t room)
@@ -43,7 +44,7 @@ static int histfs_small_open(int directory, char const *name)
     return openat(directory, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
 }
 
-static int histfs_small_read(int fd, histfs_buffer_t *into)
+static int histfs_small_read(histfs_workshop_t *shop, int fd, histfs_buffer_t *into)
 {
     struct stat status;
     ssize_t got;
@@ -52,6 +53,7 @@ static int histfs_small_read(int fd, histfs_buffer_t *into)
     if (fd < 0 || fstat(fd, &status) || !S_ISREG(status.st_mode) || status.st_size > HISTFS_SMALL_BYTES
         || !histfs_buffer_grow(into, (size_t)status.st_size))
         return 0;
+    shop->mtime_ns = status.st_mtim.tv_sec * INT64_C(1000000000) + status.st_mtim.tv_nsec;
     while (into->size < (size_t)status.st_size
            && (got = pread(fd, into->data + into->size, (size_t)status.st_size - into->size, (off_t)into->size)) > 0)
         into->size += (size_t)got;
@@ -87,8 +89,8 @@ static int histfs_small_inflate(histfs_workshop_t *shop, histfs_buffer_t *into)
 static int histfs_small_load(histfs_workshop_t *shop, int fd, char kind, histfs_buffer_t *into)
 {
     if (kind != HISTFS_COMPRESSED)
-        return histfs_small_read(fd, into);
-    return histfs_small_read(fd, &shop->packed) && histfs_small_inflate(shop, into);
+        return histfs_small_read(shop, fd, into);
+    return histfs_small_read(shop, fd, &shop->packed) && histfs_small_inflate(shop, into);
 }
 
 /* Makes the target of a map from the version before and the literals. */
@@ -133,7 +135,7 @@ static int histfs_small_patch(histfs_workshop_t *shop)
 
 /* `kinds` and `fds` are those of its links. */
 static int histfs_small_make_one(
-    histfs_workshop_t *shop, histfs_small_t const *version, int const *fds, char const *kinds, char *data)
+    histfs_workshop_t *shop, histfs_small_t *version, int const *fds, char const *kinds, char *data)
 {
     struct histfs_sha1 sha1;
     unsigned char digest[20];
@@ -152,6 +154,7 @@ static int histfs_small_make_one(
         return 0;
     if (version->size)
         memcpy(data, shop->version.data, (size_t)version->size);
+    version->mtime_ns = shop->mtime_ns;
     return 1;
 }
 

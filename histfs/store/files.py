@@ -16,7 +16,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeAlias
 
 from histfs.store import xattrs
 from histfs.store.accounts import resolved
@@ -24,6 +24,8 @@ from histfs.store.entry import Acl, Entry, Extras, Kind, Xattrs
 from histfs.store.format.columns import TYPE_BITS
 from histfs.store.owners import Owners
 from histfs.store.tree import NotRegularError, Tree
+
+Block: TypeAlias = bytes | bytearray | memoryview
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -405,7 +407,7 @@ def _regular(fd: int, path: bytes) -> int:
     return fd
 
 
-def write_blocks(fd: int, blocks: Iterable[bytes | bytearray], *, sparse: bool = False, expected_bytes: int = 0) -> int:
+def write_blocks(fd: int, blocks: Iterable[Block], *, sparse: bool = False, expected_bytes: int = 0) -> int:
     """Write all `blocks`, also where write(2) takes less; the number of bytes.
 
     `sparse`: blocks of zeros become holes (they are skipped, and the length is set at the end). `expected_bytes`: the
@@ -427,12 +429,12 @@ def write_blocks(fd: int, blocks: Iterable[bytes | bytearray], *, sparse: bool =
     return size
 
 
-def _is_zeros(block: bytes | bytearray) -> bool:
+def _is_zeros(block: Block) -> bool:
     view = memoryview(block)
     return all(view[i : i + len(_ZEROS)] == _ZEROS[: len(view) - i] for i in range(0, len(view), len(_ZEROS)))
 
 
-def _write_all(fd: int, block: bytes | bytearray) -> None:
+def _write_all(fd: int, block: Block) -> None:
     written = os.write(fd, block)
     while written < len(block):
         written += os.write(fd, memoryview(block)[written:])

@@ -5,9 +5,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from histfs.errors import NotARepositoryError, NotFoundError, printable_time, storage_errors
+from histfs.rsync import Made
 from histfs.store.content.shared import DEFAULT_SIZES, Shared, Sizes
 from histfs.store.content.small import SmallFile, read_small
 from histfs.store.entry import Entry
@@ -16,6 +17,8 @@ from histfs.store.layout import DATA, Layout, State, read_layout, read_state, re
 from histfs.store.listing import Listing, Node
 from histfs.store.snapshot import Snapshot
 from histfs.store.tree import Tree, is_settled
+
+_BlockT = TypeVar("_BlockT", bound=bytes | bytearray | memoryview)
 
 
 class Repository:
@@ -105,7 +108,7 @@ class Repository:
         """What the session has counted; None where that is not known."""
         return read_statistics(self.tree, self.layout, session_time)
 
-    def told(self, blocks: Iterator[bytes | bytearray], parts: int = 1) -> Iterator[bytes | bytearray]:
+    def told(self, blocks: Iterator[_BlockT], parts: int = 1) -> Iterator[_BlockT]:
         """The same blocks of a content, of which `on_block` is told; as one of `parts` that a file is read in."""
         if self.on_block is None:
             yield from blocks
@@ -124,8 +127,8 @@ class Repository:
             )
         return Snapshot(self, session_time)
 
-    def read_small(self, directory: bytes, files: Sequence[SmallFile]) -> list[memoryview | None]:
-        """The bytes of small files in one directory; None for one that `Snapshot.open` is to look at.
+    def read_small(self, directory: bytes, files: Sequence[SmallFile]) -> list[Made | None]:
+        """The contents of small files in one directory; None for one that `Snapshot.open` is to look at.
 
         A question of speed alone: what is given out is what was recorded, by its SHA1. So no lock is needed.
         """

@@ -18,7 +18,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,8 +36,9 @@ from histfs.store.clearing import Clearing, Listed
 from histfs.store.dress import Dress, refused_extras
 from histfs.store.entry import ALL_EXTRAS, Entry, Extras, Kind, LinkDigests, is_below, join
 from histfs.store.extras import SessionExtras, recorded_extras
-from histfs.store.files import write_blocks
+from histfs.store.files import Block, write_blocks
 from histfs.store.owners import Owners
+from histfs.store.read_ahead import ReadAhead
 from histfs.store.recorded import Recorded
 from histfs.store.repository import Repository
 from histfs.store.selection import Place, Selection, selected
@@ -142,6 +143,7 @@ class _Restore:
         self._clearing: Clearing
         self._directories: list[_Directory] = []
         self._listed = Listed(path)
+        self._ahead = ReadAhead(snapshot.repository, snapshot.time)
 
     def run(self, target: Path) -> RestoreOutcome:
         if self._manner.is_deleting:
@@ -178,7 +180,7 @@ class _Restore:
             check_what_is_there(self._target, entry.kind, target, self._manner, self._report)
             if entry.kind is Kind.DIRECTORY:
                 self._restore_entry(entry, self._top)  # what stops this stops all
-                self._restore_below(self._selected(entry, entries))
+                self._restore_below(self._read_ahead(self._selected(entry, entries)))
             else:
                 self._restore(entry, self._top)
             if self._target.tree.owners_were_refused and self._is_root:
@@ -205,6 +207,10 @@ class _Restore:
             below = self._listed.noted(below)
         found = selected(itertools.chain([top], below), self._selection, surroundings, root=self._path)
         return itertools.islice(found, 1, None)
+
+    def _read_ahead(self, entries: Iterator[Entry]) -> Iterator[Entry]:
+        """The same; contents are on their way, unless nothing is written, or little, as in what is there already."""
+        return entries if self._manner.dry_run or self._manner.is_merging else self._ahead.along(entries)
 
     def _restore_below(self, entries: Iterator[Entry]) -> None:
         lost: bytes | None = None  # a directory that is not there, so that nothing can be restored in it
@@ -373,12 +379,11 @@ class _Restore:
         return True
 
     def _write_file(self, entry: Entry, path: bytes, found: Found | None, sha1: bytes | None) -> os.stat_result:
-        with self._snapshot.open(entry, sha1) as content:
+        with self._content(entry, sha1) as (blocks, mtime_ns):
             name = self._target.new_name(path, found)
             fd = self._target.tree.create_file(name)
             try:
-                write_blocks(fd, self._snapshot.repository.told(content.blocks()), sparse=True)
-                mtime_ns = content.mtime_ns if content.mtime_ns is not None else entry.mtime_s * 10**9
+                write_blocks(fd, self._snapshot.repository.told(blocks), sparse=True)
                 self._target.tree.set_file_attributes(fd, self._dress.attributes(entry, mtime_ns))
                 status = os.fstat(fd)
             except BaseException as exc:
@@ -390,6 +395,16 @@ class _Restore:
                 os.close(fd)
         self._target.put(name, path, found)
         return status
+
+    @contextmanager
+    def _content(self, entry: Entry, sha1: bytes | None) -> Iterator[tuple[Iterator[Block], int]]:
+        """What is in a file, in blocks, and its mtime."""
+        made = self._ahead.take(entry)
+        if made is not None:
+            yield iter([made.data]), made.mtime_ns if made.mtime_ns // 10**9 == entry.mtime_s else entry.mtime_s * 10**9
+            return
+        with self._snapshot.open(entry, sha1) as content:
+            yield content.blocks(), content.mtime_ns if content.mtime_ns is not None else entry.mtime_s * 10**9
 
     def _set_file_attributes(self, entry: Entry, path: bytes, found: Found, sha1: bytes | None) -> None:
         mtime_ns = found.status.st_mtime_ns

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 from histfs.errors import DamagedError, NotFoundError
+from histfs.rsync import Made
 from histfs.store.entry import Entry, Kind, LinkGroup, sort_key
 from tests.store.catalogs import listed
 from tests.trees import Device, Dir, Fifo, File, Link, Socket, Symlink, walk
@@ -90,7 +91,8 @@ class FakeRepository:
         self.calls["small", directory] += len(files)
         contents = self.contents(max(self.trees)) if self.has_mirror else {}
         paths = [((directory + b"/" if directory else b"") + file.name, file.at) for file in files]
-        return [memoryview(contents[path]) if path in contents and at is None else None for path, at in paths]
+        found = [contents[path] if path in contents and at is None else None for path, at in paths]
+        return [None if data is None else Made(memoryview(data), 0) for data in found]
 
     def contents(self, session_time):
         return {path: node.content for path, node in walk(self.trees[session_time]) if isinstance(node, File)}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from histfs.errors import DamagedError, HistfsError, NotFoundError, StorageError, UsageError
+from histfs.store import read_ahead
 from histfs.store import restore as restore_module
 from histfs.store.backup import backup
 from histfs.store.content import Content
@@ -29,6 +30,12 @@ from tests.trees import MTIME, Device, Dir, Fifo, File, Link, Node, Socket, Syml
 class Restored(NamedTuple):
     outcome: RestoreOutcome
     reported: list[HistfsError]
+
+
+@pytest.fixture
+def nothing_is_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file is opened by itself, when it is restored."""
+    monkeypatch.setattr(read_ahead, "_SMALL_BYTES", -1)
 
 
 def run(sessions: Sessions, target: Path, path: bytes = b"", time: int | None = None, **options: Any) -> Restored:
@@ -403,6 +410,7 @@ def test_a_large_damaged_file_does_not_stay_half(simple: Sessions, target: Path)
     assert not (target / "large").exists()
 
 
+@pytest.mark.usefixtures("nothing_is_ahead")
 @pytest.mark.parametrize("problem", [errno.EIO, errno.ENOSPC, KeyboardInterrupt])
 def test_an_interrupted_file_does_not_stay_half(
     simple: Sessions, target: Path, monkeypatch: pytest.MonkeyPatch, problem: int | type[BaseException]
@@ -422,6 +430,7 @@ def run_once(sessions: Sessions, target: Path) -> None:
         restore(repository, b"", sessions.now, target, report=sessions.reported.append)
 
 
+@pytest.mark.usefixtures("nothing_is_ahead")
 def test_a_file_that_cannot_be_read_from_the_repository(
     simple: Sessions, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -526,6 +535,7 @@ def test_a_damaged_list_cannot_be_verified(simple: Sessions) -> None:
         check(simple)
 
 
+@pytest.mark.usefixtures("nothing_is_ahead")
 def test_modes_of_what_is_restored_are_never_too_open(
     simple: Sessions, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,13 +21,14 @@ def read_all(repository: Repository) -> tuple[int, int]:
             if entry.kind is not Kind.REGULAR or entry.sha1 is None:
                 continue
             file = SmallFile(name_of(entry.path), entry.size_bytes, bytes.fromhex(entry.sha1.decode()), session_time)
-            [data] = repository.read_small(parent_of(entry.path), [file])
-            if data is None:
+            [found] = repository.read_small(parent_of(entry.path), [file])
+            if found is None:
                 left += 1
                 continue
             made += 1
             with snapshot.open(entry, entry.sha1) as content:
-                assert bytes(data) == bytes(content.pread(entry.size_bytes, 0))
+                assert bytes(found.data) == bytes(content.pread(entry.size_bytes, 0))
+                assert content.mtime_ns in (found.mtime_ns, None)
         snapshot.close()
     return made, left
 
@@ -72,7 +73,9 @@ def test_of_many_some_are_left(sessions: Sessions) -> None:
         snapshot.close()
         read = repository.read_small(b"", files)
         expected = [None if file.name == b"f7" else file.name[1:] * 50 for file in files]
-        assert [None if data is None else bytes(data) for data in read] == expected
+        assert [None if found is None else bytes(found.data) for found in read] == expected
         shutil.rmtree(sessions.data / "increments")
         again = repository.read_small(b"", files)
-        assert [data is None for data in again] == [file.name == b"f7" or int(file.name[1:]) % 3 == 0 for file in files]
+        assert [found is None for found in again] == [
+            file.name == b"f7" or int(file.name[1:]) % 3 == 0 for file in files
+        ]

@@ -25,15 +25,15 @@ class SmallFile(NamedTuple):
     at: int | None = None  # the time of a session that recorded it; None: the newest, of which the mirror is
 
 
-def read_small(repository: "Repository", directory: bytes, files: Sequence[SmallFile]) -> list[memoryview | None]:
-    """The bytes of files in one directory of the source; None for one that was not made."""
+def read_small(repository: "Repository", directory: bytes, files: Sequence[SmallFile]) -> list[rsync.Made | None]:
+    """The contents of files in one directory of the source; None for one that was not made."""
     try:
         return _read(repository, directory, files)
     except (OSError, rsync.RsyncError):
         return [None] * len(files)
 
 
-def _read(repository: "Repository", directory: bytes, files: Sequence[SmallFile]) -> list[memoryview | None]:
+def _read(repository: "Repository", directory: bytes, files: Sequence[SmallFile]) -> list[rsync.Made | None]:
     quoted = repository.layout.quoted(directory)
     increments = join(INCREMENTS, quoted) if quoted else INCREMENTS
     versions, places = [], []
@@ -42,14 +42,14 @@ def _read(repository: "Repository", directory: bytes, files: Sequence[SmallFile]
         if links is not None and len(file.sha1) == 20:
             versions.append(rsync.SmallVersion(file.size_bytes, file.sha1, links))
             places.append(place)
-    read: list[memoryview | None] = [None] * len(files)
+    read: list[rsync.Made | None] = [None] * len(files)
     if versions:
         needed = {link.in_mirror for version in versions for link in version.links}
         with repository.tree.directories(
             *[quoted if is_mirror else increments for is_mirror in sorted(needed)]
         ) as opened:
-            for place, data in zip(places, rsync.make_small(opened[-1], opened[0], versions), strict=True):
-                read[place] = data
+            for place, made in zip(places, rsync.make_small(opened[-1], opened[0], versions), strict=True):
+                read[place] = made
     return read
 
 
