@@ -31,7 +31,7 @@ int histfs_fuse_keep_content(uint64_t inode, const char *data, size_t size);
 int histfs_fuse_keep_listing(uint64_t inode, uint64_t offset, const char *data, size_t size, int is_last);
 int histfs_fuse_reply_listing(uint64_t inode, uint64_t offset);
 void histfs_fuse_forget_listings(void);
-int histfs_fuse_serve(uint64_t inode, uint64_t size, uintptr_t reader, uintptr_t version);
+int histfs_fuse_serve(uint64_t inode, uint64_t size, uintptr_t calls, uintptr_t version);
 int histfs_fuse_withdraw(uint64_t inode);
 uint64_t histfs_fuse_reads(uint64_t inode);
 int histfs_fuse_failure(uint64_t *inode, uint64_t *offset);
@@ -304,5 +304,6 @@ def read_source(name: str) -> str:
 ffibuilder = FFI()
 ffibuilder.cdef(DECLARATIONS)
 ffibuilder.set_source(
-    "histfs._fuse", "\n".join([SOURCE, read_source("kept.c"), HANDLERS, read_source("serving.c"), RECEIVING])
+    "histfs._fuse",
+    "\n".join([SOURCE, read_source("kept.c"), HANDLERS, read_source("calls.h"), read_source("serving.c"), RECEIVING]),
 )

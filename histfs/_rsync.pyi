@@ -72,6 +72,7 @@ class VersionState(Protocol):
     sources: _CDataBase
     source_count: int
     members: _CDataBase
+    check: _CDataBase
 
 class ReadingState(Protocol):
     """`histfs_reading_t *`, made by `ffi.new`."""
@@ -101,6 +102,10 @@ class _Lib:
     HISTFS_TOO_MANY_EXTENTS: int
     HISTFS_WOULD_WAIT: int
     HISTFS_NOT_OPEN: int
+    HISTFS_GIVE: int
+    HISTFS_SETTLE_FIRST: int
+    HISTFS_IN_A_THREAD: int
+    HISTFS_OTHER_CONTENT: int
     HISTFS_HOLE: int
     HISTFS_PIECES: int
     HISTFS_LONGEST_COMMAND: int
@@ -154,7 +159,21 @@ class _Lib:
         reading: ReadingState,
         /,
     ) -> int: ...
-    def histfs_version_reader(self) -> int: ...
+    def histfs_check_new(self, size: int, sha1: bytes, is_again: int, /) -> _CDataBase: ...
+    def histfs_check_free(self, check: _CDataBase, /) -> None: ...
+    def histfs_check_verdict(self, check: _CDataBase, /) -> int: ...
+    def histfs_version_give(self, version: VersionState, offset: int, size: int, nowait: int, /) -> int: ...
+    def histfs_version_settle(
+        self,
+        version: VersionState,
+        buffer: _CDataBase,
+        offset: int,
+        size: int,
+        is_ending: _CDataBase,
+        reading: ReadingState,
+        /,
+    ) -> int: ...
+    def histfs_version_calls(self) -> int: ...
     def histfs_small_make(
         self, mirror: int, increments: int, versions: _CDataBase, count: int, names: bytes, data: _CDataBase, /
     ) -> int: ...

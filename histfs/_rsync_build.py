@@ -8,7 +8,8 @@ The C below does only what Python cannot do safely:
 - it copies the statistics out of the job after each call, so that they can be read at any time, by any thread;
 - it counts who uses a signature. Python's garbage collector runs finalizers in any order, so references from Python
   do not keep alive what C points to: structures that Python can reach outlive their closing, and are empty then.
-And it does, in csrc/, what would be too slow in Python: extent maps, reading through them, and small versions.
+And it does, in csrc/, what would be too slow in Python: extent maps, reading through them, comparing what
+is read with its SHA1, and small versions.
 Everything else (arguments, buffers, order of calls, errors) is checked by the only callers, `histfs.rsync` and
 `histfs._rsync_maps`.
 
@@ -24,8 +25,8 @@ from setuptools import Extension
 from setuptools.command.build_ext import build_ext as _build_ext
 
 C_SOURCES = Path(__file__).parent / "csrc"
-HEADERS = ("maps.h", "reader.h", "small.h")
-BODIES = ("maps.c", "parser.c", "reader.c", "sha1.c", "small.c")
+HEADERS = ("maps.h", "reader.h", "calls.h", "checked.h", "small.h")
+BODIES = ("maps.c", "parser.c", "reader.c", "sha1.c", "checked.c", "small.c")
 
 # The constants are here for the test that compares them with the numbers in `_rsync_types`.
 DECLARATIONS = """

@@ -1,7 +1,8 @@
 """Reading a version through its extent map, wherever its bytes lie. Private to `histfs.rsync`.
 
 C goes through the map and reads: from memory, from files, and from gzip members, which it inflates whole, checks by
-their sums, and keeps for a while in `Members`. It opens no files: it says which one must be open for it to go on. Rules
+their sums, and keeps for a while in `Members`. It opens no files: it says which one must be open for it to go on. With
+a `Check` it compares what is read with the SHA1 of the whole, as soon as all of it was read (csrc/checked.c). Rules
 that must hold:
 - Any number of threads may read with the same `MapReader`, and share sources and members.
 - What C points to is referenced by the object that C reads with.
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from histfs._rsync import ReadingState, SourceState, VersionState
 
 _UNKNOWN = 2**64 - 1
+_SHA1_BYTES = 20
 
 
 class Members:
@@ -88,12 +90,39 @@ class MapSource:
         return bool(lib.histfs_source_close_idle(self._members._state, self._state))
 
 
-class MapReader:
-    """A map with its sources, by number."""
+class Check:
+    """What was given out of one version, and its SHA1 as far as that goes; shared by all that read the version."""
 
-    def __init__(self, extents: ExtentMap, sources: Mapping[int, MapSource], members: Members) -> None:
+    def __init__(self, size_bytes: int, sha1: bytes, *, is_again: bool = False) -> None:
+        """`sha1`: 20 bytes. `is_again`: it was read in full before, so that not all of it may be asked for again."""
+        if len(sha1) != _SHA1_BYTES:
+            raise ParameterError("check", Result.PARAM_ERROR, "misused")
+        memory = lib.histfs_check_new(size_bytes, sha1, is_again)
+        if memory == ffi.NULL:
+            raise MemoryError
+        self.size_bytes = size_bytes
+        self._state = ffi.gc(memory, lib.histfs_check_free)
+
+    @property
+    def verdict(self) -> bool | None:
+        """Whether the version is what was recorded; None as long as that is not known."""
+        return {0: None, 1: True}.get(lib.histfs_check_verdict(self._state), False)
+
+
+class MapReader:
+    """A map with its sources, by number. With a `check` for a map of its size."""
+
+    def __init__(
+        self,
+        extents: ExtentMap,
+        sources: Mapping[int, MapSource],
+        members: Members,
+        check: Check | None = None,
+    ) -> None:
+        if check is not None and check.size_bytes != extents.size_bytes:
+            raise ParameterError("check", Result.PARAM_ERROR, "of another size")
         count = max(sources, default=-1) + 1
-        self._held = extents, members, dict(sources)
+        self._held = extents, members, dict(sources), check
         self._table = ffi.new("histfs_source_t *[]", count)
         table = cast("list[SourceState]", self._table)
         for number, source in sources.items():
@@ -103,6 +132,8 @@ class MapReader:
         self._state.sources = self._table
         self._state.source_count = count
         self._state.members = members._state
+        if check is not None:
+            self._state.check = check._state
 
     def hold(self) -> bool:
         """See that no source is closed until `release` is called; False if one is not open."""
@@ -114,11 +145,11 @@ class MapReader:
 
     @property
     def address(self) -> tuple[int, int]:
-        """Of a C function and of what it takes, int (void const *, char *, uint64_t offset, size_t size, int nowait).
+        """Of a `histfs_calls_t` (csrc/calls.h) and of what its functions take.
 
-        It fills a buffer, and returns 0 where it could do so. From any thread, while this object lives and is held.
+        They may be called from any thread, while this object lives and is held.
         """
-        return lib.histfs_version_reader(), int(ffi.cast("uintptr_t", cast("_CDataBase", self._state)))
+        return lib.histfs_version_calls(), int(ffi.cast("uintptr_t", cast("_CDataBase", self._state)))
 
     def read(self, buffer: Buffer, offset: int, open_source: Callable[[int], None]) -> None:
         """Fill `buffer` from `offset` of the target on, where it has so many bytes.
@@ -138,6 +169,32 @@ class MapReader:
         memory = ffi.from_buffer(buffer, require_writable=True)
         reading = cast("ReadingState", ffi.new("histfs_reading_t *"))
         return not lib.histfs_version_read(self._state, memory, offset, len(memory), 1, reading)
+
+    def may_give(self, size: int, offset: int) -> bool:
+        """Whether bytes that were read may be given out now; if not, `settle` says whether they may be at all."""
+        return lib.histfs_version_give(self._state, offset, size, 1) == lib.HISTFS_GIVE
+
+    def settle(self, data: Buffer, offset: int, open_source: Callable[[int], None]) -> bool:
+        """Whether these bytes, which were read, may be given out: False if the version is not what was recorded.
+
+        That is known when all of it was given out but for these. They are summed here; `open_source` as in `read`,
+        which says what is raised as well.
+        """
+        memory = ffi.from_buffer(data)
+        first = lib.histfs_version_give(self._state, offset, len(memory), 0)
+        if first == lib.HISTFS_OTHER_CONTENT:
+            return False
+        reading = cast("ReadingState", ffi.new("histfs_reading_t *"))
+        while result := lib.histfs_version_settle(self._state, memory, offset, len(memory), ffi.NULL, reading):
+            if result == lib.HISTFS_NOT_OPEN:
+                open_source(reading.source)
+            elif result == lib.HISTFS_OTHER_CONTENT:
+                return False
+            elif first == lib.HISTFS_GIVE:
+                break  # others will find it out, who need the sum
+            else:
+                _fail(result, reading.error)
+        return True
 
 
 def _fail(result: int, error: int) -> NoReturn:

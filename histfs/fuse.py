@@ -90,7 +90,7 @@ def forget_listings() -> None:
 def serve(inode: int, size_bytes: int, reader: tuple[int, int]) -> bool:
     """Have the reads of a file answered without asking us; False where that cannot be.
 
-    `reader`: the addresses of a C function and of what it takes (`rsync.MapReader.address`), both good until `withdraw`
+    `reader`: the addresses of C functions and of what they take (`rsync.MapReader.address`), both good until `withdraw`
     has said yes.
     """
     return _compiled is not None and bool(_compiled.lib.histfs_fuse_serve(inode, size_bytes, *reader))

@@ -31,7 +31,7 @@ from histfs._rsync import ffi, lib
 from histfs._rsync_codec import CHUNK, Codec
 from histfs._rsync_files import Basis, Buffer, Source, Target, open_basis, open_target, read_blocks, source_size
 from histfs._rsync_maps import BASIS, HOLE, MAX_EXTENTS, CommandFilter, DeltaParser, ExtentMap
-from histfs._rsync_reading import MapReader, MapSource, Members
+from histfs._rsync_reading import Check, MapReader, MapSource, Members
 from histfs._rsync_small import MOST_LINKS, Link, Made, SmallVersion, make_small
 from histfs._rsync_types import (
     ERRORS,
@@ -63,6 +63,7 @@ __all__ = [
     "MOST_LINKS",
     "BadMagicError",
     "Basis",
+    "Check",
     "CommandFilter",
     "CorruptError",
     "DeltaJob",

@@ -420,17 +420,3 @@ int histfs_version_read(histfs_version_t const *self, char *buffer, uint64_t off
     libdeflate_free_decompressor(call.inflater);
     return result;
 }
-
-/* Of all: 0, or another number where somebody must look who can say more. */
-static int histfs_version_read_all(void const *version, char *buffer, uint64_t offset, size_t size, int nowait)
-{
-    histfs_reading_t reading = { 0, 0, 0 };
-
-    return histfs_version_read(version, buffer, offset, size, nowait, &reading);
-}
-
-/* The address of a function for those who have a version and know nothing of it. */
-uintptr_t histfs_version_reader(void)
-{
-    return (uintptr_t)&histfs_version_read_all;
-}

@@ -6,6 +6,9 @@
 /* Inflated members of increments, those used last; shared by all versions of a repository. */
 typedef struct histfs_members histfs_members_t;
 
+/* What was given out of a version, and its sum (checked.c). */
+typedef struct histfs_check histfs_check_t;
+
 /* Where bytes lie: in memory, or in a file, which may be closed while nobody reads from it. The numbers are set before
    the first use and do not change, but for the last four. */
 typedef struct {
@@ -26,6 +29,7 @@ typedef struct {
     histfs_source_t **sources;     /* by number; NULL where there is none */
     size_t source_count;
     histfs_members_t *members;
+    histfs_check_t *check;         /* NULL: there is nothing to compare */
 } histfs_version_t;
 
 /* How a read went on. */
@@ -47,4 +51,3 @@ int histfs_version_hold(histfs_version_t const *self);
 void histfs_version_release(histfs_version_t const *self);
 int histfs_version_read(histfs_version_t const *self, char *buffer, uint64_t offset, size_t size, int nowait,
                         histfs_reading_t *reading);
-uintptr_t histfs_version_reader(void);

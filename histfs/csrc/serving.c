@@ -5,9 +5,11 @@
    go straight to the device, as the requests never came to libfuse. Rules:
    - Python serves and withdraws in the session's thread, which receives as well. The threads here only take jobs.
    - Where a read fails the reader hears of an error of the disk, and Python is told, so that it finds out the reason.
+   - What is read in full is compared with its SHA1 (see checked.c). A thread sums when it has replied, but for the reply
+     that has to wait for the sum. The session's thread never does: it leaves to the others what that would take.
    - A thread that waits for a disk cannot be stopped: what it reads is not withdrawn, and it is left behind at the end. */
 
-#define HISTFS_SERVED 16
+#define HISTFS_SERVED 32            /* as many as are kept open (_fs_open_files.py) */
 #define HISTFS_JOBS 64
 #define HISTFS_THREADS 4
 #define HISTFS_FAILURES 16
@@ -17,11 +19,9 @@
 #define HISTFS_SLOW_NS 5000000      /* a small read that took so long has met a slow disk; */
 #define HISTFS_SLOW_FOR_NS 100000000  /* for so long no other one is made to wait for it */
 
-typedef int histfs_reader_t(void const *version, char *buffer, uint64_t offset, size_t size, int nowait);
-
 typedef struct {
     uint64_t inode, size;           /* inode 0: nothing is served here */
-    histfs_reader_t *read;
+    histfs_calls_t const *calls;
     void const *version;
     unsigned users;                 /* jobs */
     uint64_t reads;
@@ -91,6 +91,22 @@ static void histfs_note_failure(uint64_t inode, uint64_t offset)
     histfs_pool.failed++;
 }
 
+/* Read, and reply; whether it was an error. */
+static int histfs_do_job(histfs_job_t const *job, int device, char *buffer, size_t size)
+{
+    histfs_calls_t const *calls = job->served->calls;
+    void const *version = job->served->version;
+    int next = calls->read(version, buffer, job->offset, size) ? HISTFS_OTHER_CONTENT
+        : calls->give(version, job->offset, size, 0), is_settled = next == HISTFS_SETTLE_FIRST;
+
+    if (is_settled && !calls->settle(version, buffer, job->offset, size, &histfs_pool.is_ending))
+        next = HISTFS_GIVE;
+    histfs_reply(device, job->unique, next == HISTFS_GIVE ? 0 : EIO, buffer, size);
+    if (next == HISTFS_GIVE && !is_settled)
+        calls->settle(version, buffer, job->offset, size, &histfs_pool.is_ending);
+    return next != HISTFS_GIVE;
+}
+
 static void *histfs_work(void *unused)
 {
     char *buffer = NULL;
@@ -101,7 +117,7 @@ static void *histfs_work(void *unused)
     for (;;) {
         histfs_job_t job;
         size_t size;
-        int result, device;
+        int is_error, device;
 
         while (!histfs_pool.count && !histfs_pool.is_ending)
             pthread_cond_wait(&histfs_pool.is_more, &histfs_pool.lock);
@@ -118,10 +134,13 @@ static void *histfs_work(void *unused)
             buffer = malloc(size);
             room = buffer ? size : 0;
         }
-        result = size > room ? ENOMEM : job.served->read(job.served->version, buffer, job.offset, size, 0) ? EIO : 0;
-        histfs_reply(device, job.unique, result, buffer, size);
+        is_error = size > room;
+        if (is_error)
+            histfs_reply(device, job.unique, ENOMEM, NULL, 0);
+        else
+            is_error = histfs_do_job(&job, device, buffer, size);
         pthread_mutex_lock(&histfs_pool.lock);
-        if (result)
+        if (is_error)
             histfs_note_failure(job.served->inode, job.offset);
         job.served->users--;
     }
@@ -170,8 +189,8 @@ static histfs_served_t *histfs_find_served(uint64_t inode)
     return NULL;
 }
 
-/* Serve a version with its reader; whether that is done. */
-static int histfs_fuse_serve(uint64_t inode, uint64_t size, uintptr_t reader, uintptr_t version)
+/* Serve a version with what reads it, a `histfs_calls_t`; whether that is done. */
+static int histfs_fuse_serve(uint64_t inode, uint64_t size, uintptr_t calls, uintptr_t version)
 {
     histfs_served_t *served = histfs_pool.served;
     int is_done;
@@ -185,7 +204,7 @@ static int histfs_fuse_serve(uint64_t inode, uint64_t size, uintptr_t reader, ui
     if (is_done) {
         served->inode = inode;
         served->size = size;
-        served->read = (histfs_reader_t *)reader;
+        served->calls = (histfs_calls_t const *)calls;
         served->version = (void const *)version;
         served->users = 0;
         served->reads = 0;
@@ -247,7 +266,7 @@ static void histfs_fuse_end(void)
     clock_gettime(CLOCK_REALTIME, &until);
     until.tv_sec += HISTFS_END_S;
     pthread_mutex_lock(&histfs_pool.lock);
-    histfs_pool.is_ending = 1;
+    __atomic_store_n(&histfs_pool.is_ending, 1, __ATOMIC_RELAXED);  /* who sums reads it without the lock */
     pthread_cond_broadcast(&histfs_pool.is_more);
     while (histfs_pool.threads && !pthread_cond_timedwait(&histfs_pool.is_over, &histfs_pool.lock, &until))
         continue;
@@ -280,12 +299,14 @@ static int histfs_answer(int device, uint64_t unique, uint64_t inode, uint64_t o
     if (size <= HISTFS_SMALL_READ && began_ns >= histfs_slow_until_ns) {
         size_t count = histfs_clipped(served->size, offset, size);
 
-        if (served->read(served->version, histfs_small_buffer, offset, count, 0))
+        if (served->calls->read(served->version, histfs_small_buffer, offset, count))
             return 0;  /* Python says what is wrong */
         if (histfs_now_ns() - began_ns > HISTFS_SLOW_NS)
             histfs_slow_until_ns = histfs_now_ns() + HISTFS_SLOW_FOR_NS;
-        histfs_reply(device, unique, 0, histfs_small_buffer, count);
-        return 1;
+        if (served->calls->give(served->version, offset, count, 1) == HISTFS_GIVE) {
+            histfs_reply(device, unique, 0, histfs_small_buffer, count);
+            return 1;
+        }
     }
     pthread_mutex_lock(&histfs_pool.lock);
     histfs_start_threads(device);

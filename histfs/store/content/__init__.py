@@ -3,7 +3,8 @@
 A version is not made. The increments that lead to it are composed into one map from its bytes to where they lie, which
 is the mirror, an increment, or a temporary file with what could not be read in place (`chain`). What is small is read
 through the map at once, checked against the SHA1 of its record, and kept in memory. Of what is large each read costs
-its own bytes, whatever the length of the chain; its SHA1 is checked by `blocks`, which reads all.
+its own bytes, whatever the length of the chain; its SHA1 is checked by `blocks`, which reads all, and by `pread` when
+all was read: then the last piece is given out only if the whole is right.
 
 No lock is taken: `opening` says why what is read is what the session recorded, whatever a session or a regress does
 meanwhile. An open version stays readable: the mirror file is kept open, an increment that is found changed or gone
@@ -43,11 +44,12 @@ _READERS = 2
 class Content:
     """An open version. Several threads may read it; nobody may when it is closed."""
 
-    def __init__(self, entry: Entry, version: Version, reopen: Callable[[], Version]) -> None:
+    def __init__(self, entry: Entry, session_time: int, version: Version, reopen: Callable[[], Version]) -> None:
         self.size_bytes = entry.size_bytes
         # with its fraction of a second, where a file on disk carries it
         self.mtime_ns = version.mtime_ns if version.mtime_ns // 10**9 == entry.mtime_s else None
         self._place = os.fsdecode(entry.path)
+        self._time = session_time
         self._version = version
         self._reopen = reopen
         self._lock = threading.Lock()
@@ -64,7 +66,14 @@ class Content:
         self.close()
 
     def pread(self, size: int, offset: int) -> bytes | bytearray:
-        """Up to `size` bytes from `offset`; fewer only at the end. Raises DamagedError, StorageError."""
+        """Up to `size` bytes from `offset`; fewer only at the end. Raises DamagedError, StorageError.
+
+        The one that completes what was read of a large version raises if the whole is not what was recorded, as do all
+        that follow.
+        """
+        return self._pread(size, offset, is_watched=True)
+
+    def _pread(self, size: int, offset: int, *, is_watched: bool) -> bytes | bytearray:
         wanted = max(0, min(size, self.size_bytes - offset))
         if not wanted:
             return b""
@@ -72,7 +81,7 @@ class Content:
             version = self._version
             try:
                 with storage_errors():
-                    return version.source.pread(wanted, offset)
+                    return self._pread_once(version, wanted, offset, is_watched=is_watched)
             except ChangedError:
                 self._open_anew(version)
             except StorageError as exc:
@@ -80,9 +89,16 @@ class Content:
                 raise
             except DamagedError as exc:
                 exc.path = exc.path or self._place
+                exc.at = self._time if exc.at is None else exc.at
                 exc.advice = exc.advice or ADVICE
                 raise
         raise DamagedError("changed at every attempt to read it", path=self._place, advice="try again in a moment")
+
+    def _pread_once(self, version: Version, size: int, offset: int, *, is_watched: bool) -> bytes | bytearray:
+        data = version.source.pread(size, offset)
+        if is_watched and isinstance(version.source, Mapped) and not version.source.settle(data, offset):
+            raise DamagedError(OTHER_CONTENT)
+        return data
 
     def _open_anew(self, old: Version) -> None:
         with self._lock:
@@ -91,7 +107,7 @@ class Content:
                 self._replaced.append(old)
 
     def pread_nowait(self, size: int, offset: int) -> bytes | bytearray | None:
-        """The same if it needs no disk and takes no time, else None."""
+        """The same if it needs no disk, takes no time, and may be given out; else None."""
         wanted = max(0, min(size, self.size_bytes - offset))
         return self._version.source.pread_nowait(wanted, offset) if wanted else b""
 
@@ -111,7 +127,8 @@ class Content:
         """All bytes, in blocks of up to 1 MiB; DamagedError at the end if they are not those that were recorded."""
         checked = self._checked if self._version.unchecked_sha1 is not None else iter
         if self.size_bytes <= _WORTH_THREADS:
-            yield from checked(self.pread(BLOCK_SIZE, offset) for offset in range(0, self.size_bytes, BLOCK_SIZE))
+            offsets = range(0, self.size_bytes, BLOCK_SIZE)
+            yield from checked(self._pread(BLOCK_SIZE, offset, is_watched=False) for offset in offsets)
             return
         with ThreadPoolExecutor(_READERS) as readers, ThreadPoolExecutor(1) as hasher:
             yield from _ahead(checked(self._read_ahead(readers)), hasher)
@@ -119,7 +136,7 @@ class Content:
     def _read_ahead(self, readers: ThreadPoolExecutor) -> Iterator[bytes | bytearray]:
         waiting: deque[Future[bytes | bytearray]] = deque()
         for offset in range(0, self.size_bytes, _LARGE_BLOCK):
-            waiting.append(readers.submit(self.pread, _LARGE_BLOCK, offset))
+            waiting.append(readers.submit(self._pread, _LARGE_BLOCK, offset, is_watched=False))
             if len(waiting) > _READERS:
                 yield waiting.popleft().result()
         while waiting:
@@ -153,7 +170,7 @@ def open_content(repository: "Repository", entry: Entry, sha1: bytes | None, ses
     def open_version(*, anew: bool) -> Version:
         return _open_version(repository, entry, sha1, session_time, anew=anew)
 
-    return Content(entry, open_version(anew=False), lambda: open_version(anew=True))
+    return Content(entry, session_time, open_version(anew=False), lambda: open_version(anew=True))
 
 
 def _open_version(

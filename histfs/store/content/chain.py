@@ -113,12 +113,15 @@ class Composed:
     def is_worth_keeping(self) -> bool:
         return self._spool.is_worth_keeping
 
-    def open(self, basis: File | None) -> Mapped:
-        """The version on this basis, which is closed with it; None if the basis is an increment, or not needed."""
+    def open(self, basis: File | None, check: rsync.Check | None) -> Mapped:
+        """The version on this basis, which is closed with it; None if the basis is an increment, or not needed.
+
+        `check` compares it with its SHA1 while it is read.
+        """
         own: dict[int, Memory | File] = {SPOOL: self._spool.source()}
         if basis is not None:
             own[rsync.BASIS] = basis
-        return Mapped(self.extents, self.increments, own, self._shared)
+        return Mapped(self.extents, self.increments, own, self._shared, check)
 
     def close(self) -> None:
         """What was opened stays open."""
@@ -269,10 +272,10 @@ class Composer:
         return extents
 
 
-def whole(file: File, size: int, shared: Shared) -> Mapped:
-    """All of a file, which is closed with it."""
+def whole(file: File, size: int, shared: Shared, check: rsync.Check | None) -> Mapped:
+    """All of a file, which is closed with it; `check` compares it with its SHA1 while it is read."""
     extents = rsync.ExtentMap.of_commands(_copy_of(size), rsync.BASIS, MAX_EXTENTS)
-    return Mapped(extents, {}, {rsync.BASIS: file}, shared)
+    return Mapped(extents, {}, {rsync.BASIS: file}, shared, check)
 
 
 def _copy_of(size: int) -> bytes:

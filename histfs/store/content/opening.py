@@ -8,7 +8,7 @@ No lock is taken, and nothing is believed that a running session or a regress ma
   does not still hold the version of that session.
 - size and SHA1 of what is small are checked before a byte of it is given out. So is a mirror file that is the version
   itself, if it is small, or its time is not that of the record, as then somebody may have put another file there. Of
-  what is large the size is checked at once, and the SHA1 by who reads all of it.
+  what is large the size is checked at once, and the SHA1 while it is read: by who reads all, or by a `rsync.Check`.
 """
 
 import hashlib
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from histfs.store.repository import Repository
 
 CHECKED_AT_ONCE = 1 << 20  # a version up to this size is read and checked when it is opened
+_SHA1_DIGITS = 40
 OTHERS_MAY_BE_INTACT = "versions at other sessions may be intact"
 ADVICE = f"`histfs verify` lists what is damaged; {OTHERS_MAY_BE_INTACT}"
 
@@ -171,7 +172,7 @@ class Opening:
             raise DamagedError(OTHER_CONTENT)
         file = File(os.dup(fd))
         is_large = status.st_size > CHECKED_AT_ONCE
-        source = whole(file, status.st_size, self._shared) if is_large else file
+        source = whole(file, status.st_size, self._shared, None if is_checked else self._check()) if is_large else file
         return Version(source, status.st_mtime_ns, None if is_checked else self._sha1)
 
     def _older(self, links: Links) -> Version:
@@ -205,7 +206,17 @@ class Opening:
 
     def _mapped(self, composed: Composed, links: Links) -> Version:
         basis = None if links.is_base_compressed else File(os.dup(links.base))
-        return Version(composed.open(basis), composed.mtime_ns, None if composed.is_checked else self._sha1)
+        is_checked = composed.is_checked
+        source = composed.open(basis, None if is_checked else self._check())
+        return Version(source, composed.mtime_ns, None if is_checked else self._sha1)
+
+    def _check(self) -> rsync.Check | None:
+        """What compares a version that is large with its SHA1 while it is read."""
+        if self._sha1 is None or self._entry.size_bytes <= CHECKED_AT_ONCE:
+            return None
+        if len(self._sha1) != _SHA1_DIGITS:
+            raise DamagedError("has a record that is damaged: its SHA1 is none")
+        return self._shared.checks.of(self._key, self._entry.size_bytes, bytes.fromhex(self._sha1.decode()))
 
     def _patched(self, links: Links) -> Version:
         spool = Patcher(self._entry.size_bytes, self._sha1).patch(links)

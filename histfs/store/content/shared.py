@@ -30,6 +30,7 @@ _R = TypeVar("_R")
 
 _LISTINGS_BYTES = 8 << 20
 _OPEN_FILES = 200
+_CHECKS = 1000
 _SHARE_RESERVED = 4  # of the open files of the process, at most one in so many
 
 
@@ -212,12 +213,35 @@ class OpenFiles:
                 del self._opened[file]
 
 
+class Checks:
+    """How far large versions were compared with their SHA1 while they were read: it is not known when this ends.
+
+    The kernel keeps what it was given, and asks for the rest after a version was closed and opened again. So a check
+    goes on where it was, and what was found wrong stays so. What was found right may have changed since, so it is
+    compared once more.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: Recent[Hashable, rsync.Check] = Recent(_CHECKS)
+
+    def of(self, key: Hashable, size_bytes: int, sha1: bytes) -> rsync.Check:
+        """`sha1`: 20 bytes."""
+        with self._lock:
+            known = self._kept.get(key)
+            if known is None or known.verdict:
+                known = rsync.Check(size_bytes, sha1, is_again=known is not None)
+                self._kept.put(key, known, 1)
+            return known
+
+
 class Shared:
     """All of this, for one repository."""
 
     def __init__(self, tree: Tree, layout: Layout, sizes: Sizes) -> None:
         self.listings = Listings(tree, layout)
         self.files = OpenFiles(tree)
+        self.checks = Checks()
         self.members = rsync.Members(sizes.members)
         self.versions: Recent[Hashable, tuple[bytes, int]] = Recent(sizes.versions)  # with mtime_ns
         self.maps: Recent[Hashable, Composed] = Recent(sizes.maps, lambda composed: composed.close())

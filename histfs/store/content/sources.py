@@ -7,7 +7,8 @@ may read at the same time.
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from histfs import rsync
@@ -139,6 +140,7 @@ class Mapped:
         increments: Mapping[int, Increment],
         own: Mapping[int, "Memory | File"],
         shared: "Shared",
+        check: rsync.Check | None = None,
     ) -> None:
         self.extents = extents
         self._increments = increments
@@ -146,7 +148,7 @@ class Mapped:
         self._own = own
         places = {number: increment.place for number, increment in increments.items()}
         places.update((number, source.place(shared.members)) for number, source in own.items())
-        self._reader = rsync.MapReader(extents, places, shared.members)
+        self._reader = rsync.MapReader(extents, places, shared.members, check)
         self._is_held = False
 
     def hold(self) -> tuple[int, int] | None:
@@ -168,12 +170,8 @@ class Mapped:
 
     def pread(self, size: int, offset: int) -> bytearray:
         buffer = bytearray(size)
-        try:
+        with _damage():
             self._reader.read(buffer, offset, self._open)
-        except rsync.InputEndedError:
-            raise DamagedError("is shorter than recorded") from None
-        except rsync.CorruptError:
-            raise DamagedError("the compressed file is damaged") from None
         return buffer
 
     def _open(self, number: int) -> None:
@@ -181,7 +179,12 @@ class Mapped:
 
     def pread_nowait(self, size: int, offset: int) -> bytearray | None:
         buffer = bytearray(size)
-        return buffer if self._reader.read_nowait(buffer, offset) else None
+        return buffer if self._reader.read_nowait(buffer, offset) and self._reader.may_give(size, offset) else None
+
+    def settle(self, data: bytes | bytearray, offset: int) -> bool:
+        """Whether these bytes may be given out, see `rsync.MapReader.settle`. Raises DamagedError, OSError."""
+        with _damage():
+            return self._reader.settle(data, offset, self._open)
 
     def close(self) -> None:
         if self._is_held:
@@ -190,6 +193,16 @@ class Mapped:
             self._is_held = False
         for source in self._own.values():
             source.close()
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    try:
+        yield
+    except rsync.InputEndedError:
+        raise DamagedError("is shorter than recorded") from None
+    except rsync.CorruptError:
+        raise DamagedError("the compressed file is damaged") from None
 
 
 class Spool:
