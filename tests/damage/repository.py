@@ -23,17 +23,15 @@ from tests.trees import MTIME, Dir, Fifo, File, Link, Symlink, build
 
 FIRST, DAY, SESSIONS = 1_700_000_000, 86_400, 12
 DATA = "rdiff-backup-data"
-LARGE = 1 << 20  # more than this is compared with its digest by who reads all of it (docs/design.md, Invariants)
 LONG = "L" * 206  # has a number in the place of a name (docs/format.md 3.4)
 
 _NAME = re.compile(r"(.*)\.(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)\.(snapshot|diff|missing|dir|data)(\.gz)?")
 
 
 class Version(NamedTuple):
-    """A file at a session: the SHA1 and the size of its content, and the files in the repository that it needs."""
+    """A file at a session: the SHA1 of its content, and the files in the repository that it needs."""
 
     sha1: str
-    size: int
     lists: frozenset[str]
     content: frozenset[str]
     first: str  # of `content`: what leads to it from the next newer version
@@ -127,7 +125,6 @@ def make(place: Path) -> Model:
     versions = {
         (at, path): Version(
             hashlib.sha1(content).hexdigest(),
-            len(content),
             frozenset(_lists_needed(repository, at)),
             frozenset(_content_needed(repository, path, at)),
             next(_content_needed(repository, path, at)),

@@ -20,7 +20,7 @@ import pytest
 
 from tests.compat import agreement
 from tests.damage.readers import ERROR, Found, through_snapshots, through_verify, through_vfs
-from tests.damage.repository import DATA, KINDS, LARGE, Model, damaged, files, fingerprint, make, role
+from tests.damage.repository import DATA, KINDS, Model, damaged, files, fingerprint, make, role
 
 _LIMIT_S = 60.0
 # Of what these say no version depends on.
@@ -96,12 +96,10 @@ def _check_shown(
     version = model.versions[at, path]
     above = [path[:end] + b"/" if end else b"/" for end in [0, *(i for i, byte in enumerate(path) if byte == 47)]]
     got = ERROR if any((at, each) in shown for each in above) else shown.get((at, path), "nothing")
+    assert got in (version.sha1, ERROR), (what, at, path, got)
     if not is_lost:
         assert got == version.sha1, (what, at, path, got)
-    elif got not in (version.sha1, ERROR):
-        # Of what is large, the mount compares the size: all of it would have to be read before the first byte.
-        assert version.size > LARGE, (what, at, path, got)
-        counts["unnoticed in the mount, and large"] += 1
+    counts["read in the mount" if got == version.sha1 else "errors in the mount"] += 1
 
 
 def run(model: Model, chosen: list[tuple[str, str]]) -> Counter[str]:
@@ -154,6 +152,12 @@ def test_what_is_no_list_does_not_say_that_nothing_was_different(model: Model, k
     assert counts["errors"] > 0
 
 
+def test_what_is_large_is_not_given_out_in_full(model: Model) -> None:
+    """Of the mirror, which only the SHA1 of all of it can tell; by itself, and under old versions."""
+    counts = run(model, [("same-large", "flip"), ("large", "sector")])
+    assert counts["errors in the mount"] >= 13
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("part", range(20))
 def test_all(model: Model, part: int, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,10 +174,16 @@ def test_all(model: Model, part: int, capsys: pytest.CaptureFixture[str]) -> Non
 def _samples(model: Model) -> list[tuple[str, str]]:
     newest = max(name for name in files(model) if role(name) == "mirror_metadata")
     diff = model.versions[model.sessions[1], b"small"].first
-    return [(newest, "truncate"), (diff, "zero"), ("same", "delete"), (f"{DATA}/histfs/catalog.sqlite", "zero")]
+    return [
+        (newest, "truncate"),
+        (diff, "zero"),
+        ("same", "delete"),
+        ("same-large", "flip"),
+        (f"{DATA}/histfs/catalog.sqlite", "zero"),
+    ]
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 def test_a_real_mount(model: Model, tmp_path: Path, number: int) -> None:
     name, kind = _samples(model)[number]
     with (
@@ -193,7 +203,7 @@ def test_a_real_mount(model: Model, tmp_path: Path, number: int) -> None:
                 assert got == ERROR
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 def test_a_real_restore(model: Model, tmp_path: Path, number: int) -> None:
     name, kind = _samples(model)[number]
     target = tmp_path / "target"

@@ -72,11 +72,11 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Mounted:
-    """A mount in a process of its own, until `end`."""
+    """A mount in a process of its own, which loads the module `first` first, until `end`."""
 
-    def __init__(self, repository: Path, mountpoint: Path, cache: Path) -> None:
+    def __init__(self, repository: Path, mountpoint: Path, cache: Path, first: str = "histfs.fuse") -> None:
         self.mountpoint = mountpoint
-        command = [sys.executable, "-c", MOUNT, *map(os.fspath, (repository, mountpoint, cache))]
+        command = [sys.executable, "-c", f"import {first}\n{MOUNT}", *map(os.fspath, (repository, mountpoint, cache))]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "ready\n"
