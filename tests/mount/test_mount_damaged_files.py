@@ -45,7 +45,9 @@ def copied(path: Path) -> list[bytes | None]:
 
 def mapped(path: Path) -> list[bytes | None]:
     program = "import mmap, os, sys; sys.stdout.buffer.write(mmap.mmap(os.open(sys.argv[1], 0), 0, prot=1)[::-1])"
-    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, timeout=60)
+    environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}  # sanitizers take the signal
+    command = [sys.executable, "-S", "-c", program, path]
+    done = subprocess.run(command, capture_output=True, timeout=60, env=environment)
     assert done.returncode in (0, -signal.SIGBUS)
     return [None if done.returncode else done.stdout[::-1]]
 
