@@ -10,10 +10,9 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from histfs.fuse import keep_content, keep_listing
+from histfs.fuse import BLOCK_SIZE, keep_content, keep_listing
 from histfs.vfs import FOREVER_S, ROOT_INODE, Child
 
-BLOCK_SIZE = 4096
 NAME_MAX = 255
 _TARGET_MAX = 4096  # of a symbolic link, with a zero byte behind it
 _PAGES_KEPT = 64

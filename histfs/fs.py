@@ -1,8 +1,8 @@
 """FUSE requests, answered from the history: `vfs` says what the tree is, this module translates it for pyfuse3.
 
-Its private parts: `_fs_answers` (errors, as error numbers and in the log), `_fs_flights` (one job for all who wait for
-the same), `_fs_open_files` (which versions are kept open, and how long), `_fs_listing` (directories as the kernel takes
-them), `_fs_read_ahead` (small files are read before they are asked for; `_fs_ahead` says which).
+Its private parts: `_fs_answers` (attributes and errors as the kernel takes them, and the log), `_fs_flights` (one job
+for all who wait for the same), `_fs_open_files` (which versions are kept open, how long), `_fs_listing` (directories
+as the kernel takes them), `_fs_read_ahead` (small files are read before they are asked for; `_fs_ahead` says which).
 
 Strategy: one task a request, all in one trio loop. Questions to the catalog and small files take less than the way to a
 thread and back: this is done in the loop, until something was slow because the disk is; then the next ones go to
@@ -30,9 +30,9 @@ from typing import NoReturn, TypeVar, cast
 
 import trio
 
-from histfs._fs_answers import Reports, reply
+from histfs._fs_answers import Reports, absent, entry_of, fill, reply, shortage
 from histfs._fs_flights import Flights
-from histfs._fs_listing import BLOCK_SIZE, NAME_MAX, Page, Pages, keep
+from histfs._fs_listing import NAME_MAX, Page, Pages, keep
 from histfs._fs_open_files import OpenFiles
 from histfs._fs_read_ahead import ReadAhead, small_files
 from histfs.errors import DamagedError, HistfsError, StorageError
@@ -137,16 +137,16 @@ class Operations(pyfuse3.Operations):
         if parent_inode == ROOT_INODE:
             return await self._lookup_in_root(name)
         found = await self._ask(self._history.child, parent_inode, name)
-        return _absent(FOREVER_S) if found is None else _entry(found, FOREVER_S)
+        return absent(FOREVER_S) if found is None else entry_of(found, FOREVER_S)
 
     async def _lookup_in_root(self, name: bytes) -> pyfuse3.EntryAttributes:
         if name in (b".", b".."):
-            return _entry(self._history.root(), NOTIFIED_S)
+            return entry_of(self._history.root(), NOTIFIED_S)
         session_time = self._history.names().get(name)
         if session_time is None:  # it may be a session that has just finished
             await self._in_thread(self._readers, self._history.refresh)
             session_time = self._history.names().get(name)
-        return _absent(NOTIFIED_S) if session_time is None else _entry(await self._top(session_time), NOTIFIED_S)
+        return absent(NOTIFIED_S) if session_time is None else entry_of(await self._top(session_time), NOTIFIED_S)
 
     async def _top(self, session_time: int) -> Attributes:
         if self._history.rights_change:
@@ -158,7 +158,7 @@ class Operations(pyfuse3.Operations):
 
     @reply
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        return _entry(await self._attributes(inode), FOREVER_S)
+        return entry_of(await self._attributes(inode), FOREVER_S)
 
     @reply
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
@@ -277,7 +277,7 @@ class Operations(pyfuse3.Operations):
             error = DamagedError("is not shown: its name is longer than 255 bytes", path=child.name)
             self.reports.report(error, errno.EIO, "readdir")
             return True
-        _fill(entry, child.attributes, entry_valid_s)
+        fill(entry, child.attributes, entry_valid_s)
         return bool(pyfuse3.readdir_reply(token, child.name, entry, child.offset))
 
     @reply
@@ -302,6 +302,15 @@ class Operations(pyfuse3.Operations):
 
     @reply
     async def read(self, fh: int, off: int, size: int) -> bytes:
+        try:
+            return await self._read(fh, off, size)
+        except StorageError as error:
+            if shortage(error) is None:
+                raise
+        self._open_files.close()  # but for what is being read: descriptors that somebody needs now
+        return await self._read(fh, off, size)
+
+    async def _read(self, fh: int, off: int, size: int) -> bytes:
         if not off:
             self._ahead.asked(fh)
             if fh not in self._open_files and not self._is_slow():
@@ -338,7 +347,8 @@ class Operations(pyfuse3.Operations):
             if file is None:
                 file = await self._ask(self._history.open, inode, limiter=self._openers)
         except HistfsError as error:
-            self._open_files.add_failure(inode, error)
+            if shortage(error) is None:  # which passes
+                self._open_files.add_failure(inode, error)
             raise
         assert file is not None
         self._open_files.add(inode, file)
@@ -423,28 +433,3 @@ def _make_kernel_forget(names_in_root: Iterable[bytes]) -> None:
         with suppress(FileNotFoundError):  # it does not know the name
             pyfuse3.invalidate_entry(ROOT_INODE, name)
     pyfuse3.invalidate_inode(ROOT_INODE)
-
-
-def _entry(shown: Attributes, entry_valid_s: float) -> pyfuse3.EntryAttributes:
-    entry = pyfuse3.EntryAttributes()
-    _fill(entry, shown, entry_valid_s)
-    return entry
-
-
-def _fill(entry: pyfuse3.EntryAttributes, shown: Attributes, entry_valid_s: float) -> None:
-    (entry.st_ino, mode, entry.st_nlink, entry.st_uid, entry.st_gid, entry.st_rdev, size, mtime_s, valid_s) = shown
-    entry.st_mode = mode
-    entry.st_size = size
-    entry.st_blksize = BLOCK_SIZE
-    entry.st_blocks = (size + 511) // 512 if stat.S_ISREG(mode) else 0
-    entry.st_atime_ns = entry.st_ctime_ns = entry.st_mtime_ns = mtime_s * 1_000_000_000
-    entry.entry_timeout = entry_valid_s
-    entry.attr_timeout = valid_s
-
-
-def _absent(valid_s: float) -> pyfuse3.EntryAttributes:
-    """A name that is not there, which the kernel may remember (raising ENOENT it would ask every time)."""
-    entry = pyfuse3.EntryAttributes()
-    entry.st_ino = 0
-    entry.entry_timeout = valid_s
-    return entry

@@ -10,6 +10,7 @@ import sys
 from types import ModuleType
 
 __all__ = [
+    "BLOCK_SIZE",
     "end_serving",
     "forget_listings",
     "is_by_inode",
@@ -22,6 +23,8 @@ __all__ = [
     "serve",
     "withdraw",
 ]
+
+BLOCK_SIZE = 4096  # of stat(2): what is good to be read at once
 
 
 def _load() -> ModuleType | None:

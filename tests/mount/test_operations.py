@@ -19,11 +19,11 @@ from hypothesis import given
 
 from histfs import _fs_open_files as open_files
 from histfs import fs
-from histfs._fs_answers import errno_of
+from histfs._fs_answers import entry_of, errno_of
 from histfs._fs_open_files import OpenFiles
 from histfs._fs_read_ahead import BATCHES_WAITING
 from histfs.errors import DamagedError, FormatError, MountError, NotADirectoryEntryError, NotFoundError, StorageError
-from histfs.fs import Operations, _entry
+from histfs.fs import Operations
 from histfs.fuse import pyfuse3
 from histfs.store.entry import Entry, Kind
 from histfs.vfs import ROOT_INODE, TOP_TAG, History, directory_inode, version_inode
@@ -438,7 +438,7 @@ def test_any_record_can_be_told_to_the_kernel(entry):
     mounted.repository.extra_entries[FIRST] = [entry._replace(path=b"x", link_group=None)]
     mounted.history.update()
     found = mounted.history.child(directory_inode(FIRST, TOP_TAG), b"x")
-    state = _entry(found, 1).__getstate__()
+    state = entry_of(found, 1).__getstate__()
     assert state["st_mtime_ns"] == found.mtime_s * 10**9
     assert state["st_uid"] == found.uid
 
