@@ -1,11 +1,16 @@
 """pyfuse3 with and without what stands before libfuse: in processes of their own, as loading it decides."""
 
+import inspect
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from histfs import fuse
+from histfs._fs_open_files import OpenFiles
 from histfs.fuse import is_by_inode
 
 # The same mount of the same tree, used by other processes. What is printed is what the kernel asked.
@@ -167,3 +172,10 @@ def test_who_lists_a_tree_is_answered_without_python(mountpoint, at_once):
         assert int(first[1]) < 1206 / 4  # the directories of both trees, and those of 5,000 names in parts
     assert int(first[2]) < 100
     assert second == ["True", "0", "0"]
+
+
+def test_all_large_files_that_are_kept_open_are_served():
+    source = Path(fuse.__file__).parent / "csrc" / "serving.c"
+    served = re.search(r"^#define HISTFS_SERVED (\d+)", source.read_text(), re.MULTILINE)
+    assert served is not None
+    assert int(served[1]) == inspect.signature(OpenFiles).parameters["max_large"].default

@@ -85,9 +85,10 @@ def test_what_was_right_is_compared_again_when_it_was_closed(sessions: Sessions)
         try:
             assert len(content.pread(STEP, LAST)) == SIZE - LAST  # not while it is open
             content.close()
-            with opened(sessions, repository) as again, pytest.raises(DamagedError, match="SHA1"):
-                for offset in OFFSETS:
-                    again.pread(STEP, offset)
+            with opened(sessions, repository) as again:
+                assert all(again.pread(STEP, offset) for offset in OFFSETS[:-1])
+                with pytest.raises(DamagedError, match="SHA1"):
+                    again.pread(STEP, LAST)
         finally:
             flip(sessions.repository / "f")
 
