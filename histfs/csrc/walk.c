@@ -7,7 +7,7 @@
 enum { HISTFS_OPEN_LEVELS = 32 };    /* directories that are kept open; in what lies deeper the caller looks itself */
 enum { HISTFS_MOST_IDS = 256 };      /* users and groups whose names are known to be the same as before */
 enum { HISTFS_LISTXATTRAT = 465 };   /* the number of the system call, since Linux 6.13 */
-enum { HISTFS_VALID = 1, HISTFS_LINKED = 8 }; /* flags of what was seen, see store/format/ledger.py: no others */
+enum { HISTFS_VALID = 1, HISTFS_LINKED = 8, HISTFS_SCANNED = 16 }; /* of what was seen, see store/format/ledger.py */
 enum { HISTFS_LONGEST_PATH = 32768 };
 
 /* Why a run ends. */
@@ -24,7 +24,10 @@ struct level {
 };
 
 struct histfs_walk {
-    int mirror;
+    int mirror, quotes, escapes_devices, escapes_spaces;
+    char is_quoted[256];
+    char *mirror_path;
+    size_t mirror_path_capacity;
     uint64_t skipped_device, skipped_inode;
     struct level *levels;
     size_t depth, levels_capacity;
@@ -66,6 +69,7 @@ static void histfs_walk_free(histfs_walk *walk)
         histfs_walk_pop(walk);
     free(walk->levels);
     free(walk->path);
+    free(walk->mirror_path);
     free(walk);
 }
 
@@ -155,13 +159,84 @@ static int histfs_walk_push(histfs_walk *walk, int directory, int is_trusted)
     return error;
 }
 
+/* In the mirror each byte of a name that `is_quoted` is written in another way, and by the special escapes others are. */
+static void histfs_walk_quote(histfs_walk *walk, const char *is_quoted, int escapes_devices, int escapes_spaces)
+{
+    memcpy(walk->is_quoted, is_quoted, sizeof walk->is_quoted);
+    walk->quotes = 1;
+    walk->escapes_devices = escapes_devices;
+    walk->escapes_spaces = escapes_spaces;
+}
+
+/* Whether a name of these bytes may have a special escape in the mirror. */
+static int histfs_may_be_escaped(const histfs_walk *walk, const char *name, size_t bytes)
+{
+    static const char devices[] = "aux\0prn\0con\0nul\0com\0lpt";
+
+    if (walk->escapes_spaces && bytes && (name[bytes - 1] == ' ' || name[bytes - 1] == '.'))
+        return 1;
+    for (const char *device = devices; walk->escapes_devices && device < devices + sizeof devices; device += 4)
+        if (bytes >= 3 && !strncasecmp(name, device, 3) && (bytes == 3 || name[3] == '.' ||
+                (name[3] >= '0' && name[3] <= '9' && (bytes == 4 || name[4] == '.'))))
+            return 1;
+    return 0;
+}
+
+/* Where `path` is in the mirror; NULL if that is not known. */
+static const char *histfs_in_mirror(histfs_walk *walk, const char *path, size_t bytes)
+{
+    size_t written = 0, name = 0;
+    unsigned char byte;
+
+    if (!walk->quotes)
+        return path;
+    if (!histfs_has_room((void **)&walk->mirror_path, &walk->mirror_path_capacity, 4 * bytes + 1, 1))
+        return NULL;
+    for (size_t at = 0; at <= bytes; at++) {
+        byte = at < bytes ? (unsigned char)path[at] : 0;
+        if (!byte || byte == '/') {
+            if (histfs_may_be_escaped(walk, path + name, at - name))
+                return NULL;
+            name = at + 1;
+        }
+        if (byte && walk->is_quoted[byte])
+            written += (size_t)snprintf(walk->mirror_path + written, 5, ";%03d", byte);
+        else
+            walk->mirror_path[written++] = (char)byte;
+    }
+    return walk->mirror_path;
+}
+
+/* Whether the directory in the mirror that is the like of `path` was last changed at `ctime_ns` (0: never). */
+static int histfs_is_unchanged(histfs_walk *walk, const char *path, size_t bytes, int64_t ctime_ns)
+{
+    struct stat status;
+    const char *there = ctime_ns && walk->mirror >= 0 ? histfs_in_mirror(walk, path, bytes) : NULL;
+
+    return there && !fstatat(walk->mirror, there, &status, AT_SYMLINK_NOFOLLOW) && S_ISDIR(status.st_mode) &&
+        status.st_ctim.tv_sec * INT64_C(1000000000) + status.st_ctim.tv_nsec == ctime_ns;
+}
+
+/* The walk is in the directory `path` at this depth; what is in it is compared on the same condition as when it is
+   entered. */
+static void histfs_walk_rely(
+    histfs_walk *walk, size_t depth, const char *path, size_t path_bytes, int64_t mirror_ctime_ns)
+{
+    struct level *level;
+
+    if (depth >= walk->depth)
+        return;
+    level = &walk->levels[depth];
+    if (level->directory >= 0 && level->told.path_bytes == path_bytes && !memcmp(walk->path, path, path_bytes))
+        level->is_trusted = histfs_is_unchanged(walk, path, path_bytes, mirror_ctime_ns);
+}
+
 /* Go into the current name. What is in it is compared if its like in the mirror has not changed since `mirror_ctime_ns`
    (0: never). EBADF: the caller has to open it, and to push it. */
 static int histfs_walk_enter(histfs_walk *walk, int64_t mirror_ctime_ns)
 {
     struct level *level;
-    struct stat status;
-    int directory, is_trusted;
+    int directory;
 
     if (!walk->depth || !walk->name || walk->depth >= HISTFS_OPEN_LEVELS)
         return EBADF;
@@ -169,10 +244,7 @@ static int histfs_walk_enter(histfs_walk *walk, int64_t mirror_ctime_ns)
     directory = openat(level->directory, walk->name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     if (directory < 0)
         return errno;
-    is_trusted = mirror_ctime_ns && walk->mirror >= 0 &&
-        !fstatat(walk->mirror, walk->path, &status, AT_SYMLINK_NOFOLLOW) && S_ISDIR(status.st_mode) &&
-        status.st_ctim.tv_sec * INT64_C(1000000000) + status.st_ctim.tv_nsec == mirror_ctime_ns;
-    return histfs_walk_push(walk, directory, is_trusted);
+    return histfs_walk_push(walk, directory, histfs_is_unchanged(walk, walk->path, walk->path_bytes, mirror_ctime_ns));
 }
 
 /* Go to the next name in the directory that the walk is in: 1, 0 at its end, or less than 0 without memory. */
@@ -356,7 +428,8 @@ static int histfs_is_as_seen(histfs_walk *walk, const struct histfs_seen *then, 
 /* Whether the flags are those of what may be passed over. */
 static int histfs_is_plain(histfs_walk *walk, uint32_t flags)
 {
-    return flags == HISTFS_VALID || (flags == (HISTFS_VALID | HISTFS_LINKED) && !walk->stops_at_links);
+    return flags == HISTFS_VALID || flags == (HISTFS_VALID | HISTFS_SCANNED) ||
+        (flags == (HISTFS_VALID | HISTFS_LINKED) && !walk->stops_at_links);
 }
 
 /* Whether the next record of `run` is about the current path: 1, 0 if not, or less than 0 to know later. */
@@ -436,8 +509,23 @@ static int histfs_follow(histfs_walk *walk, struct histfs_run *run, const struct
     return 0;
 }
 
-/* Pass over what is as the list says. When it ends the current name, if there is one, was not passed over. */
-static int histfs_walk_run(histfs_walk *walk, struct histfs_run *run)
+/* Scanned directories that were entered, and in which nothing was passed over yet: they stay only if something is. */
+struct waiting {
+    size_t depth; /* of the walk, when it came to the first one; 0: there are none */
+    struct histfs_run before; /* it was passed over */
+};
+
+/* Leave the scanned directories again, as if the first one had not been passed over. */
+static void histfs_leave_waiting(histfs_walk *walk, struct histfs_run *run, const struct waiting *waiting)
+{
+    *run = waiting->before;
+    while (walk->depth > waiting->depth)
+        histfs_walk_pop(walk);
+    walk->levels[walk->depth - 1].next--;
+    walk->is_pending = histfs_walk_step(walk) > 0; /* there is room for a name that has been there before */
+}
+
+static int histfs_compare(histfs_walk *walk, struct histfs_run *run, struct waiting *waiting)
 {
     struct histfs_seen now;
     const struct histfs_seen *then;
@@ -459,6 +547,8 @@ static int histfs_walk_run(histfs_walk *walk, struct histfs_run *run)
                 walk->is_pending = 1;
                 break;
             }
+            if (waiting->depth)
+                return HISTFS_DIFFERS;
             found = histfs_is_below(walk, run);
             if (found)
                 return found < 0 ? HISTFS_NEEDS_TEXT : HISTFS_WENT;
@@ -476,12 +566,18 @@ static int histfs_walk_run(histfs_walk *walk, struct histfs_run *run)
         if (!found || !histfs_is_plain(walk, then->flags) || !histfs_has_record(run, then->record_bytes) ||
             histfs_walk_look(walk, &now) || !histfs_is_as_seen(walk, then, &now))
             return HISTFS_DIFFERS;
+        if ((then->flags & HISTFS_SCANNED) && !waiting->depth) {
+            waiting->depth = walk->depth;
+            waiting->before = *run;
+        }
         size = S_ISREG(now.mode) ? (uint64_t)now.size : 0;
         if ((then->flags & HISTFS_LINKED) && run->links_at + 2 > run->links_count)
             return HISTFS_FULL;
         if (run->lines && !histfs_add_line(walk, run, size))
             return HISTFS_FULL;
         walk->is_pending = 0;
+        if (!(then->flags & HISTFS_SCANNED))
+            waiting->depth = 0;
         if (then->flags & HISTFS_LINKED) {
             run->links[run->links_at++] = run->text_at;
             run->links[run->links_at++] = run->seen_at;
@@ -497,4 +593,19 @@ static int histfs_walk_run(histfs_walk *walk, struct histfs_run *run)
         if (run->error)
             return HISTFS_UNLISTED;
     }
+}
+
+/* Pass over what is as the list says. When it ends the current name, if there is one, was not passed over. */
+static int histfs_walk_run(histfs_walk *walk, struct histfs_run *run)
+{
+    struct waiting waiting;
+    int why;
+
+    waiting.depth = 0;
+    why = histfs_compare(walk, run, &waiting);
+    if (!waiting.depth)
+        return why;
+    histfs_leave_waiting(walk, run, &waiting);
+    return why == HISTFS_NEEDS_TEXT || why == HISTFS_NEEDS_SEEN || (why == HISTFS_FULL && run->files) ? why :
+        HISTFS_DIFFERS;
 }

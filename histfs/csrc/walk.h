@@ -53,6 +53,9 @@ static histfs_walk *histfs_walk_new(int mirror, uint64_t skipped_device, uint64_
 static void histfs_walk_free(histfs_walk *walk);
 static int histfs_walk_push(histfs_walk *walk, int directory, int is_trusted);
 static int histfs_walk_enter(histfs_walk *walk, int64_t mirror_ctime_ns);
+static void histfs_walk_quote(histfs_walk *walk, const char *is_quoted, int escapes_devices, int escapes_spaces);
+static void histfs_walk_rely(
+    histfs_walk *walk, size_t depth, const char *path, size_t path_bytes, int64_t mirror_ctime_ns);
 static int histfs_walk_next(histfs_walk *walk, struct histfs_item *item);
 static void histfs_walk_here(histfs_walk *walk, struct histfs_item *item);
 static int histfs_walk_look(histfs_walk *walk, struct histfs_seen *seen);

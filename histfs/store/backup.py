@@ -243,7 +243,7 @@ class _Session:
                 self._now,
                 lists,
                 extras=self._source.extras,
-                is_whole_tree=self._source.is_whole_tree,
+                rules=self._source.rules,
                 links_are_kept=self._links.are_kept,
             )
         except (OSError, DamagedError) as exc:
@@ -347,6 +347,7 @@ class _Session:
         extras, lists = None, lists_of(self._state, previous)
         if self._may_pass_over(previous, ledger):
             extras = OldExtras.open(self._tree, lists, source.extras, ledger.header, stack)
+        root = os.fstat(self._tree.root_fd)
         sweep = Sweep(
             source,
             OldList(text_of(self._tree, lists[0], stack), ledger, dressed, extras),
@@ -354,21 +355,17 @@ class _Session:
             line_end=line_end,
             written=written,
             passes_links=ledger.header.links_are_kept == self._links.are_kept,
+            skipped=(root.st_dev, root.st_ino),
+            quoting=self._layout.quoting,
         )
-        root = os.fstat(self._tree.root_fd)
-        return sweep.steps(self._is_repository, (root.st_dev, root.st_ino))
+        return sweep.steps(self._is_repository)
 
     def _may_pass_over(self, previous: int, ledger: Ledger) -> bool:
         """Whether what the ledger says of a path is all that this session wants to know."""
-        extras = self._source.extras
-        knows_all = (ledger.header.has_xattrs, ledger.header.has_acls) == extras and ledger.header.is_whole_tree
+        extras, rules = self._source.extras, self._source.rules
+        knows_all = (ledger.header.has_xattrs, ledger.header.has_acls) == extras
         knows_all = knows_all and recorded_extras(self._state, previous, extras) == extras
-        return (
-            not self.compares_contents
-            and knows_all
-            and self._source.is_whole_tree
-            and not self._layout.quoting.is_active
-        )
+        return not self.compares_contents and knows_all and rules is not None and ledger.header.rules == rules
 
     def _update_paths(
         self, mirror: MirrorUpdate, steps: Iterator[Step], ordered: Ordered, records: SessionRecords

@@ -32,7 +32,8 @@ from histfs.store.recorded import Recorded
 from histfs.store.repository import Repository
 from histfs.store.selection import Outcome, Selection, Subject, selected
 from histfs.store.snapshot import Snapshot
-from histfs.store.source import Found, Source, Unreadable, paired
+from histfs.store.source import Found, Source, Unreadable
+from histfs.store.sweep import pairs
 
 _OF_ROOT = b"trusted."
 
@@ -118,7 +119,7 @@ class _Comparison:
     def _run(self, extras: SessionExtras) -> CompareOutcome:
         compared = 0
         unreadable: bytes | None = None  # what lies at and below this path in the source is not known
-        for entry, found in paired(self._selected(extras), self._source.walk(self._is_repository)):
+        for entry, found in pairs(self._selected(extras), self._source.walk(self._is_repository)):
             compared += 1
             if isinstance(found, Unreadable):
                 unreadable = found.path

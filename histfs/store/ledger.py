@@ -24,6 +24,8 @@ from histfs.store.format.ledger import (
     HEADER_BYTES,
     LINKED,
     RACY,
+    RULES_BYTES,
+    SCANNED,
     SEEN_BYTES,
     SLOW,
     VALID,
@@ -251,9 +253,12 @@ class LedgerWriter:
             self._directories[mirror_path] = number
 
     def finish(
-        self, session_time: int, lists: Lists, *, extras: Extras, is_whole_tree: bool, links_are_kept: bool
+        self, session_time: int, lists: Lists, *, extras: Extras, rules: bytes | None, links_are_kept: bool
     ) -> None:
-        """After the session has finished: the ledger is that of its lists. Raises OSError, DamagedError."""
+        """After the session has finished: the ledger is that of its lists. Raises OSError, DamagedError.
+
+        `rules`: see `Source.rules`.
+        """
         if self._is_lost:
             return
         if self._fd is None and (self._old is None or self._old.header.records != self._count):
@@ -266,8 +271,9 @@ class LedgerWriter:
                 changed = _CHANGE_TIME.pack(self._ctime_ns(path))
                 os.pwrite(fd, changed, HEADER_BYTES + number * SEEN_BYTES + Seen._fields.index("size") * 8)
             count, crc = _checked(fd)
-            what = (extras.xattrs, extras.acls, is_whole_tree, links_are_kept)
-            header = Header(session_time, *what, count, crc, stamp(self._tree, lists), self._named(lists))
+            what = (extras.xattrs, extras.acls, links_are_kept)
+            of_lists = (stamp(self._tree, lists), self._named(lists))
+            header = Header(session_time, *what, count, crc, *of_lists, rules or bytes(RULES_BYTES))
             os.pwrite(fd, format_header(header), 0)
         finally:
             os.close(fd)
@@ -283,6 +289,10 @@ class LedgerWriter:
             flags |= RACY
         if entry.kind is not Kind.DIRECTORY and found.status.st_nlink > 1:
             flags |= LINKED if entry.kind is Kind.REGULAR else SLOW
+        if found.is_scanned:
+            flags |= SCANNED
+        if found.is_unsettled:
+            flags |= SLOW
         elsewhere = (entry.alternate_mirror, entry.alternate_increment, entry.resource_fork, entry.carbon_file)
         return flags if elsewhere == _NOWHERE and entry.acl is not None else flags | SLOW
 

@@ -4,6 +4,7 @@ Trouble with the source is never the end of a session: it comes as a value (`Unr
 """
 
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -12,9 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self, TypeVar
 
+from histfs import __version__
 from histfs.errors import EXIT_FILE_WARNING, FormatError, SourceError, UsageError, storage_errors
-from histfs.store.entry import NO_EXTRAS, Entry, Extras, Kind, join, sort_key
+from histfs.store.entry import NO_EXTRAS, Entry, Extras, Kind, join
 from histfs.store.format import posix_acl
+from histfs.store.format.ledger import RULES_BYTES
 from histfs.store.layout import DATA
 from histfs.store.look import KINDS, entry_of, read_extras
 from histfs.store.selection import CACHE_SIGNATURE, CACHE_TAG, Outcome, Places, Scanned, Selection, Subject
@@ -44,6 +47,8 @@ class Found(NamedTuple):
     status: os.stat_result
     trouble: SourceError | None = None  # why its extended attributes and access control lists are not known
     is_suspect: bool = False  # its content may be another one although size and time are those of before
+    is_scanned: bool = False  # it is selected only because something in it is
+    is_unsettled: bool = False  # whether it is selected may change although lstat(2) says the same of it
 
     @property
     def path(self) -> bytes:
@@ -91,7 +96,8 @@ _Told = TypeVar("_Told", covariant=True)
 class Forward(Protocol[_Told]):
     """What passes over a part of a walk, see `Source.walk`. It tells of that in a form of its own."""
 
-    mirror: int  # see `walk.Walk`
+    def new_walk(self) -> Walk:
+        """The walk to go on with."""
 
     def pass_over(self, walk: Walk) -> Iterator[_Told]:
         """Go on as far as nothing has changed."""
@@ -125,6 +131,7 @@ class Source:
         self._tree = tree
         self._selection = selection
         self._walks = ExitStack()
+        self._is_unsettled = False  # what the rules were told last may change unnoticed
 
     @classmethod
     def open(
@@ -158,9 +165,16 @@ class Source:
         self._tree.close()
 
     @property
-    def is_whole_tree(self) -> bool:
-        """Whether everything is selected."""
-        return self._selection is None
+    def rules(self) -> bytes | None:
+        """A digest: with an equal one, what was selected still is as long as lstat(2) says the same of it.
+
+        But for what was `is_scanned` or `is_unsettled`. None: nobody can tell.
+        """
+        meaning = b"" if self._selection is None else self._selection.meaning
+        if meaning is None:
+            return None
+        decides = (meaning, self.device, os.geteuid(), __version__) if meaning else ()
+        return hashlib.sha1(repr(decides).encode(), usedforsecurity=False).digest()[:RULES_BYTES]
 
     @property
     def status(self) -> os.stat_result:
@@ -182,21 +196,19 @@ class Source:
         self,
         is_skipped: Callable[[bytes, os.stat_result], bool],
         forward: Forward[_Told] | None = None,
-        skipped: tuple[int, int] = (0, 0),
     ) -> "Iterator[Found | Unreadable | _Told]":
         """Everything that is selected, parents first, names of a directory in byte order: metadata order.
 
         A directory that `is_skipped(path, status)` is left out with all that is in it, and so is one that is excluded;
         what is excluded by its name is not looked at at all. A directory that cannot be listed is followed by an
         Unreadable with its own path. `rdiff-backup-data` at the top is never part of a source.
-        What `forward` passes over comes as it tells it; `skipped`: device and inode of what may not be passed over.
+        What `forward` passes over comes as it tells it.
         """
         root = self.look(b"")
         yield root
         if isinstance(root, Unreadable):
             return
-        mirror = -1 if forward is None else forward.mirror
-        walk = self._walks.enter_context(Walk(mirror, skipped))
+        walk = self._walks.enter_context(Walk() if forward is None else forward.new_walk())
         unlisted = self._enter(walk, b"", forward)
         if unlisted is not None:
             yield unlisted
@@ -239,11 +251,14 @@ class Source:
                 continue
             outcome = Outcome.INCLUDED
             if selection is not None and place is not None:
+                self._is_unsettled = False
                 outcome = selection.verdict(place, self.subject(found)).outcome
+                if self._is_unsettled:
+                    found = found._replace(is_unsettled=True)
             if outcome is Outcome.EXCLUDED:
                 continue
             if outcome is Outcome.SCANNED:
-                scanned.hold(path, found)
+                scanned.hold(path, found._replace(is_scanned=True))
             else:
                 yield from scanned.release(path)
                 yield found
@@ -292,6 +307,7 @@ class Source:
         try:
             return self._tree.exists(join(directory, name))
         except OSError:
+            self._is_unsettled = True
             return False
 
     def has_lost(self, path: bytes) -> bool:
@@ -305,8 +321,12 @@ class Source:
         """Whether the directory has the mark of a cache."""
         try:
             fd = self._tree.open_file(join(directory, CACHE_TAG))
-        except OSError:
+        except FileNotFoundError:
             return False
+        except OSError:
+            self._is_unsettled = True
+            return False
+        self._is_unsettled = True  # it can be written to
         try:
             return os.read(fd, len(CACHE_SIGNATURE)) == CACHE_SIGNATURE
         except OSError:
@@ -395,24 +415,6 @@ class Source:
         now = os.fstat(fd)
         if size != found.status.st_size or now.st_mtime_ns != found.status.st_mtime_ns:
             raise changed(found.path)
-
-
-def paired(
-    old: Iterator[Entry], found: Iterator[Found | Unreadable]
-) -> Iterator[tuple[Entry | None, Found | Unreadable | None]]:
-    """Both streams, which are in metadata order, by path."""
-    entry = next(old, None)
-    item = next(found, None)
-    while entry is not None or item is not None:
-        if item is None or (entry is not None and sort_key(entry.path) < sort_key(item.path)):
-            yield entry, None
-            entry = next(old, None)
-        elif entry is None or entry.path != item.path:
-            yield None, item
-            item = next(found, None)
-        else:
-            yield entry, item
-            entry, item = next(old, None), next(found, None)
 
 
 def _unlisted(path: bytes, exc: OSError) -> Unreadable:

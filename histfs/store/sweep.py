@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
-from itertools import starmap
 from typing import NamedTuple
 
 from histfs.errors import DamagedError, FormatError
@@ -17,8 +16,9 @@ from histfs.store.entry import Entry, Extras, is_below, sort_key
 from histfs.store.format.attributes import parse_access_control_list, parse_extended_attributes
 from histfs.store.format.ledger import SEEN_BYTES, Header, Seen
 from histfs.store.format.metadata import parse_record
+from histfs.store.format.quoting import NO_QUOTING, Quoting
 from histfs.store.ledger import Ledger, Lists, named
-from histfs.store.source import Found, Source, Unreadable, paired
+from histfs.store.source import Found, Source, Unreadable
 from histfs.store.tree import Tree
 from histfs.store.walk import Level, Passed, Walk, Why, status_of
 
@@ -69,8 +69,19 @@ _Skip = Callable[[bytes, os.stat_result], bool]
 
 
 def pairs(old: Iterator[Entry], found: Iterator[Found | Unreadable]) -> Iterator[Pair]:
-    """Each path of both, one by one."""
-    return starmap(Pair, paired(old, found))
+    """Each path of both, which are in metadata order, one by one."""
+    entry = next(old, None)
+    item = next(found, None)
+    while entry is not None or item is not None:
+        if item is None or (entry is not None and sort_key(entry.path) < sort_key(item.path)):
+            yield Pair(entry, None)
+            entry = next(old, None)
+        elif entry is None or entry.path != item.path:
+            yield Pair(None, item)
+            item = next(found, None)
+        else:
+            yield Pair(entry, item)
+            entry, item = next(old, None), next(found, None)
 
 
 def text_of(tree: Tree, path: bytes | None, stack: ExitStack) -> Iterator[bytes]:
@@ -238,6 +249,7 @@ class OldList:
 class Sweep:
     """Goes through the source and the last list. `mirror`: the descriptor of the mirror; -1: nothing is passed over.
 
+    `quoting`: of names in the mirror. `skipped`: device and inode of a directory that is not passed over.
     `line_end`: of the lines of the statistics of files; b"" for none. `written`: how many records the new list has.
     As long as no other file with several links was met, those that are as they were are passed over, if at all.
     """
@@ -251,11 +263,15 @@ class Sweep:
         line_end: bytes,
         written: Callable[[], int],
         passes_links: bool,
+        skipped: tuple[int, int],
+        quoting: Quoting = NO_QUOTING,
     ) -> None:
         self._source = source
         self._passes_links = passes_links
         self._old = old
-        self.mirror = mirror
+        self._mirror = mirror
+        self._skipped = skipped
+        self._quoting = quoting
         self._line_end = line_end
         self._written = written
         self._walk: Walk | None = None
@@ -264,16 +280,16 @@ class Sweep:
         self._entered_by_passing: list[Above] = []
         self._entered: tuple[bytes, int] | None = None  # the directory that was found last, and its change time
 
-    def steps(self, is_skipped: _Skip, skipped: tuple[int, int]) -> Iterator[Step]:
-        for step in self._steps(is_skipped, skipped):
+    def steps(self, is_skipped: _Skip) -> Iterator[Step]:
+        for step in self._steps(is_skipped):
             if isinstance(step, Pair) and self._passes_links and step.is_linked:
                 self._passes_links = False
                 if self._walk is not None:
                     self._walk.stop_at_links()
             yield step
 
-    def _steps(self, is_skipped: _Skip, skipped: tuple[int, int]) -> Iterator[Step]:
-        for item in self._source.walk(is_skipped, self, skipped):
+    def _steps(self, is_skipped: _Skip) -> Iterator[Step]:
+        for item in self._source.walk(is_skipped, self):
             if isinstance(item, Carried):
                 yield item
                 continue
@@ -324,11 +340,17 @@ class Sweep:
             else:
                 self._walk.trust(old.uid, old.gid)
         self._entered = old.path, seen.mirror_ctime_ns
+        if item.is_scanned and self._walk is not None:
+            self._walk.rely(old.path, seen.mirror_ctime_ns)
         now = item.status
         is_suspect = seen.may_have_changed(now.st_ino, now.st_dev, now.st_ctime_ns)
         return Pair(old, item._replace(is_suspect=True) if is_suspect else item)
 
     # What the walk asks
+
+    def new_walk(self) -> Walk:
+        """See `source.Forward`."""
+        return Walk(self._mirror, self._skipped, self._quoting)
 
     def pass_over(self, walk: Walk) -> Iterator[Carried | _Went]:
         """See `source.Forward`."""
@@ -375,11 +397,11 @@ class Sweep:
         return error
 
     def mirror_ctime_ns(self, path: bytes) -> int:
-        if self._entered is None or self._entered[0] != path or self.mirror < 0:
+        if self._entered is None or self._entered[0] != path or self._mirror < 0:
             return 0
         ctime_ns = self._entered[1]
         # Whether that of the root is still right nobody else looks at.
-        return ctime_ns if path or os.fstat(self.mirror).st_ctime_ns == ctime_ns else 0
+        return ctime_ns if path or os.fstat(self._mirror).st_ctime_ns == ctime_ns else 0
 
 
 def _lies_in(directory: bytes, entry: Entry) -> bool:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Self
 
 from histfs._tree import ffi, lib
 from histfs.store.format.ledger import Seen
+from histfs.store.format.quoting import NO_QUOTING, Quoting
 
 _LINES_BYTES = 256 * 1024
 _MOST_LINKS = 4096  # that one comparison tells of
@@ -96,14 +97,18 @@ class Walk:
     """See the module. A context manager.
 
     `mirror`: the descriptor of a tree whose directories must be as they were for anything to be passed over; -1: none.
-    `skipped`: device and inode of a directory that never is.
+    `skipped`: device and inode of a directory that never is. `quoting`: of the names in the mirror.
     """
 
-    def __init__(self, mirror: int = -1, skipped: tuple[int, int] = (0, 0)) -> None:
+    def __init__(self, mirror: int = -1, skipped: tuple[int, int] = (0, 0), quoting: Quoting = NO_QUOTING) -> None:
         walk = lib.histfs_walk_new(mirror, *skipped)
         if walk == ffi.NULL:
             raise MemoryError
         self._walk = ffi.gc(walk, lib.histfs_walk_free)
+        if quoting.is_active:
+            is_quoted = bytes(len(spelling) > 1 for spelling in quoting.spellings)
+            special = quoting.escapes_dos_devices, quoting.escapes_trailing_spaces
+            lib.histfs_walk_quote(self._walk, is_quoted, *special)
         self._item: Any = ffi.new("struct histfs_item *")
         self._seen = ffi.new("struct histfs_seen *")
         self._seen_data = ffi.buffer(self._seen)
@@ -143,6 +148,11 @@ class Walk:
             return False
         self._check(error)
         return True
+
+    def rely(self, directory: bytes, mirror_ctime_ns: int) -> None:
+        """The same of a directory that the walk is in already."""
+        depth = directory.count(b"/") + 1
+        lib.histfs_walk_rely(self._walk, depth, directory, len(directory), mirror_ctime_ns)
 
     @property
     def is_ahead(self) -> bool:

@@ -2,7 +2,8 @@
 
     ledger = header, then 72 bytes for each record of the session's list, in its order
     header = 256 bytes: magic, version, order of bytes; which session's, the stamp of its lists; what the records are;
-             how many; whom access control lists name; CRC-32 of the rest of the file, then that of the header
+             how many; whom access control lists name; a digest of the rules that decided what was left out; CRC-32 of
+             the rest of the file, then that of the header
 
 A record here says what lstat(2) said, and how long the records in the list and the files beside it are. What it says of
 the size is, for a directory, when its like in the mirror last changed: as long as that holds, nobody took a file away
@@ -18,14 +19,16 @@ VALID = 1  # it was seen by the session, and all of it is here
 RACY = 2  # it changed when the session had begun, or just before: it may have changed again within the same tick
 SLOW = 4  # what belongs to it is not only in the lists, such as its place under an alternate name
 LINKED = 8  # a regular file that has other links
+SCANNED = 16  # a directory that the rules keep only as long as something in it is included
 
 _SEEN = struct.Struct("=QQqqqIIIIIIII")
 SEEN_BYTES = _SEEN.size
-_HEADER = struct.Struct("=8sIIqIIQQ")
-_MAGIC = b"histfsL\2"
+_HEADER = struct.Struct("=8sIIqIIQQ16s")
+_MAGIC = b"histfsL\3"
 _ORDER = 0x01020304
 _CRC = struct.Struct("=I")
 HEADER_BYTES = 256
+RULES_BYTES = 16
 _STAMP_BYTES = HEADER_BYTES - _HEADER.size - _CRC.size
 
 
@@ -82,17 +85,17 @@ class Header(NamedTuple):
     session_time: int
     has_xattrs: bool
     has_acls: bool
-    is_whole_tree: bool  # nothing was left out by rules
     links_are_kept: bool  # the list says which files have other links
     records: int
     crc: int  # of the records
     stamp: bytes  # what tells the session's lists from any others
     named: int  # a digest of whom access control lists name, and of their numbers
+    rules: bytes  # a digest of those that decided what was left out; zeros: others must not believe what they decided
 
 
 def format_header(header: Header) -> bytes:
-    what = header.has_xattrs | header.has_acls << 1 | header.is_whole_tree << 2 | header.links_are_kept << 3
-    numbers = what, header.session_time, header.crc, len(header.stamp), header.records, header.named
+    what = header.has_xattrs | header.has_acls << 1 | header.links_are_kept << 2
+    numbers = what, header.session_time, header.crc, len(header.stamp), header.records, header.named, header.rules
     fixed = _HEADER.pack(_MAGIC, _ORDER, *numbers)
     data = fixed + header.stamp.ljust(_STAMP_BYTES, b"\0")
     return data + _CRC.pack(crc32(data))
@@ -102,9 +105,9 @@ def parse_header(data: bytes) -> Header | None:
     """None if it is none, or of another version."""
     if len(data) != HEADER_BYTES or _CRC.unpack(data[-_CRC.size :])[0] != crc32(data[: -_CRC.size]):
         return None
-    magic, order, what, session_time, crc, stamp_bytes, count, named = _HEADER.unpack_from(data)
+    magic, order, what, session_time, crc, stamp_bytes, count, named, rules = _HEADER.unpack_from(data)
     if magic != _MAGIC or order != _ORDER or stamp_bytes > _STAMP_BYTES:
         return None
     stamp = data[_HEADER.size : _HEADER.size + stamp_bytes]
-    has_xattrs, has_acls, is_whole_tree, links_are_kept = (bool(what & bit) for bit in (1, 2, 4, 8))
-    return Header(session_time, has_xattrs, has_acls, is_whole_tree, links_are_kept, count, crc, stamp, named)
+    has_xattrs, has_acls, links_are_kept = (bool(what & bit) for bit in (1, 2, 4))
+    return Header(session_time, has_xattrs, has_acls, links_are_kept, count, crc, stamp, named, rules)

@@ -11,6 +11,7 @@ stay only if something in them is included. `selected` does all this for a sorte
 Nothing here knows a disk: what rules ask beside the name comes in as a `Subject`, with `Surroundings`.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, NamedTuple, Self, TypeVar
 
@@ -59,15 +60,24 @@ _BY_DEFAULT = Verdict(Outcome.INCLUDED, None)
 class Selection:
     """Rules for a tree. Make one with `parse`. Not for several threads at once: it learns while it is used."""
 
-    def __init__(self, stages: Sequence[Stage], ignored: Sequence[Rule]) -> None:
+    def __init__(self, stages: Sequence[Stage], ignored: Sequence[Rule], meaning: bytes) -> None:
         self._stages = tuple(stages)
+        self._meaning = meaning
         self.ignored = tuple(ignored)  # lines of lists that name nothing in the tree
         self.root = Place(b"", None, tuple(stage.automaton.in_root for stage in stages if isinstance(stage, Globs)))
 
     @classmethod
     def parse(cls, options: Sequence[Option], base: bytes) -> Self:
         """The selection for the tree whose root was typed as `base`. Raises UsageError."""
-        return cls(*parse_options(options, normalized(base)))
+        meaning = hashlib.sha1(repr(normalized(base)).encode(), usedforsecurity=False)
+        for option in options:
+            meaning.update(repr(option.meaning).encode())
+        return cls(*parse_options(options, normalized(base)), meaning.digest())
+
+    @property
+    def meaning(self) -> bytes | None:
+        """A digest: of equal ones the rules decide alike where lstat(2) says the same; None: they ask for more."""
+        return self._meaning if all(stage.lasts for stage in self._stages) else None
 
     def enter(self, directory: Place, name: bytes) -> Place:
         """The place of `name` in `directory`."""

@@ -56,6 +56,11 @@ class Option(NamedTuple):
         return self.name.removeprefix("include").removeprefix("exclude").removeprefix("-")
 
     @property
+    def meaning(self) -> tuple[object, ...]:
+        """What decides: of a list what is in it, wherever it lies."""
+        return self.name, self.lines if "filelist" in self.name else self.argument
+
+    @property
     def rule(self) -> Rule:
         return Rule(f"--{self.name}", self.argument)
 

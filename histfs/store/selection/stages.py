@@ -107,6 +107,13 @@ class Stage(Protocol):
     def includes(self) -> bool:
         """Whether it may include something."""
 
+    @property
+    def lasts(self) -> bool:
+        """Whether its answer stays the same as long as what lstat(2) says of the path does, and who asks is the same.
+
+        The names in a directory change its times. `Surroundings` have to tell what may change without that.
+        """
+
     def answer(self, place: Place, subject: Subject) -> Answer: ...
 
 
@@ -115,6 +122,7 @@ class Globs:
 
     by_name = True
     includes = True
+    lasts = True
 
     def __init__(self, rules: Sequence[tuple[Rule, bool, Pattern]], base: bytes, slot: int) -> None:
         self._rules = [rule for rule, _, _ in rules]
@@ -135,6 +143,7 @@ class Paths:
 
     by_name = True
     includes = True
+    lasts = True
 
     def __init__(self, rules: Sequence[tuple[Rule, bool, bytes]]) -> None:
         self._rules = [rule for rule, _, _ in rules]
@@ -163,6 +172,7 @@ class FileList:
     """
 
     by_name = True
+    lasts = True
 
     def __init__(self, lines: Sequence[tuple[Rule, bool, bytes]]) -> None:
         self._excluded: dict[bytes, Rule] = {}
@@ -196,6 +206,7 @@ class Regexp:
 
     def __init__(self, rule: Rule, is_include: bool, expression: re.Pattern[bytes], base: bytes) -> None:
         self.includes = is_include
+        self.lasts = not expression.flags & re.LOCALE
         self._search = expression.search
         self._base = base
         self._answer = _answer(rule, is_include)
@@ -208,6 +219,7 @@ class Kinds:
     """Files of some types."""
 
     by_name = False
+    lasts = True
 
     def __init__(self, rule: Rule, is_include: bool, kinds: frozenset[Kind]) -> None:
         self.includes = is_include
@@ -223,6 +235,7 @@ class Sizes:
 
     by_name = False
     includes = False
+    lasts = True
 
     def __init__(self, rule: Rule, *, least_bytes: int = 0, most_bytes: int | None = None) -> None:
         self._least_bytes = least_bytes
@@ -240,6 +253,7 @@ class OtherFilesystems:
     """What is on another file system than the root."""
 
     by_name = False
+    lasts = True
 
     def __init__(self, rule: Rule, is_include: bool) -> None:
         self.includes = is_include
@@ -258,6 +272,8 @@ class IfPresent:
 
     def __init__(self, rule: Rule, is_include: bool, name: bytes) -> None:
         self.includes = is_include
+        # To include is about what lies in the directory as well, and of a path only its first name is in it.
+        self.lasts = not is_include and b"/" not in name
         self._name = name
         self._answer = _answer(rule, is_include)
 
@@ -273,6 +289,7 @@ class Caches:
 
     by_name = False
     includes = False
+    lasts = True
 
     def __init__(self, rule: Rule) -> None:
         self._answer = _answer(rule, False)
