@@ -41,6 +41,7 @@ class Peer:
     program: str
     version_arguments = ("--version",)
     can_mount = True
+    excluding: tuple[str, ...] = ()  # options that leave out what ends in .h, and each directory doc; (): not known
 
     def __init__(self, place: Path, source: Path) -> None:
         self.source = source
@@ -84,7 +85,8 @@ class Peer:
         """The command that makes an empty repository, if that is a step of its own."""
         return None
 
-    def backup(self, session: int) -> list[str]:
+    def backup(self, session: int, *options: str) -> list[str]:
+        """`options` of the program's own, where it has some that are `excluding`."""
         raise NotImplementedError
 
     def restore(self, session: int, target: Path) -> list[str]:
@@ -110,6 +112,7 @@ class Peer:
 
 class Histfs(Peer):
     name = program = "histfs"
+    excluding = ("--exclude", "**.h", "--exclude", "**/doc")
 
     @classmethod
     def version(cls) -> str | None:
@@ -122,8 +125,8 @@ class Histfs(Peer):
         version = super().version()
         return None if version is None else f"{version}{commit}"
 
-    def backup(self, session: int) -> list[str]:
-        return self.command("--current-time", session_time(session), "backup", self.source, self.repository)
+    def backup(self, session: int, *options: str) -> list[str]:
+        return self.command("--current-time", session_time(session), "backup", *options, self.source, self.repository)
 
     def restore(self, session: int, target: Path) -> list[str]:
         return self.command("restore", "--at", session_time(session), self.repository, target)
@@ -141,10 +144,11 @@ class Histfs(Peer):
 class RdiffBackup(Peer):
     name = program = "rdiff-backup"
     can_mount = False
+    excluding = Histfs.excluding
 
-    def backup(self, session: int) -> list[str]:
-        options = ("--api-version", 201, "--current-time", session_time(session))
-        return self.command(*options, "backup", self.source, self.repository)
+    def backup(self, session: int, *options: str) -> list[str]:
+        general = ("--api-version", 201, "--current-time", session_time(session))
+        return self.command(*general, "backup", *options, self.source, self.repository)
 
     def restore(self, session: int, target: Path) -> list[str]:
         return self.command("--api-version", 201, "restore", "--at", session_time(session), self.repository, target)
@@ -170,6 +174,7 @@ class HistfsOnForeign(Histfs):
 class Restic(Peer):
     name = program = "restic"
     version_arguments = ("version",)
+    excluding = ("--exclude", "*.h", "--exclude", "doc")
 
     def environment(self) -> dict[str, str]:
         place = {"RESTIC_REPOSITORY": str(self.repository), "RESTIC_CACHE_DIR": str(self.cache)}
@@ -178,9 +183,9 @@ class Restic(Peer):
     def prepare(self) -> list[str]:
         return self.command("-q", "init")
 
-    def backup(self, session: int) -> list[str]:
+    def backup(self, session: int, *options: str) -> list[str]:
         moment = time.strftime("%F %T", time.gmtime(session_time(session)))
-        return self.command("-q", "backup", "--time", moment, self.source)
+        return self.command("-q", "backup", "--time", moment, *options, self.source)
 
     def restore(self, session: int, target: Path) -> list[str]:
         found = output_of(self.command("snapshots", "--json"), limit_s=_LIMIT_S, environment=self.environment())
@@ -200,6 +205,7 @@ class Restic(Peer):
 
 class Borg(Peer):
     name = program = "borg"
+    excluding = ("--exclude", "*.h", "--exclude", "*/doc")
 
     def environment(self) -> dict[str, str]:
         place = {"BORG_REPO": str(self.repository), "BORG_BASE_DIR": str(self.cache)}
@@ -208,9 +214,9 @@ class Borg(Peer):
     def prepare(self) -> list[str]:
         return self.command("init", "--encryption", "none")
 
-    def backup(self, session: int) -> list[str]:
+    def backup(self, session: int, *options: str) -> list[str]:
         moment = time.strftime("%FT%T", time.gmtime(session_time(session)))
-        return self.command("create", "--timestamp", moment, f"::{session_time(session)}", self.source)
+        return self.command("create", "--timestamp", moment, *options, f"::{session_time(session)}", self.source)
 
     def restore(self, session: int, target: Path) -> list[str]:
         target.mkdir()
@@ -234,7 +240,7 @@ class Bup(Peer):
     def prepare(self) -> list[str]:
         return self.command("init")
 
-    def backup(self, session: int) -> list[str]:
+    def backup(self, session: int, *options: str) -> list[str]:
         both = '"$0" index "$1" && exec "$0" save -q -n bench --date "$2" "$1"'
         return ["sh", "-c", both, *self.command(), str(self.source), str(session_time(session))]
 
@@ -278,7 +284,7 @@ class Plain(Peer):
     def copy_of(self, session: int) -> Path:
         return self.repository / str(session_time(session))
 
-    def backup(self, session: int) -> list[str]:
+    def backup(self, session: int, *options: str) -> list[str]:
         return self.command("-a", self.source, self.copy_of(session))
 
     def restore(self, session: int, target: Path) -> list[str]:

@@ -18,6 +18,9 @@ from bench.trees import Image, RealTree
 
 FIRST = Measure("first session", "s", "the backup command, into an empty repository; the plain copy: cp -a, then sync")
 UNCHANGED = Measure("nothing changed", "s", "the same command again; median of all of them")
+EXCLUDING = Measure(
+    "nothing changed, with excludes", "s", "the same, without what ends in .h and each directory doc; median of all"
+)
 CHANGED = Measure("1 % changed", "s", "the same command after each change; median of all of them")
 FIRST_MEMORY = Measure("first session: memory at most", "MiB", "of its largest process")
 FIRST_WRITTEN = Measure("first session: written", "MiB", "what the kernel counts as written to disk for it")
@@ -50,8 +53,8 @@ class EverydayScenario(Scenario):
     name = "everyday"
     title = "everyday sessions"
     measures = (
-        FIRST, UNCHANGED, CHANGED, FIRST_MEMORY, FIRST_WRITTEN, UNCHANGED_MEMORY, IMAGE, IMAGE_INCREMENT, INSERTED,
-        INSERTED_INCREMENT, MOVED, MOVED_WRITTEN, MANY, FEWER, MANY_MEMORY, RECOVERY, RESUMED, RESUMABLE
+        FIRST, UNCHANGED, EXCLUDING, CHANGED, FIRST_MEMORY, FIRST_WRITTEN, UNCHANGED_MEMORY, IMAGE, IMAGE_INCREMENT,
+        INSERTED, INSERTED_INCREMENT, MOVED, MOVED_WRITTEN, MANY, FEWER, MANY_MEMORY, RECOVERY, RESUMED, RESUMABLE
     )  # fmt: skip
 
     def estimate_s(self) -> float:
@@ -94,7 +97,19 @@ class EverydayScenario(Scenario):
                         self._next(peer, session, measure)
             self._rsync(history.root, place / "rsync", session, measure)
             self.say(f"{self.name}: session {session} of {2 * self.sizes.everyday_changed}")
+        for peer in peers:
+            if peer.excluding:
+                with self.trouble_of(peer):
+                    self._excluding(peer, 2 * self.sizes.everyday_changed + 1)
         shutil.rmtree(place, ignore_errors=True)
+
+    def _excluding(self, peer: Peer, first: int) -> None:
+        """Sessions with excludes, of which the first removes what the ones before had, and is not counted."""
+        for session in range(first, first + self.sizes.everyday_changed + 1):
+            command = peer.backup(session, *peer.excluding)
+            took_s = commands.timed(command, environment=peer.environment(), limit_s=self.limit_s)
+            if session > first:
+                self.results.add(EXCLUDING.name, peer.name, took_s)
 
     def _first(self, peer: Peer) -> None:
         self._prepare(peer)

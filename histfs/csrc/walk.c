@@ -426,10 +426,10 @@ static int histfs_is_as_seen(histfs_walk *walk, const struct histfs_seen *then, 
 }
 
 /* Whether the flags are those of what may be passed over. */
-static int histfs_is_plain(histfs_walk *walk, uint32_t flags)
+static int histfs_is_plain(histfs_walk *walk, const struct histfs_seen *then)
 {
-    return flags == HISTFS_VALID || flags == (HISTFS_VALID | HISTFS_SCANNED) ||
-        (flags == (HISTFS_VALID | HISTFS_LINKED) && !walk->stops_at_links);
+    return then->flags == HISTFS_VALID || (then->flags == (HISTFS_VALID | HISTFS_SCANNED) && S_ISDIR(then->mode)) ||
+        (then->flags == (HISTFS_VALID | HISTFS_LINKED) && !walk->stops_at_links);
 }
 
 /* Whether the next record of `run` is about the current path: 1, 0 if not, or less than 0 to know later. */
@@ -563,7 +563,7 @@ static int histfs_compare(histfs_walk *walk, struct histfs_run *run, struct wait
         needed = then->record_bytes + (run->is_last ? 0 : HISTFS_START_BYTES);
         if (found < 0 || (found && run->text_bytes - run->text_at < needed))
             return run->is_last ? HISTFS_DIFFERS : HISTFS_NEEDS_TEXT;
-        if (!found || !histfs_is_plain(walk, then->flags) || !histfs_has_record(run, then->record_bytes) ||
+        if (!found || !histfs_is_plain(walk, then) || !histfs_has_record(run, then->record_bytes) ||
             histfs_walk_look(walk, &now) || !histfs_is_as_seen(walk, then, &now))
             return HISTFS_DIFFERS;
         if ((then->flags & HISTFS_SCANNED) && !waiting->depth) {

@@ -10,6 +10,7 @@ import pytest
 from histfs.store import copying, ledger
 from histfs.store.catalog import place
 from histfs.store.files import WritableTree
+from histfs.store.walk import Walk
 from tests.store import rich
 from tests.store.killing import Killer
 from tests.store.places import is_root
@@ -41,6 +42,15 @@ def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def racy() -> None:
     """Asking for it makes everything count as just changed: each session looks at all of it."""
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The paths below the root that Python has looked at."""
+    found: list[bytes] = []
+    real = Walk.look
+    monkeypatch.setattr(Walk, "look", lambda walk: (found.append(walk.path), real(walk))[1])
+    return found
 
 
 @pytest.fixture

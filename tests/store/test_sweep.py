@@ -13,25 +13,13 @@ from histfs.store import accounts
 from histfs.store import ledger as ledger_module
 from histfs.store import look as look_module
 from histfs.store import walk as walk_module
-from histfs.store.entry import AclEntry
 from histfs.store.format import posix_acl
-from histfs.store.format.ledger import HEADER_BYTES, SEEN_BYTES, Header, Seen, format_header, parse_header
+from histfs.store.format.ledger import HEADER_BYTES, SCANNED, SEEN_BYTES, Header, Seen, format_header, parse_header
 from histfs.store.source import Source
 from histfs.store.walk import Passed, Walk
-from tests.comparison import read
+from tests.store.passing import disturb, grow, ledger, of_session, set_list
 from tests.store.sessions import Sessions
-from tests.trees import MTIME, Dir, Fifo, File, Link, Node, Symlink, build
-
-NAMES = [b"a", b"a.b", b"a b", b"A", b"\xff", b"b\\n", b"b\nc", b"d", b"d.e", b"-", b"x" * 200]
-
-
-@pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """The paths below the root that Python has looked at."""
-    found: list[bytes] = []
-    real = Walk.look
-    monkeypatch.setattr(Walk, "look", lambda walk: (found.append(walk.path), real(walk))[1])
-    return found
+from tests.trees import MTIME, Dir, File, Link, Node, Symlink, build
 
 
 @pytest.fixture
@@ -40,75 +28,6 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     real = Source.open_file
     monkeypatch.setattr(Source, "open_file", lambda source, item: (found.append(item.path), real(source, item))[1])
     return found
-
-
-def ledger(sessions: Sessions) -> Path:
-    return sessions.data / "histfs/ledger"
-
-
-def of_session(sessions: Sessions) -> dict[bytes, object]:
-    """All that is in a repository, but what is derived, who wrote it, and when."""
-    found: dict[bytes, object] = {}
-    for path, attributes in read(sessions.repository).items():
-        if path.startswith((b"rdiff-backup-data/histfs", b"rdiff-backup-data/session_statistics")):
-            continue
-        if path.startswith(b"rdiff-backup-data/") and attributes.type == "file":
-            data = (sessions.repository / os.fsdecode(path)).read_bytes()
-            found[path] = gzip.decompress(data) if path.endswith(b".gz") else data
-        elif not path.startswith(b"rdiff-backup-data"):
-            found[path] = attributes._replace(mtime=0) if attributes.type == "symlink" else attributes
-    return found
-
-
-def grow(random_: random.Random, depth: int = 0) -> Dir:
-    entries: dict[str | bytes, Node] = {}
-    for name in random_.sample(NAMES, random_.randint(0, 7)):
-        kind = random_.randrange(10)
-        if kind < 4 and depth < 4:
-            entries[name] = grow(random_, depth + 1)
-        elif kind < 8:
-            entries[name] = File(random_.randbytes(random_.randint(0, 50)))
-        else:
-            entries[name] = Symlink(b"somewhere") if kind == 8 else Fifo()
-    return Dir(entries)
-
-
-def disturb(random_: random.Random, top: Path, number: int) -> None:
-    """Some changes of a tree, of every kind."""
-    for _ in range(random_.randint(0, 6)):
-        places = [Path(os.fsdecode(place)) for place, _, _ in os.walk(os.fsencode(top))]
-        place = random_.choice(places)
-        there = sorted(place.iterdir())
-        path = random_.choice(there) if there else place / "new"
-        what = random_.randrange(11)
-        if what == 0:
-            (place / os.fsdecode(random_.choice(NAMES) + b"%d" % number)).write_bytes(random_.randbytes(30))
-        elif what == 1 and path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif what == 2 and path.is_file() and not path.is_symlink():
-            path.write_bytes(random_.randbytes(random_.randint(0, 50)))
-        elif what == 3 and there and (path.is_symlink() or not path.is_dir()):
-            path.unlink()
-        elif what == 4 and there and not path.is_symlink():
-            path.chmod(random_.choice([0o700, 0o755, 0o750]) if path.is_dir() else random_.choice([0o600, 0o644]))
-        elif what == 5:
-            (place / f"made{number}{random_.randrange(9)}").mkdir(exist_ok=True)
-        elif what == 6 and path.is_file() and not path.is_symlink():
-            with_other_name = place / f"link{number}{random_.randrange(99)}"
-            if not os.path.lexists(with_other_name):
-                os.link(path, with_other_name)
-        elif what == 7 and there:
-            other = place / f"moved{number}{random_.randrange(99)}"
-            if not os.path.lexists(other):
-                path.rename(other)
-        elif what == 8 and path.is_file() and not path.is_symlink():
-            os.setxattr(path, "user.test", random_.randbytes(9))
-        elif what == 9 and path.is_file() and not path.is_symlink():
-            set_list(path, *range(random_.randrange(3)))
-        elif what == 10 and places[0] != place:
-            path = place.with_name(f"moved{number}{random_.randrange(99)}")
-            if not os.path.lexists(path):
-                place.rename(path)
 
 
 @pytest.mark.parametrize("seed", range(16))
@@ -188,13 +107,6 @@ def test_attributes_and_lists_are_passed_over(sessions: Sessions, looks: list[by
         assert outcome.statistics.changed_files == 1
         sessions.assert_mirror_is(sessions.now)
     sessions.assert_all_readable()
-
-
-def set_list(path: Path, *users: int) -> None:
-    """An access control list that lets some others read the file."""
-    named_here = [AclEntry(b"user", user, 4) for user in users]
-    base = [AclEntry(b"user", None, 6), AclEntry(b"group", None, 4), AclEntry(b"mask", None, 4)]
-    os.setxattr(path, posix_acl.ACCESS, posix_acl.format_posix_acl([*base, *named_here, AclEntry(b"other", None, 4)]))
 
 
 def test_another_name_for_somebody_in_a_list_is_recorded(
@@ -381,6 +293,8 @@ def test_a_ledger_that_lies_does_no_harm_to_memory(sessions: Sessions, seed: int
     number = random_.randrange(1, len(records))
     lie = random_.choice([0, 1, 4, 5, 6, 10_000, 2**31, 2**32 - 1, records[number].record_bytes + 1])
     records[number] = records[number]._replace(record_bytes=lie)
+    if seed % 2:
+        records = [seen._replace(flags=seen.flags | random_.choice([0, SCANNED])) for seen in records]
     if seed % 3 == 0:
         records = records[: random_.randrange(1, len(records))]
     rewrite(sessions, header, records)
