@@ -1,6 +1,7 @@
 """A million names looked up and forgotten, and names that nobody has: what the mount remembers of them is nothing."""
 
 import errno
+import logging
 import os
 import random
 from functools import partial
@@ -14,6 +15,7 @@ from tests.mount.system_calls import fails
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 READERS = 4
+log = logging.getLogger(__name__)
 
 
 def look_up(mountpoint, names, files):
@@ -64,13 +66,14 @@ def test_what_was_looked_up_is_what_was_forgotten_and_what_is_open(past, mountpo
 
 @root_only
 @pytest.mark.long
-def test_a_million_lookups_over_a_hundred_snapshots(scratch, mountpoint, tmp_path, record_property):
+def test_a_million_lookups_over_a_hundred_snapshots(scratch, mountpoint, tmp_path):
     past = Past(scratch, image_bytes=1 << 16, small=5_000)
     for _ in range(100):
         past.session()
     counts, memory, grown = check_lookups(past, mountpoint, tmp_path, times=2, limit_s=900)
-    record_property("lookups", counts.lookups)
-    record_property("memory", memory)
+    live = sum(counts.live.values())
+    log.info("%d lookups, %d listed, %d forgotten, %d live", counts.lookups, counts.listed, counts.forgotten, live)
+    log.info("at most %.0f MiB, after each half %s", memory, grown)
     assert counts.lookups >= 1_000_000
     assert memory <= 100
     assert grown[-1] <= grown[0] + 5, grown
