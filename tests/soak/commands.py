@@ -16,6 +16,7 @@ _LINES_KEPT = 12
 _STARTED_AFTER = 0.3  # of the time that a command takes, about so much is its start
 _TOO_LATE = 1.05
 _A_COMMAND_S = 0.5
+_LOOK_EVERY_S = 0.002
 
 
 class Wrong(Exception):
@@ -23,9 +24,13 @@ class Wrong(Exception):
 
 
 class Commands:
-    """Runs them. `killed` counts kills by verb, `recent` has the last command lines with what became of them."""
+    """Runs them. `killed` counts kills by verb, `recent` has the last command lines with what became of them.
 
-    def __init__(self, cache: Path) -> None:
+    `changed` is the directory in which a command that writes makes its first change.
+    """
+
+    def __init__(self, cache: Path, changed: Path) -> None:
+        self._changed = changed
         self.environment = dict(os.environ, TZ="UTC", XDG_CACHE_HOME=os.fspath(cache), LC_ALL="C.UTF-8")
         self.recent: deque[str] = deque(maxlen=_LINES_KEPT)
         self.runs: Counter[str] = Counter()
@@ -76,11 +81,18 @@ class Commands:
     ) -> bool:
         """The same with any command line, which is `shown` as one."""
         seconds = self._seconds.get(name, _A_COMMAND_S)
+        from_first_change, share = chance.random() < 0.6, chance.random()
+        before = self._last_change()
         with subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=self.environment
         ) as process:
+            first, last = _STARTED_AFTER, _TOO_LATE
+            if from_first_change:
+                first, last = 0.0, _TOO_LATE - _STARTED_AFTER
+                while process.poll() is None and self._last_change() == before:
+                    time.sleep(_LOOK_EVERY_S)
             try:
-                _, said = process.communicate(timeout=seconds * chance.uniform(_STARTED_AFTER, _TOO_LATE))
+                _, said = process.communicate(timeout=seconds * (first + (last - first) * share))
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 _, said = process.communicate()
@@ -93,6 +105,9 @@ class Commands:
         if code not in codes:
             raise Wrong(f"{name} ended with {code}, not with one of {codes}: {said.decode(errors='backslashreplace')}")
         return False
+
+    def _last_change(self) -> int:
+        return self._changed.stat().st_mtime_ns if self._changed.exists() else 0
 
     def took(self, name: str, seconds: float) -> None:
         """How long something else takes that will be killed."""

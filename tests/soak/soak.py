@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests import comparison, histories, oracle
+from tests.mirrors import DATA
 from tests.oracle import Oracle
 from tests.soak.commands import Commands, Wrong
 from tests.soak.looking import Looker
@@ -37,6 +38,7 @@ class Figures:
     sessions: int = 0
     runs: dict[str, int] = field(default_factory=dict)
     killed: dict[str, int] = field(default_factory=dict)
+    cut_off: int = 0  # how often a kill left something to recover from
     removed_sessions: int = 0
     removed_paths: int = 0
     restored: int = 0
@@ -90,7 +92,7 @@ class Soak:
         self._limits = histories.RDIFF_BACKUP_WRITES if rdiff_backup else histories.ANYTHING
         (place / "source").mkdir()
         self.figures = Figures(seed)
-        self.commands = Commands(place / "cache")
+        self.commands = Commands(place / "cache", place / "repository" / DATA)
         self._model = Model(place / "model")
         self._changes = SoakChanges(place / "source", random.Random(f"tree {seed}"), self._limits)
         self._writer = Writer(place, self.commands, self._model, self._changes, rdiff_backup)
@@ -183,6 +185,7 @@ class Soak:
         figures, writer = self.figures, self._writer
         figures.seconds = round(seconds, 1)
         figures.sessions, figures.removed_sessions = writer.sessions, writer.removed
+        figures.cut_off = writer.cut_off
         figures.removed_paths, figures.restored = writer.paths_removed, self._looker.restored
         figures.runs, figures.killed = dict(self.commands.runs), dict(self.commands.killed)
         figures.mounts = self._mount.number

@@ -44,6 +44,7 @@ class Writer:
         self.now = FIRST_SESSION - FIRST_SESSION % _GAPS_S[0]
         self.is_tidy = False  # the last that wrote was not cut off
         self.sessions = 0
+        self.cut_off = 0  # how often a kill left something to recover from
         self.removed = 0  # sessions, by undoing and by removing
         self.paths_removed = 0
         self._scratch.mkdir()
@@ -136,7 +137,9 @@ class Writer:
 
     def _kill(self, chance: random.Random, *arguments: str | Path | bytes, codes: Collection[int] = (0,)) -> bool:
         self.is_tidy = False
-        return self._commands.run_and_kill(chance, *arguments, codes=codes)
+        is_killed = self._commands.run_and_kill(chance, *arguments, codes=codes)
+        self.cut_off += is_killed and self.is_unfinished
+        return is_killed
 
     # Going back, and removing
 
