@@ -18,29 +18,32 @@ _ORDERLY = " unmounting"  # what a daemon says that was told to end
 
 
 class Mount:
-    """`mountpoint` is made. `log` takes what all its daemons say."""
+    """`mountpoint` is made. `logs` is a directory for what each daemon says; it is made."""
 
-    def __init__(self, commands: Commands, repository: Path, mountpoint: Path, log: Path) -> None:
+    def __init__(self, commands: Commands, repository: Path, mountpoint: Path, logs: Path) -> None:
         self._commands = commands
         self._repository = repository
         self._mountpoint = mountpoint
-        self._log = log
+        self._logs = logs
+        self._excused = 0  # the number of the last one that was up while a path was removed
         self._daemon: subprocess.Popen[bytes] | None = None
         self._ending: list[subprocess.Popen[bytes]] = []  # they end when nobody has a file open any more
         self.number = 0
         self.most_kib = 0
         self.most_descriptors = 0
         mountpoint.mkdir()
+        logs.mkdir()
 
     def up(self) -> None:
         command = self._commands.line("--quiet", "mount", "--utc", "--foreground", self._repository, self._mountpoint)
-        with self._log.open("ab") as said:
+        self.number += 1
+        log = self._logs / str(self.number)
+        with log.open("wb") as said:
             self._daemon = subprocess.Popen(command, stderr=said, env=self._commands.environment)
         try:
-            wait_until_mounted(self._mountpoint, self._daemon, self._log)
+            wait_until_mounted(self._mountpoint, self._daemon, log)
         except AssertionError as exc:
             raise Wrong(f"nothing was mounted: {exc}") from exc
-        self.number += 1
 
     def down(self, way: str) -> None:
         """End the mount by one of `WAYS`, after which nothing is mounted."""
@@ -89,9 +92,17 @@ class Mount:
             raise Wrong(f"the daemon has {self.most_kib} KiB and {self.most_descriptors} descriptors")
 
     def said(self) -> str:
-        """What is wrong, as the daemons have said it."""
-        lines = self._log.read_text(errors="backslashreplace").splitlines() if self._log.exists() else []
-        return "\n".join(line for line in lines if not line.endswith(_ORDERLY))
+        """What is wrong, as the daemons have said it: bugs alone where a path was removed meanwhile."""
+        lines = []
+        for log in self._logs.iterdir():
+            said = log.read_text(errors="backslashreplace")
+            if int(log.name) > self._excused or "a bug" in said or "Traceback" in said:
+                lines += [line for line in said.splitlines() if not line.endswith(_ORDERLY)]
+        return "\n".join(lines)
+
+    def excuse(self) -> None:
+        """A path was removed, which the mount that is up, or was, may miss (docs/manual.md)."""
+        self._excused = self.number
 
     def wait_until_shown(self, names: set[str]) -> None:
         """OSError and Wrong if that does not come to be."""

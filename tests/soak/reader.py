@@ -23,6 +23,7 @@ from tests.comparison import Manifest, difference
 from tests.soak.model import Index, PublishedModel, name_of
 
 _GONE = frozenset({errno.ENOENT, errno.ESTALE})
+_MISSING = _GONE | {errno.EIO}  # of a path that goes a mount may still have the name (docs/manual.md)
 _ENDED = _GONE | {errno.ENOTCONN, errno.ECONNABORTED, errno.EBADF, errno.ENODEV}
 _HELD_S = 2.0
 
@@ -162,16 +163,19 @@ class Reader:
 
     def _was_removed(self, session_time: int, path: bytes | None, before: Index, exc: OSError) -> bool:
         """Whether something is missing that may be."""
-        if exc.errno not in _GONE:
+        if exc.errno not in _MISSING:
             return False
         after = self._model.index().sessions.get(session_time)
         known = [before.sessions[session_time], *([after] if after else [])]
         states = [state for shown in known for state in self._model.states(shown)]
-        removed = after is None or any(shown.may_be_gone for shown in known) or len(states) > len(known)
-        if not removed:
-            removed = (
-                after != before.sessions[session_time] if path is None else any(path not in each for each in states)
+        session_may_be_gone = after is None or any(shown.may_be_gone for shown in known)
+        if path is None:
+            path_may_be_gone = after is not None and (
+                after != before.sessions[session_time] or len(states) > len(known)
             )
+        else:
+            path_may_be_gone = any(path not in state for state in states)
+        removed = path_may_be_gone or (session_may_be_gone and exc.errno in _GONE)
         self.counts.gone += removed
         return removed
 

@@ -96,7 +96,7 @@ class Soak:
         self._model = Model(place / "model")
         self._changes = SoakChanges(place / "source", random.Random(f"tree {seed}"), self._limits)
         self._writer = Writer(place, self.commands, self._model, self._changes, rdiff_backup)
-        self._mount = Mount(self.commands, place / "repository", place / "mnt", place / "mount.log")
+        self._mount = Mount(self.commands, place / "repository", place / "mnt", place / "logs")
         self._looker = Looker(place, self.commands, self._model, self._mount)
         self._readers: Readers | None = None
         self._step_began: float | None = None
@@ -121,6 +121,7 @@ class Soak:
     def _remove_path(self, chance: random.Random) -> None:
         """A path goes, and the mount with it, as it may show what the kernel keeps of the path."""
         if self._writer.remove_path(chance):
+            self._mount.excuse()
             self._looker.mount_anew(chance)
             self._model.path_is_gone()
 
