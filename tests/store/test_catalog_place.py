@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from histfs.errors import DamagedError, HistfsError
-from histfs.store.catalog import Catalog, open_catalog, place
+from histfs.errors import DamagedError, HistfsError, NotFoundError
+from histfs.store.catalog import Catalog, directories, open_catalog, place
+from histfs.store.remove import remove_sessions
 from tests.store.catalogs import assert_same_trees, entries_at, fresh_rows, rows
 from tests.store.sessions import Sessions
 from tests.trees import Dir, File, build
@@ -275,6 +276,28 @@ def test_readers_go_on_while_a_session_brings_it_up_to_date(sessions: Sessions, 
         assert failures == []
         assert catalog.is_current(repository.state())
         assert_same_trees(catalog, repository)
+
+
+def test_readers_never_see_another_session_in_the_place_of_one_that_is_removed(sessions: Sessions, own: Path) -> None:
+    """Before they have looked which sessions there are."""
+    (sessions.source / "a").write_bytes(b"changed")
+    sessions.backup()
+    gone = min(sessions.states)
+    with sessions.open() as repository, open_catalog(repository) as catalog:
+        assert catalog.child(directories.ROOT, b"a", gone) is not None
+        remove_sessions(sessions.repository, gone + 1)
+        assert gone in catalog.sessions
+        asked: list[Callable[[], object]] = [
+            lambda: catalog.child(directories.ROOT, b"a", gone),
+            lambda: catalog.child(directories.ROOT, b"nothing", gone),
+            lambda: catalog.children(directories.ROOT, gone),
+            lambda: catalog.names(directories.ROOT, gone),
+        ]
+        for ask in asked:
+            with pytest.raises(NotFoundError, match="no such session"):
+                ask()
+        assert catalog.is_current(repository.state())
+        assert gone not in catalog.sessions
 
 
 def test_trouble_with_it_never_fails_a_session(

@@ -14,7 +14,18 @@ from typing import Any, Self, TypeVar
 
 from histfs.errors import DamagedError, NotFoundError, StorageError
 from histfs.store.catalog.lists import Lists
-from histfs.store.catalog.rows import ACCESS, AT, LISTED, VERSION, Access, Listed, Version, shared, version_of_row
+from histfs.store.catalog.rows import (
+    ACCESS,
+    AT,
+    LISTED,
+    THERE,
+    VERSION,
+    Access,
+    Listed,
+    Version,
+    shared,
+    version_of_row,
+)
 from histfs.store.catalog.schema import DATABASE_ERRORS, LIVE, ROOT, is_busy, read_known
 from histfs.store.entry import Acl, Entry, LinkGroup, Xattrs, join, name_of, parent_of, sort_key
 from histfs.store.format.attributes import parse_access_control_list, parse_extended_attributes
@@ -127,22 +138,38 @@ class Catalog:
         return found
 
     def child(self, directory: int, name: bytes, time: int) -> Version | None:
-        """What `name` in the directory with the id `directory` was at `time`."""
-        where = f"v.parent = :directory and v.name = :name and {AT}"
-        return next(iter(self._versions(where, {"directory": directory, "name": name, "time": time})), None)
+        """What `name` in the directory with the id `directory` was at `time`. NotFoundError if that is no session."""
+        where = f"v.parent = :directory and v.name = :name and {THERE}"
+        found = next(iter(self._versions(where, {"directory": directory, "name": name, "time": time})), None)
+        if found is None:
+            self._check_session(time)
+        return found
 
     def children(self, directory: int, time: int, after: bytes | None = None, limit: int = 1000) -> list[Version]:
-        """Up to `limit` of what was in a directory at `time`, by name, those that come after the name `after`."""
-        where = f"v.parent = :directory and v.name > :after and {AT} order by v.name limit :limit"
-        return self._versions(where, {"directory": directory, "after": after or b"", "time": time, "limit": limit})
+        """Up to `limit` of what was in a directory at `time`, by name, those that come after the name `after`.
+
+        NotFoundError if `time` is no session.
+        """
+        where = f"v.parent = :directory and v.name > :after and {THERE} order by v.name limit :limit"
+        found = self._versions(where, {"directory": directory, "after": after or b"", "time": time, "limit": limit})
+        if not found:
+            self._check_session(time)
+        return found
 
     def names(self, directory: int, time: int, after: bytes | None = None, limit: int = 1000) -> Iterator[Listed]:
         """As `children`, but only what a listing shows, and quicker."""
-        query = f"select {LISTED} from version v where v.parent = :directory and v.name > :after and {AT}"
+        query = f"select {LISTED} from version v where v.parent = :directory and v.name > :after and {THERE}"
         values = {"directory": directory, "after": after or b"", "time": time, "limit": limit, "oldest": self._oldest}
         with self._reading():
             rows = self._database.execute(f"{query} order by v.name limit :limit", values).fetchall()
+        if not rows:
+            self._check_session(time)
         return map(Listed._make, rows)
+
+    def _check_session(self, time: int) -> None:
+        """NotFoundError if the session was removed since the last look, or never was."""
+        if self._row("select 1 from session where time = ?", time) is None:
+            raise NotFoundError("there is no such session in the catalog", at=time)
 
     def version(self, number: int) -> Version | None:
         """The newest version with this number."""

@@ -83,6 +83,8 @@ LISTED = f"""
 ACCESS = """ifnull({0}.mode & 65535, 0), ifnull({0}.uid & 4294967295, 0), ifnull({0}.gid & 4294967295, 0),
     {0}.extras & -1"""
 AT = "v.first <= :time and v.last >= :time"
+# The same, and nothing if another program has just taken that session out of the database.
+THERE = f"{AT} and exists (select 1 from session where time = :time)"
 
 
 class Listed(NamedTuple):
