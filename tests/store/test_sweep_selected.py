@@ -52,21 +52,30 @@ def some_rules(random_: random.Random, source: Path, lists: Path) -> list[str]:
     paths += [name.decode(errors="surrogateescape") for name in NAMES]
     encoded = [os.fsencode(path) for path in paths]
     while True:
-        rules = more_rules(random_) + random_rules(random_, source, encoded, lists)
+        rules = more_rules(random_)
+        if random_.random() < 0.4:  # directories that stay for what is in them
+            rules += [f"--include=**/{os.fsdecode(name)}" for name in random_.sample(NAMES, random_.randrange(2))]
+            rules += JUST_COPIES
+        else:
+            rules += random_rules(random_, source, encoded, lists)
         with contextlib.suppress(UsageError):
             selection(rules, source)
             return rules
 
 
 def tag_some(random_: random.Random, top: Path) -> None:
-    """Marks of caches that come and go, in place as well."""
+    """Marks of caches that come and go, in place as well, and so do pictures."""
     for place, _, _ in os.walk(top):
-        tag = Path(place, TAG)
+        tag, picture = Path(place, TAG), Path(place, "a.jpg")
         what = random_.randrange(8)
         if what < 3 and (tag.exists() or what == 0):
             tag.write_bytes(random_.choice([CACHE_SIGNATURE, CACHE_SIGNATURE + b"\n", *NO_TAGS]))
         elif what == 3:
             tag.unlink(missing_ok=True)
+        elif what == 4:
+            picture.write_bytes(random_.randbytes(20))
+        elif what < 7:
+            picture.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("seed", range(24))
@@ -93,6 +102,7 @@ def check_sessions(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -
     for sessions in (passing, looking):
         sessions.repository.parent.mkdir(exist_ok=True)
     build(passing.source, grow(random_))
+    tag_some(random_, passing.source)
     looking.source = passing.source
     rules: list[str] = []
     for number in range(6):
