@@ -167,36 +167,9 @@ def test_a_cache_that_cannot_be_made_costs_time_only(past, without_catalog, moun
 
 
 @root_only
-def test_without_any_room_it_lives_in_memory(past, without_catalog, mountpoint, tmp_path):
+def test_where_temporary_files_have_no_room_either_another_place_is_found(past, without_catalog, mountpoint, tmp_path):
     with small_file_system(tmp_path / "full", "128k") as full:
         fill(full)
         places = {name: os.fspath(full) for name in ("XDG_CACHE_HOME", "TMPDIR", "SQLITE_TMPDIR")}
         with mounted(without_catalog, mountpoint, environment=places):
             check_all(past, mountpoint)
-
-
-@root_only
-@pytest.mark.long
-def test_where_a_catalog_has_no_room_files_give_errors_until_there_is_some(scratch, mountpoint, tmp_path):
-    past = Past(scratch, image_bytes=1 << 16, small=30_000)
-    past.session()
-    shutil.rmtree(past.repository / "rdiff-backup-data" / "histfs")
-    name = past.names[0]
-    with small_file_system(tmp_path / "full", "128k") as full:
-        fill(full)
-        places = {name: os.fspath(full) for name in ("XDG_CACHE_HOME", "TMPDIR", "SQLITE_TMPDIR")}
-        with mounted(past.repository, mountpoint, environment=places):
-            assert os.listdir(mountpoint) == [name]  # for which nothing is needed
-            with pytest.raises(OSError, match=r"Input/output error|No space left"):
-                os.listdir(mountpoint / name)
-            subprocess.run(["mount", "-o", "remount,size=100m", full], check=True)
-            wait_until(lambda: _can_list(mountpoint / name), 60)
-            assert len(os.listdir(mountpoint / name / "small")) == 30_000
-            past.check(mountpoint, name, "small/29999")
-
-
-def _can_list(path):
-    try:
-        return bool(os.listdir(path))
-    except OSError:
-        return False
