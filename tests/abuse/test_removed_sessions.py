@@ -1,0 +1,43 @@
+"""What a mount says of a session that was removed, before it has looked at the repository again."""
+
+from datetime import UTC
+
+import pytest
+
+from histfs.errors import HistfsError
+from histfs.store.catalog import open_catalog
+from histfs.store.repository import Repository
+from histfs.vfs import TOP_TAG, History, NotReadyError, directory_inode
+from tests.abuse.past import DAY
+
+
+@pytest.fixture
+def history(own_past):
+    own_past.session()
+    with Repository.open(own_past.repository) as repository:
+        history = History(repository, lambda: open_catalog(repository), UTC)
+        history.update()
+        yield history
+        history.close()
+
+
+@pytest.mark.parametrize("is_known", [False, True], ids=["", "asked before"])
+def test_nothing_of_another_session_is_shown_in_its_place(own_past, history, is_known):
+    """The catalog is read where it is changed; its oldest versions reach back as far as anybody asks."""
+    gone, kept = (directory_inode(own_past.now - ago * DAY, TOP_TAG) for ago in (2, 1))
+    before = history.child(kept, b"document")
+    if is_known:
+        assert history.child(gone, b"document").inode != before.inode
+        assert [child.name for child in history.children(gone, 0, 100)]
+    own_past.remove_oldest(2)
+    for look in (
+        lambda: history.child(gone, b"document"),
+        lambda: history.child(gone, b"small"),
+        lambda: history.children(gone, 0, 100),
+    ):
+        with pytest.raises(HistfsError) as raised:
+            look()
+        assert not isinstance(raised.value, NotReadyError)
+    assert history.child(kept, b"document") == before
+    history.update()
+    assert history.child(kept, b"document") == before
