@@ -174,7 +174,9 @@ class Reader:
                 after != before.sessions[session_time] or len(states) > len(known)
             )
         else:
-            path_may_be_gone = any(path not in state for state in states)
+            # A mount knows a file by the first of its names, and loses sight of the others with it for a while.
+            links = {link for state in states if path in state for link in state[path].links or ()}
+            path_may_be_gone = any(not links | {path} <= state.keys() for state in states)
         removed = path_may_be_gone or (session_may_be_gone and exc.errno in _GONE)
         self.counts.gone += removed
         return removed
