@@ -181,13 +181,20 @@ def find_repository(path: Path) -> tuple[Path, bytes]:
     """The repository that `path` is or lies in, and the path inside of it (b"" for all of it).
 
     The nearest directory upwards that has an rdiff-backup-data is taken (docs/format.md 8.1). What lies inside need
-    not exist in the mirror any more. Raises NotARepositoryError, StorageError.
+    not exist in the mirror any more. A symbolic link that leads to a repository counts, unless it lies in one: there it
+    is a file that was backed up. Raises NotARepositoryError, StorageError.
     """
     absolute = Path(os.path.abspath(path))
+    found = None
     for candidate in (absolute, *absolute.parents):
         if os.path.isdir(candidate / os.fsdecode(DATA)):  # False also where we may not look: go on upwards
-            inside = absolute.relative_to(candidate)
-            return candidate, b"" if inside == Path() else os.fsencode(inside)
+            is_link = os.path.islink(candidate)
+            found = candidate if found is None or not is_link else found
+            if not is_link:
+                break
+    if found is not None:
+        inside = absolute.relative_to(found)
+        return found, b"" if inside == Path() else os.fsencode(inside)
     with storage_errors():
         for candidate in (absolute, *absolute.parents):
             _check_may_be_entered(candidate)

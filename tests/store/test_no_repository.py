@@ -36,3 +36,16 @@ def test_a_directory_that_may_not_be_entered(scratch: Path, place: str) -> None:
 
     as_ordinary_user(look)
     (scratch / "shut").chmod(0o700)
+
+
+def test_a_link_to_a_repository(tmp_path: Path) -> None:
+    """It is the repository, unless it was backed up itself: then it is a path in it, also if it leads to its root."""
+    repository = tmp_path / "repository"
+    (repository / "rdiff-backup-data").mkdir(parents=True)
+    (repository / "d").mkdir()
+    (repository / "d/up").symlink_to("..")
+    (tmp_path / "link").symlink_to("repository")
+    assert find_repository(tmp_path / "link") == (tmp_path / "link", b"")
+    assert find_repository(tmp_path / "link/d") == (tmp_path / "link", b"d")
+    assert find_repository(repository / "d/up") == (repository, b"d/up")
+    assert find_repository(repository / "d/up/x") == (repository, b"d/up/x")
