@@ -300,6 +300,26 @@ def test_readers_never_see_another_session_in_the_place_of_one_that_is_removed(s
         assert gone not in catalog.sessions
 
 
+def test_readers_are_told_that_what_they_look_at_went(sessions: Sessions, own: Path) -> None:
+    """Its attributes are asked for by a second query, in front of which a removal may come."""
+    os.setxattr(sessions.source / "a", "user.only", b"then")
+    sessions.backup()
+    gone = sessions.now
+    os.removexattr(sessions.source / "a", "user.only")
+    sessions.backup()
+    with sessions.open() as repository, open_catalog(repository) as catalog:
+        version = catalog.child(directories.ROOT, b"a", gone)
+        assert version is not None
+        assert version.extras is not None
+        assert catalog.extras(version.extras) == (((b"user.only", b"then"),), ())
+        remove_sessions(sessions.repository, gone + 1)
+        with pytest.raises(NotFoundError, match="removed"):
+            catalog.extras(version.extras)
+        assert catalog.is_current(repository.state())
+        with pytest.raises(DamagedError, match="lost"):
+            catalog.extras(version.extras)
+
+
 def test_trouble_with_it_never_fails_a_session(
     sessions: Sessions, own: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

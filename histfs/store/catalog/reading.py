@@ -111,9 +111,16 @@ class Catalog:
         return self._has_extras
 
     def extras(self, number: int) -> tuple[Xattrs, Acl | None]:
-        """What the number in `Version.extras` stands for; an access control list that is None was damaged."""
+        """What the number in `Version.extras` stands for; an access control list that is None was damaged.
+
+        NotFoundError if a removal came after the version was asked for.
+        """
         row = self._row("select cast(xattrs as blob), cast(acl as blob) from extras where id = ?", number)
         if row is None:
+            with self._reading():
+                is_as_it_was = read_known(self._database) == self._known
+            if not is_as_it_was:
+                raise NotFoundError("went with what was removed", path=self._repository.path)
             raise DamagedError("the catalog has lost extended attributes", path=self._repository.path)
         xattrs_text, acl_text = row
         xattrs = tuple(sorted(parse_extended_attributes(xattrs_text).values.items())) if xattrs_text else ()
