@@ -45,7 +45,7 @@ from histfs.store.walk import seen_of
 log = logging.getLogger(__name__)
 
 BEGUN = join(OWN, b"begun")
-INTERVAL_S = 5.0  # of work that a first session may lose, and what is being copied then
+INTERVAL_S = 1.0  # of work that a first session may lose; what it waits for at its end has mostly been written then
 _MOST_PENDING_BYTES = 8 << 20  # of notes
 _MOST_BLOCK_BYTES = 64 << 20
 
