@@ -6,7 +6,9 @@ librsync would make of it: it finds nothing smaller than a block, which is the r
 differs, as something may have been inserted, cut out or moved before it, librsync looks for the next blocks of the old
 content in all of the new one. What it finds only says how far the two are shifted against each other there: from then
 on they are compared page by page again, so shifted. At last each literal is cut down to the bytes from the first to the
-last that differ, which meets the place of a change exactly. What comes out is a delta like any other.
+last that differ, which meets the place of a change exactly. But a few bytes that are the same at an end of it, as by
+chance, stay: who reads such a page then need not fetch a single byte of it from another file. What comes out is a delta
+like any other.
 """
 
 import errno
@@ -22,6 +24,7 @@ from histfs.store.tree import BLOCK_SIZE, read_at
 
 _LARGE = 64 << 10  # smaller files are the business of librsync alone
 _PAGE = 4096
+_BY_CHANCE = 16  # bytes that are the same; fewer are not worth a second place to be read from
 _LONG = 64 << 10  # bytes that differ; fewer are not worth a search
 _EQUAL_PER_DIFFERENT = 4  # so much that is the same makes up for what differs: repeated content may just look the same
 _MOST_WAITING_BYTES = 1 << 20
@@ -299,15 +302,20 @@ def _with_what_follows(
     """The copy with as much of the literal behind it as is the same, and the rest of that."""
     if copy is None or copy.shift is None:
         return copy, literal
-    at = literal.start + contents.equal_after(literal.start, literal.end, copy.shift)
+    at = literal.start + _worth_cutting(contents.equal_after(literal.start, literal.end, copy.shift), literal)
     return copy._replace(end=at), literal._replace(start=at) if at < literal.end else None
 
 
 def _with_what_precedes(literal: _Piece, copy: _Piece, contents: _Contents) -> tuple[_Piece | None, _Piece]:
     """The same for the copy behind the literal."""
     assert copy.shift is not None
-    at = literal.end - contents.equal_before(literal.start, literal.end, copy.shift)
+    at = literal.end - _worth_cutting(contents.equal_before(literal.start, literal.end, copy.shift), literal)
     return literal._replace(end=at) if at > literal.start else None, copy._replace(start=at)
+
+
+def _worth_cutting(same: int, literal: _Piece) -> int:
+    """How many of the bytes that are the same at an end of a literal are cut off: all or none."""
+    return 0 if same < min(_BY_CHANCE, literal.end - literal.start) else same
 
 
 def _formatted(copy: _Piece | None, literal: _Piece | None, contents: _Contents) -> Iterator[bytes]:

@@ -102,6 +102,20 @@ def test_the_place_of_a_change_is_met_exactly() -> None:
     assert isinstance(after, Copy)
 
 
+@pytest.mark.parametrize(("same", "is_cut"), [(1, False), (15, False), (16, True), (200, True)])
+def test_what_is_the_same_by_chance_stays_in_its_page(same: int, is_cut: bool) -> None:
+    """A reader of the page needs one place in the place of three, of which two would have a byte each."""
+    size = delta_module.block_len(len(IMAGE))  # less than a page, in a file of this size
+    page = slice(10 * size, 11 * size)
+    new = bytearray(IMAGE)
+    new[page] = bytes(byte ^ 0xFF for byte in IMAGE[page])
+    new[page.start : page.start + same] = IMAGE[page.start : page.start + same]
+    new[page.stop - same : page.stop] = IMAGE[page.stop - same : page.stop]
+    [literal] = [command for command in check(IMAGE, bytes(new)) if isinstance(command, Literal)]
+    expected = slice(page.start + same, page.stop - same) if is_cut else page
+    assert literal.data == IMAGE[expected]
+
+
 def test_changes_behind_an_insertion_cost_their_pages(searches: list[object]) -> None:
     places = [100_000, 500_000, 900_000, 2 * MiB]
     commands = check(IMAGE, b"inserted" + overwritten(IMAGE, *places, size=4096))
