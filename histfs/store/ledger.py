@@ -33,6 +33,7 @@ from histfs.store.format.ledger import (
     Lengths,
     Seen,
     format_header,
+    is_of_another_version,
     parse_header,
 )
 from histfs.store.layout import OWN, State
@@ -94,7 +95,10 @@ def ledger_problem(tree: Tree) -> str:
     except OSError as exc:
         return f"cannot be read ({exc.strerror})"
     try:
-        header = parse_header(read_at(fd, HEADER_BYTES, 0))
+        data = read_at(fd, HEADER_BYTES, 0)
+        if is_of_another_version(data):
+            return ""  # the next session replaces it
+        header = parse_header(data)
         if header is None or _checked(fd) != (header.records, header.crc):
             return "is not what was written"
     except OSError as exc:

@@ -4,12 +4,15 @@ import gzip
 import os
 import sqlite3
 import subprocess
+import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from histfs.errors import HistfsError
+from histfs.store.format.ledger import HEADER_BYTES
 from histfs.store.repair import RepairOutcome, plan_repair, repair
 from histfs.store.verify_all import verify_all
 from tests.comparison import difference
@@ -189,6 +192,20 @@ def test_what_only_we_have(rich_sessions: Sessions, what: str) -> None:
     outcome = run(rich_sessions)
     assert [each.path for each in outcome.repairs] == [os.fsencode(path.relative_to(rich_sessions.repository))]
     assert aside(rich_sessions) == {path.name}
+    check(rich_sessions)
+
+
+def test_what_another_version_of_the_program_keeps(rich_sessions: Sessions) -> None:
+    """Its ledger is no damage, whatever it says, and of no use for the next session, which replaces it."""
+    path = rich_sessions.data / "histfs/ledger"
+    data = bytearray(path.read_bytes())
+    data[7] += 1
+    data[HEADER_BYTES - 4 : HEADER_BYTES] = zlib.crc32(data[: HEADER_BYTES - 4]).to_bytes(4, sys.byteorder)
+    path.write_bytes(data)
+    assert run(rich_sessions).repairs == ()
+    assert path.read_bytes() == data
+    rich_sessions.backup()
+    assert path.read_bytes()[:8] != data[:8]
     check(rich_sessions)
 
 

@@ -101,9 +101,18 @@ def format_header(header: Header) -> bytes:
     return data + _CRC.pack(crc32(data))
 
 
+def is_of_another_version(data: bytes) -> bool:
+    """Whether the header is right, and only another version of the program knows what it says."""
+    return _is_whole(data) and data.startswith(_MAGIC[:-1]) and not data.startswith(_MAGIC)
+
+
+def _is_whole(data: bytes) -> bool:
+    return len(data) == HEADER_BYTES and _CRC.unpack(data[-_CRC.size :])[0] == crc32(data[: -_CRC.size])
+
+
 def parse_header(data: bytes) -> Header | None:
     """None if it is none, or of another version."""
-    if len(data) != HEADER_BYTES or _CRC.unpack(data[-_CRC.size :])[0] != crc32(data[: -_CRC.size]):
+    if not _is_whole(data):
         return None
     magic, order, what, session_time, crc, stamp_bytes, count, named, rules = _HEADER.unpack_from(data)
     if magic != _MAGIC or order != _ORDER or stamp_bytes > _STAMP_BYTES:
