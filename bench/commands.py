@@ -7,6 +7,7 @@ own, so that Ctrl-C ends the bench, which then ends them, in order.
 import os
 import resource
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,12 +65,24 @@ def measured(
     codes: Iterable[int] = (0,),
     output: Path | None = None,
 ) -> Cost:
-    """The same, and what else it took."""
+    """The same, and what else it took.
+
+    The kernel counts the memory of a process from before it became another program, so it must not be started by us,
+    who may be larger: by GNU time, where that is installed.
+    """
     words = [str(word) for word in command]
-    with tempfile.TemporaryFile() as said, open(output or os.devnull, "wb") as written:
+    with (
+        tempfile.TemporaryFile() as said,
+        tempfile.NamedTemporaryFile() as counted,
+        open(output or os.devnull, "wb") as written,
+    ):
         has_ended = False
+        program = shutil.which("time")
+        started_by = [] if program is None else [program, "--quiet", "--format=%M", f"--output={counted.name}"]
         started = time.perf_counter()
-        process = subprocess.Popen(words, env=environment, stdout=written, stderr=said, start_new_session=True)
+        process = subprocess.Popen(
+            [*started_by, *words], env=environment, stdout=written, stderr=said, start_new_session=True
+        )
         try:
             has_ended = _has_ended(process, limit_s)
             took_s = time.perf_counter() - started
@@ -82,7 +95,8 @@ def measured(
             said.seek(0)
             lines = said.read().decode(errors="replace").strip().splitlines()[-3:]
             raise CommandError(f"exit code {process.returncode}: {_short(words)}: {' / '.join(lines)}")
-    return Cost(took_s, usage.ru_maxrss / 1024, usage.ru_oublock * _BLOCK_BYTES / (1 << 20))
+        memory_kib = int(counted.read()) if started_by else usage.ru_maxrss
+    return Cost(took_s, memory_kib / 1024, usage.ru_oublock * _BLOCK_BYTES / (1 << 20))
 
 
 def _ended(process: "subprocess.Popen[bytes]", *, has_ended: bool) -> tuple[int, int, "resource.struct_rusage"]:

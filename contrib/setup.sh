@@ -15,7 +15,7 @@ usage='usage: contrib/setup.sh run|test|bench|fuzz|dev'
 level=${1:?"$usage"}
 run_packages='python3 python3-venv python3-dev gcc libc6-dev librsync-dev libdeflate-dev libfuse3-dev fuse3 pkg-config'
 test_packages='rdiff rsync attr acl libacl1-dev procps strace e2fsprogs xfsprogs mount' # rdiff-backup calls ps; pylibacl is compiled with libacl1-dev
-bench_packages='restic borgbackup bup python3-pyfuse3 python3-llfuse python3-fuse' # the last three are for their mounts
+bench_packages='restic borgbackup bup python3-pyfuse3 python3-llfuse python3-fuse time' # three are for their mounts
 case $level in
     run) packages=$run_packages extras='' provides='run' ;;
     test) packages="$run_packages $test_packages" extras='[test]' provides='run test' ;;

@@ -6,11 +6,11 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bench import commands
-from bench.commands import TroubleError
+from bench.commands import Cost, TroubleError
 from bench.peers import Histfs, Peer, Plain, RdiffBackup, session_time
 from bench.results import Measure
 from bench.scenarios.base import Scenario
@@ -116,17 +116,22 @@ class EverydayScenario(Scenario):
         command = peer.backup(0)
         if isinstance(peer, Plain):
             command = ["sh", "-c", '"$@" && sync', "sh", *command]
-        cost = commands.measured(command, environment=peer.environment(), limit_s=self.limit_s)
+        cost = self._measured(command, peer.environment())
         self.results.add(FIRST.name, peer.name, cost.took_s)
         self.results.add(FIRST_MEMORY.name, peer.name, cost.memory_mib)
         self.results.add(FIRST_WRITTEN.name, peer.name, cost.written_mib)
+
+    def _measured(self, command: Sequence[object], environment: Mapping[str, str] | None = None) -> Cost:
+        """After all that was written before is on the disk: nobody waits for what others have to write."""
+        os.sync()
+        return commands.measured(command, environment=environment, limit_s=self.limit_s)
 
     def _prepare(self, peer: Peer) -> None:
         if command := peer.prepare():
             commands.timed(command, environment=peer.environment(), limit_s=self.limit_s)
 
     def _next(self, peer: Peer, session: int, measure: Measure) -> None:
-        cost = commands.measured(peer.backup(session), environment=peer.environment(), limit_s=self.limit_s)
+        cost = self._measured(peer.backup(session), peer.environment())
         self.results.add(measure.name, peer.name, cost.took_s)
         if measure is UNCHANGED:
             self.results.add(UNCHANGED_MEMORY.name, peer.name, cost.memory_mib)
@@ -138,7 +143,7 @@ class EverydayScenario(Scenario):
         place.mkdir(exist_ok=True)
         before = [f"--link-dest={place / str(session - 1)}"] if session else []
         command = ["rsync", "-a", *before, f"{source}/", f"{place / str(session)}/"]
-        self.results.add(measure.name, RSYNC, commands.timed(command, limit_s=self.limit_s))
+        self.results.add(measure.name, RSYNC, self._measured(command).took_s)
 
     # One large file
 
@@ -160,7 +165,7 @@ class EverydayScenario(Scenario):
             measure, size = (IMAGE, IMAGE_INCREMENT) if session < last else (INSERTED, INSERTED_INCREMENT)
             for peer in peers:
                 with self.trouble_of(peer):
-                    took_s = commands.timed(peer.backup(session), environment=peer.environment(), limit_s=self.limit_s)
+                    took_s = self._measured(peer.backup(session), peer.environment()).took_s
                     self.results.add(measure.name, peer.name, took_s)
                     increments = sorted((peer.repository / "rdiff-backup-data/increments").glob("image.*"))
                     self.results.add(
@@ -180,7 +185,7 @@ class EverydayScenario(Scenario):
         (source / "camera").rename(source / "2024")
         for peer in peers:
             with self.trouble_of(peer):
-                cost = commands.measured(peer.backup(1), environment=peer.environment(), limit_s=self.limit_s)
+                cost = self._measured(peer.backup(1), peer.environment())
                 self.results.add(MOVED.name, peer.name, cost.took_s)
                 self.results.add(MOVED_WRITTEN.name, peer.name, cost.written_mib)
         shutil.rmtree(place, ignore_errors=True)
@@ -193,7 +198,7 @@ class EverydayScenario(Scenario):
         with self.trouble_of(peer):
             _write_tiny_files(peer.source, files)
             for session in range(4):
-                cost = commands.measured(peer.backup(session), environment=peer.environment(), limit_s=self.limit_s)
+                cost = self._measured(peer.backup(session), peer.environment())
                 if session > 1:  # of the first two the ledger may say that much has just changed
                     self.results.add(measure.name, peer.name, cost.took_s / files)
                     if measure is MANY:
@@ -223,7 +228,7 @@ class EverydayScenario(Scenario):
         peer = Histfs(place, place / "source")
         with self.trouble_of(peer):
             _write_tiny_files(peer.source, self.sizes.everyday_killed)
-            whole_s = commands.timed(peer.backup(0), environment=peer.environment(), limit_s=self.limit_s)
+            whole_s = self._measured(peer.backup(0), peer.environment()).took_s
             shutil.rmtree(peer.repository)
             reached = peer.repository / _place_of(self.sizes.everyday_killed * 8 // 10)
             _kill_when(peer.backup(0), peer.environment(), reached.exists)
