@@ -13,8 +13,12 @@ from histfs.store.entry import Entry
 from histfs.store.repository import Repository
 
 
-def versions_at(catalog: Catalog, time: int) -> Iterator[Version]:
-    """Every version of the tree at a session, parents first, found as a mount finds them."""
+def versions_at(catalog: Catalog, time: int, *, is_at_rest: bool = True) -> Iterator[Version]:
+    """Every version of the tree at a session, parents first, found as a mount finds them.
+
+    What different questions are answered is compared, unless a session may come in between: whether a version is still
+    the newest is then another answer.
+    """
     pending = [catalog.root(time)]
     while pending:
         version = pending.pop()
@@ -24,13 +28,17 @@ def versions_at(catalog: Catalog, time: int) -> Iterator[Version]:
             below = []
             while page := catalog.children(version.directory, time, after, 3):
                 oldest = catalog._oldest
+                names = list(catalog.names(version.directory, time, after, 3))
+                assert [found.name for found in names] == [child.name for child in page]
+                below += page
+                after, first = page[-1].name, after
+                if not is_at_rest:
+                    continue
                 tags = [catalog.tag(child.directory) if child.directory else None for child in page]
                 expected = [listed(child, tag, oldest) for child, tag in zip(page, tags, strict=True)]
-                assert list(catalog.names(version.directory, time, after, 3)) == expected
-                changed = list(catalog.changed_access(version.directory, time, after, 3))
+                assert names == expected
+                changed = list(catalog.changed_access(version.directory, time, first, 3))
                 assert changed == [pair for child in page for pair in changed_access(catalog, child)]
-                below += page
-                after = page[-1].name
             pending += reversed(below)
 
 
@@ -73,8 +81,8 @@ def access_of(version: Version) -> Access:
     return Access(version.mode, version.uid, version.gid, version.extras)
 
 
-def entries_at(catalog: Catalog, time: int) -> list[Entry]:
-    return [catalog.entry(version) for version in versions_at(catalog, time)]
+def entries_at(catalog: Catalog, time: int, *, is_at_rest: bool = True) -> list[Entry]:
+    return [catalog.entry(version) for version in versions_at(catalog, time, is_at_rest=is_at_rest)]
 
 
 def recorded(repository: Repository, time: int) -> list[Entry]:

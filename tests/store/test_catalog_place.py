@@ -258,7 +258,7 @@ def test_readers_go_on_while_a_session_brings_it_up_to_date(sessions: Sessions, 
         def read() -> None:
             try:
                 while not stop.is_set():
-                    assert entries_at(catalog, before) == expected
+                    assert entries_at(catalog, before, is_at_rest=False) == expected
             except BaseException as exc:
                 failures.append(exc)
 
