@@ -401,16 +401,16 @@ class _Restore:
         """What is in a file, in blocks, and its mtime."""
         made = self._ahead.take(entry)
         if made is not None:
-            yield iter([made.data]), made.mtime_ns if made.mtime_ns // 10**9 == entry.mtime_s else entry.mtime_s * 10**9
+            yield iter([made.data]), _mtime_ns(entry, made.mtime_ns)
             return
         with self._snapshot.open(entry, sha1) as content:
-            yield content.blocks(), content.mtime_ns if content.mtime_ns is not None else entry.mtime_s * 10**9
+            yield content.blocks(), _mtime_ns(entry, content.mtime_ns)
 
     def _set_file_attributes(self, entry: Entry, path: bytes, found: Found, sha1: bytes | None) -> None:
         mtime_ns = found.status.st_mtime_ns
         if mtime_ns // 10**9 != entry.mtime_s:
             with self._snapshot.open(entry, sha1) as content:
-                mtime_ns = content.mtime_ns if content.mtime_ns is not None else entry.mtime_s * 10**9
+                mtime_ns = _mtime_ns(entry, content.mtime_ns)
         attributes = self._dress.attributes(entry, mtime_ns)
         self._target.tree.set_attributes(path, Kind.REGULAR, attributes, expected=found.status)
 
@@ -438,3 +438,10 @@ class _Restore:
 
 def _inode(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
+
+
+def _mtime_ns(entry: Entry, found_ns: int | None) -> int:
+    """What was found on a file of the repository, if its seconds are those that were recorded."""
+    if found_ns is not None and found_ns // 10**9 == entry.mtime_s:
+        return found_ns
+    return entry.mtime_s * 10**9
