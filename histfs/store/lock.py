@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import os
 import re
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,7 +71,7 @@ def locked(tree: WritableTree, *, verb: str) -> Iterator[None]:
                 advice="wait until it has finished and try again",
             ) from None
         os.ftruncate(fd, 0)
-        text = f"cmd: histfs {verb}\nhostname: {socket.gethostname()}\npid: {os.getpid()}\n"
+        text = f"cmd: histfs {verb}\nhostname: {os.uname().nodename}\npid: {os.getpid()}\n"
         write_blocks(fd, [text.encode(), b"timestamp: '" + format_time(int(time.time())) + b"'\n"])
         try:
             yield

@@ -111,6 +111,8 @@ class Lists:
     def some(self, session_time: int, wanted: Iterable[tuple[bytes, bytes]]) -> Iterator[Record]:
         """The records of a session's full list for the paths `wanted`, given as parent and name, in its order."""
         texts = {quote_path(join(parent, name)) for parent, name in wanted}
+        if not texts:  # after most sessions, and the list is long
+            return
         with ExitStack() as stack:
             records = self._read(self._state.listing_files(session_time)[0], session_time, stack, texts)
             yield from self._with_extras(records, session_time)
