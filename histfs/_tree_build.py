@@ -15,7 +15,7 @@ from cffi import FFI
 
 C_SOURCES = Path(__file__).parent / "csrc"
 HEADERS = ["walk.h", "copy.h", "moved.h"]
-FILES = ["walk.c", "sha1.c", "copy.c", "moved.c"]
+FILES = ["look.c", "scouts.c", "walk.c", "sha1.c", "copy.c", "moved.c"]
 
 SOURCE = r"""
 #ifndef _GNU_SOURCE
@@ -24,6 +24,9 @@ SOURCE = r"""
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/openat2.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,6 +35,7 @@ SOURCE = r"""
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/xattr.h>
+#include <time.h>
 #include <unistd.h>
 """
 

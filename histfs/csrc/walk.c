@@ -17,9 +17,8 @@ enum {
 
 struct level {
     int directory, is_trusted;
-    char *names; /* of each: its type, the name, a NUL */
-    size_t *places;
-    size_t count, next;
+    struct names names;
+    size_t next;
     struct histfs_level told;
 };
 
@@ -36,6 +35,7 @@ struct histfs_walk {
     const char *name; /* the current one; NULL: none */
     int is_pending; /* it was not given to the caller yet */
     int stops_at_links;
+    struct scouts *scouts; /* perhaps NULL */
     uint32_t uids[HISTFS_MOST_IDS], gids[HISTFS_MOST_IDS];
     size_t uid_count, gid_count;
 };
@@ -58,8 +58,7 @@ static void histfs_walk_pop(histfs_walk *walk)
 
     if (level->directory >= 0)
         close(level->directory);
-    free(level->names);
-    free(level->places);
+    histfs_forget(&level->names);
     free((char *)level->told.record);
 }
 
@@ -70,93 +69,51 @@ static void histfs_walk_free(histfs_walk *walk)
     free(walk->levels);
     free(walk->path);
     free(walk->mirror_path);
+    histfs_scouts_free(walk->scouts);
     free(walk);
 }
 
-static int histfs_by_name(const void *one, const void *other, void *names)
+/* Have so many threads look ahead of comparisons that begin in the directory that the walk is in, which is the root, if
+   there are so many records; each is given some at a time. Nothing is missing without them. */
+static void histfs_walk_scout(histfs_walk *walk, size_t threads, size_t records_at_once, size_t records_from)
 {
-    return strcmp((char *)names + *(const size_t *)one + 1, (char *)names + *(const size_t *)other + 1);
+    if (!walk->scouts && walk->depth == 1 && threads && records_at_once)
+        walk->scouts = histfs_scouts_new(walk->levels[0].directory, threads, records_at_once, records_from);
 }
 
-/* Whether `*array` has room for `wanted` elements, perhaps elsewhere. */
-static int histfs_has_room(void **array, size_t *capacity, size_t wanted, size_t size)
-{
-    size_t more = *capacity * 2 > wanted ? *capacity * 2 : wanted + 64;
-    void *grown;
+/* Go into `directory`, which is the current name (or the root) and closed in the end. 0, or an error number.
 
-    if (wanted <= *capacity)
-        return 1;
-    if (more > SIZE_MAX / 2 / size || !(grown = realloc(*array, more * size)))
-        return 0;
-    *array = grown;
-    *capacity = more;
-    return 1;
-}
-
-/* The names in `directory`, which is closed, in their order. */
-static int histfs_list(int directory, struct level *level)
-{
-    size_t names_capacity = 0, places_capacity = 0, names_bytes = 0, length;
-    struct dirent *entry;
-    DIR *stream = fdopendir(directory);
-    int error;
-
-    if (!stream) {
-        error = errno;
-        close(directory);
-        return error;
-    }
-    while (errno = 0, entry = readdir(stream)) {
-        if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, ".."))
-            continue;
-        length = strlen(entry->d_name) + 1;
-        if (!histfs_has_room((void **)&level->names, &names_capacity, names_bytes + 1 + length, 1) ||
-            !histfs_has_room((void **)&level->places, &places_capacity, level->count + 1, sizeof *level->places)) {
-            errno = ENOMEM;
-            break;
-        }
-        level->places[level->count++] = names_bytes;
-        level->names[names_bytes] = (char)entry->d_type;
-        memcpy(level->names + names_bytes + 1, entry->d_name, length);
-        names_bytes += 1 + length;
-    }
-    error = errno;
-    closedir(stream);
-    if (!error && level->count)
-        qsort_r(level->places, level->count, sizeof *level->places, histfs_by_name, level->names);
-    return error;
-}
-
-/* Go into `directory`, which is the current name (or the root) and closed in the end. 0, or an error number. */
-static int histfs_walk_push(histfs_walk *walk, int directory, int is_trusted)
+   Its names are taken from `scouted`, if a scout has found them there. */
+static int histfs_walk_push_scouted(histfs_walk *walk, int directory, int is_trusted, struct scouted *scouted)
 {
     struct level level;
-    int copy, error;
+    int error = 0;
 
     memset(&level, 0, sizeof level);
     level.is_trusted = is_trusted;
     level.told.path_bytes = walk->path_bytes;
     level.directory = -1;
-    if (!histfs_has_room((void **)&walk->levels, &walk->levels_capacity, walk->depth + 1, sizeof level)) {
-        close(directory);
-        return ENOMEM;
-    }
-    if (walk->depth < HISTFS_OPEN_LEVELS) {
-        copy = fcntl(directory, F_DUPFD_CLOEXEC, 0);
-        if (copy < 0) {
-            error = errno;
-            close(directory);
-            return error;
-        }
+    if (!histfs_has_room((void **)&walk->levels, &walk->levels_capacity, walk->depth + 1, sizeof level))
+        error = ENOMEM;
+    else if (scouted && scouted->is_listed)
+        histfs_take_names(walk->scouts, scouted, &level.names);
+    else
+        error = histfs_list(directory, &level.names, SIZE_MAX);
+    if (!error && walk->depth < HISTFS_OPEN_LEVELS)
         level.directory = directory;
-        directory = copy;
-    }
-    error = histfs_list(directory, &level);
-    walk->levels[walk->depth++] = level;
+    else
+        close(directory);
     walk->name = NULL;
     if (error)
-        histfs_walk_pop(walk);
+        histfs_forget(&level.names);
+    else
+        walk->levels[walk->depth++] = level;
     return error;
+}
+
+static int histfs_walk_push(histfs_walk *walk, int directory, int is_trusted)
+{
+    return histfs_walk_push_scouted(walk, directory, is_trusted, NULL);
 }
 
 /* In the mirror each byte of a name that `is_quoted` is written in another way, and by the special escapes others are. */
@@ -231,9 +188,7 @@ static void histfs_walk_rely(
         level->is_trusted = histfs_is_unchanged(walk, path, path_bytes, mirror_ctime_ns);
 }
 
-/* Go into the current name. What is in it is compared if its like in the mirror has not changed since `mirror_ctime_ns`
-   (0: never). EBADF: the caller has to open it, and to push it. */
-static int histfs_walk_enter(histfs_walk *walk, int64_t mirror_ctime_ns)
+static int histfs_walk_enter_scouted(histfs_walk *walk, int64_t mirror_ctime_ns, struct scouted *scouted)
 {
     struct level *level;
     int directory;
@@ -244,7 +199,15 @@ static int histfs_walk_enter(histfs_walk *walk, int64_t mirror_ctime_ns)
     directory = openat(level->directory, walk->name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     if (directory < 0)
         return errno;
-    return histfs_walk_push(walk, directory, histfs_is_unchanged(walk, walk->path, walk->path_bytes, mirror_ctime_ns));
+    return histfs_walk_push_scouted(walk, directory,
+        histfs_is_unchanged(walk, walk->path, walk->path_bytes, mirror_ctime_ns), scouted);
+}
+
+/* Go into the current name. What is in it is compared if its like in the mirror has not changed since `mirror_ctime_ns`
+   (0: never). EBADF: the caller has to open it, and to push it. */
+static int histfs_walk_enter(histfs_walk *walk, int64_t mirror_ctime_ns)
+{
+    return histfs_walk_enter_scouted(walk, mirror_ctime_ns, NULL);
 }
 
 /* Go to the next name in the directory that the walk is in: 1, 0 at its end, or less than 0 without memory. */
@@ -257,9 +220,9 @@ static int histfs_walk_step(histfs_walk *walk)
     walk->path_bytes = above;
     if (walk->path)
         walk->path[above] = 0;
-    if (level->next == level->count)
+    if (level->next == level->names.count)
         return 0;
-    walk->name = level->names + level->places[level->next++] + 1;
+    walk->name = level->names.names + level->names.places[level->next++] + 1;
     length = strlen(walk->name);
     if (!histfs_has_room((void **)&walk->path, &walk->path_capacity, above + length + 2, 1))
         return -1;
@@ -305,24 +268,11 @@ static int histfs_walk_next(histfs_walk *walk, struct histfs_item *item)
 /* What the current name is now. EBADF: the caller has to look itself. */
 static int histfs_walk_look(histfs_walk *walk, struct histfs_seen *seen)
 {
-    struct stat status;
     int directory = walk->depth ? walk->levels[walk->depth - 1].directory : -1;
 
     if (directory < 0 || !walk->name)
         return EBADF;
-    if (fstatat(directory, walk->name, &status, AT_SYMLINK_NOFOLLOW))
-        return errno;
-    seen->inode = status.st_ino;
-    seen->device = status.st_dev;
-    seen->mtime_ns = status.st_mtim.tv_sec * INT64_C(1000000000) + status.st_mtim.tv_nsec;
-    seen->ctime_ns = status.st_ctim.tv_sec * INT64_C(1000000000) + status.st_ctim.tv_nsec;
-    seen->size = status.st_size;
-    seen->mode = status.st_mode;
-    seen->uid = status.st_uid;
-    seen->gid = status.st_gid;
-    seen->nlink = status.st_nlink > UINT32_MAX ? UINT32_MAX : (uint32_t)status.st_nlink;
-    seen->record_bytes = seen->flags = seen->xattrs_bytes = seen->acl_bytes = 0;
-    return 0;
+    return histfs_see(directory, walk->name, AT_SYMLINK_NOFOLLOW, seen);
 }
 
 /* 0 if the current name has no extended attributes; anything else if it may have some. */
@@ -345,8 +295,8 @@ static size_t histfs_walk_ahead(
 
     if (!level || level->is_trusted || level->directory < 0 || walk->is_pending)
         return 0;
-    while (found < count && level->next < level->count) {
-        length = strlen(level->names + level->places[level->next] + 1);
+    while (found < count && level->next < level->names.count) {
+        length = strlen(level->names.names + level->names.places[level->next] + 1);
         if (length > names_bytes || histfs_walk_step(walk) <= 0)
             break;
         if (histfs_walk_look(walk, &ahead->seen)) {
@@ -410,9 +360,6 @@ static void histfs_walk_told(histfs_walk *walk, size_t depth)
 }
 
 /* --- comparing ---------------------------------------------------------------------------------------------------- */
-
-static const char HISTFS_START[] = "File "; /* of a record */
-enum { HISTFS_START_BYTES = sizeof HISTFS_START - 1 };
 
 static int histfs_is_as_seen(histfs_walk *walk, const struct histfs_seen *then, const struct histfs_seen *now)
 {
@@ -485,7 +432,8 @@ static int histfs_add_line(histfs_walk *walk, struct histfs_run *run, uint64_t s
 }
 
 /* Go into a directory that is as it was seen. */
-static int histfs_follow(histfs_walk *walk, struct histfs_run *run, const struct histfs_seen *seen)
+static int histfs_follow(
+    histfs_walk *walk, struct histfs_run *run, const struct histfs_seen *seen, struct scouted *scouted)
 {
     char *record = malloc(seen->record_bytes);
     struct histfs_level *told;
@@ -494,7 +442,7 @@ static int histfs_follow(histfs_walk *walk, struct histfs_run *run, const struct
     if (!record)
         return ENOMEM;
     memcpy(record, run->text + run->text_at, seen->record_bytes);
-    error = histfs_walk_enter(walk, seen->size);
+    error = histfs_walk_enter_scouted(walk, seen->size, scouted);
     if (error) {
         free(record);
         return error;
@@ -529,11 +477,14 @@ static int histfs_compare(histfs_walk *walk, struct histfs_run *run, struct wait
 {
     struct histfs_seen now;
     const struct histfs_seen *then;
+    struct scouted *scouted;
     uint64_t size;
     size_t needed;
     int found;
 
     run->error = 0;
+    if (walk->scouts)
+        histfs_send(walk->scouts, run);
     for (;;) {
         while (!walk->is_pending) {
             if (!walk->depth)
@@ -563,9 +514,18 @@ static int histfs_compare(histfs_walk *walk, struct histfs_run *run, struct wait
         needed = then->record_bytes + (run->is_last ? 0 : HISTFS_START_BYTES);
         if (found < 0 || (found && run->text_bytes - run->text_at < needed))
             return run->is_last ? HISTFS_DIFFERS : HISTFS_NEEDS_TEXT;
-        if (!found || !histfs_is_plain(walk, then) || !histfs_has_record(run, then->record_bytes) ||
-            histfs_walk_look(walk, &now) || !histfs_is_as_seen(walk, then, &now))
+        if (!run->is_last && run->text_bytes - run->text_at < run->text_ahead)
+            return HISTFS_NEEDS_TEXT;
+        if (!found || !histfs_is_plain(walk, then) || !histfs_has_record(run, then->record_bytes))
             return HISTFS_DIFFERS;
+        scouted = walk->scouts ? histfs_scouted(walk->scouts, run->number) : NULL;
+        if (scouted && scouted->is_known)
+            now = scouted->now;
+        if (!scouted || !scouted->is_known || !histfs_is_as_seen(walk, then, &now)) {
+            scouted = NULL;
+            if (histfs_walk_look(walk, &now) || !histfs_is_as_seen(walk, then, &now))
+                return HISTFS_DIFFERS;
+        }
         if ((then->flags & HISTFS_SCANNED) && !waiting->depth) {
             waiting->depth = walk->depth;
             waiting->before = *run;
@@ -587,9 +547,10 @@ static int histfs_compare(histfs_walk *walk, struct histfs_run *run, struct wait
         run->files++;
         run->file_bytes += size;
         if (S_ISDIR(now.mode))
-            run->error = histfs_follow(walk, run, then);
+            run->error = histfs_follow(walk, run, then, scouted);
         run->text_at += then->record_bytes;
         run->seen_at++;
+        run->number++;
         if (run->error)
             return HISTFS_UNLISTED;
     }

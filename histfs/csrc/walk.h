@@ -38,6 +38,8 @@ struct histfs_run {
     const struct histfs_seen *seen; /* of the records in `text` and those behind it */
     size_t seen_count, seen_at;
     int is_last; /* nothing follows `text` */
+    uint64_t number; /* of the record at `seen`, in the old list */
+    size_t text_ahead; /* bytes of the list that are wanted beyond the next record, as long as there are more */
     char *lines; /* for the statistics of files; NULL: none are wanted */
     size_t lines_bytes, lines_at;
     char line_end;
@@ -51,6 +53,7 @@ struct histfs_run {
 typedef struct histfs_walk histfs_walk;
 static histfs_walk *histfs_walk_new(int mirror, uint64_t skipped_device, uint64_t skipped_inode);
 static void histfs_walk_free(histfs_walk *walk);
+static void histfs_walk_scout(histfs_walk *walk, size_t threads, size_t records_at_once, size_t records_from);
 static int histfs_walk_push(histfs_walk *walk, int directory, int is_trusted);
 static int histfs_walk_enter(histfs_walk *walk, int64_t mirror_ctime_ns);
 static void histfs_walk_quote(histfs_walk *walk, const char *is_quoted, int escapes_devices, int escapes_spaces);

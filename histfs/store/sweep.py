@@ -369,6 +369,7 @@ class Sweep:
                 old.seen,
                 old.seen_at,
                 is_last=old.is_last,
+                number=old.number + old.seen_at,
                 first_number=self._written() - old.seen_at,
                 line_end=self._line_end,
             )

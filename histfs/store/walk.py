@@ -22,6 +22,10 @@ from histfs.store.format.ledger import Seen
 from histfs.store.format.quoting import NO_QUOTING, Quoting
 
 _LINES_BYTES = 256 * 1024
+_SCOUTS = max(2, min(os.cpu_count() or 1, 4))  # threads that look ahead of comparisons
+_SCOUTED_AT_ONCE = 64  # records
+_SCOUTED_FROM = 512  # records on: before that nothing would be won
+_TEXT_AHEAD_BYTES = 128 * 1024  # of the list, for scouts to look at while Python does
 _MOST_LINKS = 4096  # that one comparison tells of
 _MOST_AHEAD = 128
 _AHEAD = struct.Struct("=QQqqqIIIIIIIIIBBxx")  # struct histfs_ahead in csrc/walk.h
@@ -137,6 +141,7 @@ class Walk:
     def push(self, directory: int, *, is_trusted: bool = False) -> None:
         """Go into the current name, or into the root, by a descriptor, which is closed in any case. Raises OSError."""
         self._check(lib.histfs_walk_push(self._walk, directory, is_trusted))
+        lib.histfs_walk_scout(self._walk, _SCOUTS, _SCOUTED_AT_ONCE, _SCOUTED_FROM)
 
     def enter(self, mirror_ctime_ns: int = 0) -> bool:
         """Go into the current name; False where it has to be opened and pushed. Raises OSError.
@@ -228,11 +233,13 @@ class Walk:
         seen_at: int,
         *,
         is_last: bool,
+        number: int,
         first_number: int,
         line_end: bytes,
     ) -> Passed:
         """Pass over what is as the list says, from the record at `text_at` on, of which `seen` has what was seen.
 
+        `number`: of that record of `seen` in the list; records before it do not come again.
         `first_number`: of the first record of `seen` in the new list, if nothing else comes before it.
         `line_end`: of the lines that are wanted; b"" for none.
         """
@@ -241,7 +248,8 @@ class Walk:
         run.text, run.text_bytes, run.text_at = text_buffer, len(text), text_at
         run.seen = ffi.cast("struct histfs_seen *", seen_buffer)
         run.seen_count, run.seen_at = len(seen) // ffi.sizeof("struct histfs_seen"), seen_at
-        run.is_last, run.first_number = is_last, first_number
+        run.is_last, run.number, run.first_number = is_last, number, first_number
+        run.text_ahead = _TEXT_AHEAD_BYTES
         run.lines, run.lines_bytes, run.lines_at = (self._lines if line_end else ffi.NULL), _LINES_BYTES, 0
         run.line_end = line_end or b"\n"
         run.links, run.links_count, run.links_at = self._links, 2 * _MOST_LINKS, 0

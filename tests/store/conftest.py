@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from histfs.store import copying, ledger
+from histfs.store import copying, ledger, walk
 from histfs.store.catalog import place
 from histfs.store.files import WritableTree
 from histfs.store.walk import Walk
@@ -31,6 +31,13 @@ def _settled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """What was made just before a session counts as made long before, so that the next one may pass over it."""
     is_racy = {"failing", "racy"} & set(request.fixturenames)
     monkeypatch.setattr(ledger, "_SETTLED_AFTER_NS", 10**12 if is_racy else -(10**12))
+
+
+@pytest.fixture(autouse=True)
+def _scouted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads look ahead of each comparison, a few records at a time; in real ones only where there are many."""
+    monkeypatch.setattr(walk, "_SCOUTED_FROM", 0)
+    monkeypatch.setattr(walk, "_SCOUTED_AT_ONCE", 3)
 
 
 @pytest.fixture

@@ -305,8 +305,9 @@ def test_a_ledger_that_lies_does_no_harm_to_memory(sessions: Sessions, seed: int
     assert sessions.verify(sessions.now).mismatched == 0
 
 
-def test_a_list_that_ends_in_the_middle_of_a_run(tmp_path: Path) -> None:
+def test_a_list_that_ends_in_the_middle_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Text that is cut anywhere stops a comparison in front of the cut, and nothing is read behind it."""
+    monkeypatch.setattr(walk_module, "_TEXT_AHEAD_BYTES", 0)
     (tmp_path / "a").write_bytes(b"A")
     (tmp_path / "b").write_bytes(b"B")
     record = b"File %b\n  Type reg\n"
@@ -330,6 +331,6 @@ def compare(top: Path, text: bytes, seen: bytes, *, is_last: bool) -> Passed:
         with Walk(mirror) as walk:
             walk.push(os.open(top, os.O_RDONLY), is_trusted=True)
             walk.trust(os.getuid(), os.getgid())
-            return walk.compare(text, 0, seen, 0, is_last=is_last, first_number=0, line_end=b"\n")
+            return walk.compare(text, 0, seen, 0, is_last=is_last, number=0, first_number=0, line_end=b"\n")
     finally:
         os.close(mirror)

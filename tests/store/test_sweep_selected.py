@@ -371,7 +371,7 @@ def compare(
         with Walk(mirror) as walk:
             walk.push(os.open(top, os.O_RDONLY), is_trusted=True)
             walk.trust(os.getuid(), os.getgid())
-            passed = walk.compare(text, 0, seen, 0, is_last=is_last, first_number=0, line_end=b"\n")
+            passed = walk.compare(text, 0, seen, 0, is_last=is_last, number=0, first_number=0, line_end=b"\n")
             return passed, walk.path if walk.next() else None
     finally:
         os.close(mirror)
