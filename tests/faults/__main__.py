@@ -20,6 +20,7 @@ from tests.faults.campaign import FAULTS, Task, Verdict, Worker, counted_calls, 
 from tests.faults.judge import KINDS
 from tests.faults.operations import OPERATIONS
 from tests.faults.places import FILE_SYSTEMS, Memory
+from tests.faults.record import Record
 
 _SHORT_SEEDS = 40
 
@@ -33,6 +34,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--first", type=int, default=1, help="the first point")
     parser.add_argument("--minutes", type=float, default=math.inf, help="only a sample that takes so long")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--record", type=Path, metavar="FILE", help="go on with what is there, and add to it")
     parser.add_argument("--mounts", action="store_true", help="read through real mounts, too (only in memory)")
     parser.add_argument("--rdiff-backup", action="store_true", help="the same with sessions of rdiff-backup")
     parser.add_argument("--without-barriers", action="store_true", help="break histfs, to see that it is noticed")
@@ -135,16 +137,32 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.sensitivity:
         return _measure_sensitivity()
     tally, began = Tally(), time.monotonic()
+    try:
+        record = None if arguments.record is None else Record(arguments.record)
+    except ValueError as exc:
+        _tell(str(exc))
+        return 1
+    if record is not None:
+        for task, verdict in record.verdicts:
+            tally.begin(task, record.points[task])
+            tally.add(task, verdict)
+
+    def begin(task: Task, points: int) -> None:
+        tally.begin(task, points)
+        if record is not None:
+            record.begin(task, points)
 
     def tell(task: Task, verdict: Verdict) -> None:
         tally.add(task, verdict)
+        if record is not None:
+            record.add(task, verdict)
         for problem in verdict.problems:
             if arguments.all_problems or tally.kinds[task.operation, task.fault, task.place, problem.kind] <= 3:
                 where = f"{task.operation}, {task.fault}, {task.place}, point {verdict.point} ({verdict.hit})"
                 _tell(f"{problem.kind}: {where}: {problem.text}\n")
 
     options = {"jobs": arguments.jobs, "mounts": arguments.mounts, "minutes": arguments.minutes}
-    run(tasks, **options, begin=tally.begin, tell=tell)
+    run(tasks, **options, known=record.known if record is not None else {}, begin=begin, tell=tell)
     points, bad = sum(tally.points.values()), sum(tally.kinds.values())
     said = [*tally.table(), "", f"{points} points in {time.monotonic() - began:.0f} s; {bad} problems."]
     said += [f"{kind}: {KINDS[kind]}" for kind in sorted({row[3] for row in tally.kinds})]

@@ -15,11 +15,12 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from math import inf
 from pathlib import Path
 from time import monotonic
+from types import MappingProxyType
 from typing import NamedTuple, NoReturn
 
 from tests import comparison
@@ -359,11 +360,13 @@ class Worker:
         random.Random(repr(task)).shuffle(points)
         return recording, points
 
-    def try_task(self, task: Task, part: int, parts: int, until: float = inf) -> Iterator[Verdict]:
-        """Those points, as far as there is time (by the monotonic clock)."""
+    def try_task(
+        self, task: Task, part: int, parts: int, until: float = inf, *, known: Collection[int] = ()
+    ) -> Iterator[Verdict]:
+        """Those points, as far as there is time (by the monotonic clock), but for those that are `known`."""
         operation, _ = self.operation(task.place, task.operation)
         recording, points = self._points(task)
-        for point in points[part::parts]:
+        for point in [point for point in points if point not in known][part::parts]:
             if monotonic() > until:
                 return
             if recording is None:
@@ -419,12 +422,14 @@ def run(
     jobs: int = 1,
     mounts: bool = False,
     minutes: float = inf,
+    known: Mapping[tuple[str, str, str], Collection[int]] = MappingProxyType({}),
     begin: Callable[[Task, int], None],
     tell: Callable[[Task, Verdict], None],
 ) -> None:
     """Try all tasks in `jobs` processes, which share the points of each, for so many minutes; with real `mounts`, too.
 
-    `begin` is told how many points a task has. RuntimeError if one of them fails.
+    `known`: points by operation, fault and place that are not tried again. `begin` is told how many points a task has.
+    RuntimeError if one of them fails.
     """
     scratch = Path(tempfile.mkdtemp(prefix="histfs-faults-", dir=places.MEMORY))
     workers: dict[int, int] = {}  # the processes by the descriptors that they are heard through
@@ -434,7 +439,8 @@ def run(
             child = os.fork()
             if child == 0:
                 os.close(reader)
-                _work(tasks, part, jobs, Worker(scratch / str(part), mounts=mounts), monotonic() + minutes * 60, writer)
+                worker = Worker(scratch / str(part), mounts=mounts)
+                _work(tasks, part, jobs, worker, monotonic() + minutes * 60, known, writer)
             os.close(writer)
             workers[reader] = child
         for line in _lines(list(workers)):
@@ -466,7 +472,15 @@ def _lines(readers: Sequence[int]) -> Iterator[bytes]:
                 del begun[reader]
 
 
-def _work(tasks: Sequence[Task], part: int, parts: int, worker: Worker, deadline: float, writer: int) -> NoReturn:
+def _work(
+    tasks: Sequence[Task],
+    part: int,
+    parts: int,
+    worker: Worker,
+    deadline: float,
+    known: Mapping[tuple[str, str, str], Collection[int]],
+    writer: int,
+) -> NoReturn:
     try:
         with open(writer, "w", closefd=False) as out:
             try:
@@ -479,7 +493,8 @@ def _work(tasks: Sequence[Task], part: int, parts: int, worker: Worker, deadline
                     out.write(json.dumps([number, worker.count_points(task)]) + "\n")
                     now = monotonic()
                     until = now + (deadline - now) / (len(tasks) - number)  # an equal share for all that are left
-                    for verdict in worker.try_task(task, part, parts, until):
+                    done = known.get((task.operation, task.fault, task.place), ())
+                    for verdict in worker.try_task(task, part, parts, until, known=done):
                         out.write(json.dumps([number, verdict]) + "\n")
                         out.flush()
                 worker.close()

@@ -5,6 +5,7 @@ unreadable, lost or corrupt, an exit code was wrong, the next session failed or 
 be, `verify` said anything, or something was left behind.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -55,6 +56,20 @@ def disks() -> None:
 def test_a_sample_of_faults_in_memory() -> None:
     try_points("--faults=SIGKILL", "--operations=^session$", "--step=131", "--first=31", at_least=4)
     try_points("--faults=^EIO once", "--step=353", "--first=77", at_least=8)
+
+
+def test_a_campaign_is_gone_on_with(tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    some = ("--faults=SIGKILL", "--operations=^catalog", f"--record={record}")
+    try_points(*some, "--step=40", "--first=3", at_least=2)
+    lines = record.read_text().splitlines()
+    try_points(*some, "--step=20", "--first=3", at_least=4)
+    more = record.read_text().splitlines()
+    assert more[: len(lines)] == lines
+    points = [json.loads(line)[1][0] for line in more[1:] if isinstance(json.loads(line)[1], list)]
+    assert len(points) == len(set(points)) >= 4
+    record.write_text("\n".join(["of another histfs", *more[1:]]) + "\n")
+    assert _run(*some).returncode == 1
 
 
 @pytest.mark.usefixtures("disks")
