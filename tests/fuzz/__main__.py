@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 KEPT = Path(__file__).parent / "corpus"
@@ -112,11 +112,11 @@ def main() -> int:
         name, runs, corpus, seed, way = sys.argv[2:]
         (guide if way == GUIDED else run_blindly)(name, int(runs), Path(corpus), int(seed))
         return 0
-    from tests.fuzz.targets import TARGETS
+    from tests.fuzz.targets import SLOW, TARGETS
 
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of: {', '.join(TARGETS)} (default: all)")
-    parser.add_argument("--runs", type=int, default=20_000, help="of each target (20000)")
+    parser.add_argument("--runs", type=int, default=20_000, help="of each target; of slow ones a part of that (20000)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--corpus", type=Path, default=Path("build/fuzz"))
     parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count())
@@ -130,12 +130,12 @@ def main() -> int:
         for name in names:
             TARGETS[name](args.replay.read_bytes())
         return 0
-    return run_all(names, args)
+    return run_all({name: max(1, args.runs // SLOW.get(name, 1)) for name in names}, args)
 
 
-def run_all(names: Sequence[str], args: argparse.Namespace) -> int:
-    """Each target in a process of its own, as many at once as --jobs says; a line for each."""
-    waiting, running, failed = list(names), {}, 0
+def run_all(wanted: Mapping[str, int], args: argparse.Namespace) -> int:
+    """Each target in a process of its own, so many runs; as many at once as --jobs says, and a line for each."""
+    waiting, running, failed = list(wanted), {}, 0
     args.corpus.mkdir(parents=True, exist_ok=True)
     way = GUIDED if has_guide() and not args.blind else BLIND
     say(way)
@@ -144,7 +144,7 @@ def run_all(names: Sequence[str], args: argparse.Namespace) -> int:
         while waiting and len(running) < args.jobs:
             name = waiting.pop(0)
             log = (args.corpus / f"{name}.log").open("w")
-            options = [ONE, name, str(args.runs), str(args.corpus), str(args.seed), way]
+            options = [ONE, name, str(wanted[name]), str(args.corpus), str(args.seed), way]
             process = subprocess.Popen([sys.executable, "-m", "tests.fuzz", *options], stdout=log, stderr=log)
             running[name] = process, time.monotonic()
         for name, (process, began) in list(running.items()):
@@ -153,7 +153,7 @@ def run_all(names: Sequence[str], args: argparse.Namespace) -> int:
             del running[name]
             text = (args.corpus / f"{name}.log").read_text(errors="replace")
             done = re.search(r"stat::number_of_executed_units: (\d+)", text)
-            runs = int(done[1]) if done else 0 if process.returncode else args.runs
+            runs = int(done[1]) if done else 0 if process.returncode else wanted[name]
             total += runs
             failed += bool(process.returncode)
             verdict = f"FAILED, see {args.corpus / name}.log" if process.returncode else "no failure"

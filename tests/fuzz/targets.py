@@ -25,6 +25,8 @@ from histfs.store.format.times import format_time, parse_time
 from histfs.store.selection import Selection
 from histfs.store.selection.parsing import Option
 from histfs.store.when import choose_session, parse_when
+from tests.fuzz import repositories
+from tests.fuzz.repositories import check_repository
 from tests.rsync_reference import Copy, Literal, encode
 
 MOST_BYTES = 1 << 16  # that something may become
@@ -331,7 +333,10 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "index": check_index,
     "selection": check_selection,
     "moments": check_moments,
+    "repository": check_repository,
 }
+# How many times as long as that of others a run of these takes.
+SLOW = {"repository": 100}
 
 _RECORDS = b"""File .
   Type dir
@@ -428,4 +433,5 @@ SEEDS: dict[str, list[bytes]] = {
         b"20240501",
         b"Wed May  1 10:00:00 2024",
     ],
+    "repository": repositories.seeds(),
 }

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuzz import repositories
 from tests.fuzz.__main__ import KEPT, blind
-from tests.fuzz.targets import SEEDS, TARGETS
+from tests.fuzz.targets import SEEDS, SLOW, TARGETS
 
 CORPUS = sorted(path for path in KEPT.rglob("*") if path.is_file())
 
@@ -18,7 +19,7 @@ def test_every_target_has_seeds() -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_seeds_and_their_mutations(name: str) -> None:
-    for data in [*SEEDS[name], *itertools.islice(blind(SEEDS[name], f"{name} 0"), 300)]:
+    for data in [*SEEDS[name], *itertools.islice(blind(SEEDS[name], f"{name} 0"), 300 // SLOW.get(name, 1))]:
         TARGETS[name](data)
 
 
@@ -26,7 +27,7 @@ def test_seeds_and_their_mutations(name: str) -> None:
 @pytest.mark.parametrize("name", TARGETS)
 def test_many_mutations(name: str) -> None:
     known = [path.read_bytes() for path in CORPUS if path.parent.name == name]
-    for data in itertools.islice(blind([*SEEDS[name], *known], f"{name} 1"), 20_000):
+    for data in itertools.islice(blind([*SEEDS[name], *known], f"{name} 1"), 20_000 // SLOW.get(name, 1)):
         TARGETS[name](data)
 
 
@@ -35,7 +36,15 @@ def test_what_was_found_before(path: Path) -> None:
     TARGETS[path.parent.name](path.read_bytes())
 
 
-@pytest.mark.parametrize("name", ["metadata", "delta", "composition", "gzip", "index"])
+def test_seeds_change_the_files_that_they_are_meant_for() -> None:
+    names = repositories.made().names
+    meant = {0: "a", 1: "b", 9: "/current_mirror.", 14: "/extended_attributes.", 22: "/catalog.sqlite", 23: "/ledger"}
+    meant |= {28: "/increments/a.", 33: "/mirror_metadata."}
+    assert all(part in names[number] for number, part in meant.items())
+    assert {data[0] for data in SEEDS["repository"] if data} == set(meant)
+
+
+@pytest.mark.parametrize("name", ["metadata", "delta", "composition", "gzip", "index", "repository"])
 def test_targets_notice_what_is_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A target that cannot fail is worth nothing: each is run with something broken under it."""
     from tests.fuzz import targets
@@ -46,6 +55,7 @@ def test_targets_notice_what_is_wrong(name: str, monkeypatch: pytest.MonkeyPatch
         "composition": (targets, "patched", lambda basis, delta: b"something else"),
         "gzip": (targets, "inflated", lambda data: b"something else"),
         "index": (targets, "inflated", lambda data: bytes(400_000)),
+        "repository": (repositories, "through_snapshots", lambda place, at: {(at[0], b"a"): "another sum"}),
     }
     monkeypatch.setattr(*broken[name])
     if name == "index":
