@@ -250,7 +250,7 @@ def _printable(error: HistfsError) -> None:
 
 
 # Numbers of files, as `made` has them.
-_A, _B, _MARKER, _XATTRS, _CATALOG, _LEDGER, _INCREMENT, _LIST = 0, 1, 9, 14, 22, 23, 28, 33
+_A, _B, _MARKER, _XATTRS, _CATALOG, _LEDGER, _INCREMENT, _LIST = 0, 1, 9, 14, 22, 23, 28, 37
 
 
 def _seed(number: int, kind: int, at: int, some: bytes = b"") -> bytes:

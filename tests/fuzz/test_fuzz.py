@@ -39,7 +39,7 @@ def test_what_was_found_before(path: Path) -> None:
 def test_seeds_change_the_files_that_they_are_meant_for() -> None:
     names = repositories.made().names
     meant = {0: "a", 1: "b", 9: "/current_mirror.", 14: "/extended_attributes.", 22: "/catalog.sqlite", 23: "/ledger"}
-    meant |= {28: "/increments/a.", 33: "/mirror_metadata."}
+    meant |= {28: "/increments/a.", 37: "/mirror_metadata."}
     assert all(part in names[number] for number, part in meant.items())
     assert {data[0] for data in SEEDS["repository"] if data} == set(meant)
 
