@@ -12,6 +12,7 @@ import pytest
 
 from histfs.errors import DamagedError, HistfsError, NotFoundError
 from histfs.store.catalog import Catalog, directories, open_catalog, place
+from histfs.store.catalog.lists import Lists, ListsChangedError
 from histfs.store.remove import remove_sessions
 from tests.store.catalogs import assert_same_trees, entries_at, fresh_rows, rows
 from tests.store.sessions import Sessions
@@ -318,6 +319,27 @@ def test_readers_are_told_that_what_they_look_at_went(sessions: Sessions, own: P
         assert catalog.is_current(repository.state())
         with pytest.raises(DamagedError, match="lost"):
             catalog.extras(version.extras)
+
+
+def test_what_goes_while_lists_are_read_is_no_damage(
+    sessions: Sessions, own: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.setxattr(sessions.source / "a", "user.only", b"then")
+    sessions.backup()
+    attributes = next(sessions.data.glob("extended_attributes*.gz"))
+    for went in (True, False):
+        with sessions.open() as repository:
+            lists = Lists(repository, repository.state())
+            if went:
+                attributes.rename(sessions.data.parent.parent / "aside")
+                with pytest.raises(ListsChangedError):
+                    list(lists.whole(sessions.now))
+                assert caplog.text == ""
+                (sessions.data.parent.parent / "aside").rename(attributes)
+            else:
+                attributes.write_bytes(b"damage")
+                list(lists.whole(sessions.now))
+                assert "damaged" in caplog.text
 
 
 def test_trouble_with_it_never_fails_a_session(

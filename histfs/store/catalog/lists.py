@@ -266,6 +266,8 @@ class Lists:
             raise
 
     def _warn(self, error: DamagedError) -> None:
+        """Raises ListsChangedError if it may be no damage, as a session went meanwhile."""
+        self.check_unchanged()
         self._warnings += 1
         if self._warnings <= _MOST_WARNINGS:
             log.warning("%s", error)
