@@ -15,10 +15,12 @@ from binascii import hexlify
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Self
 
 from histfs._tree import ffi, lib
 from histfs.errors import SourceError, StorageError
+from histfs.store.cloned import Clone, is_scattered, try_clone
 from histfs.store.entry import name_of, parent_of
 from histfs.store.files import Attributes, WritableTree, write_blocks
 from histfs.store.source import Found, Source
@@ -151,6 +153,7 @@ class LargeCopy:
         self._is_over = False
         self._changed = threading.Condition()
         self._size: Future[int] = Future()
+        self.clone: Clone | None = None  # what it is written into, if it has begun as one of what is there already
 
     def start(self, thread: ThreadPoolExecutor | None, fill: Callable[[], int]) -> None:
         """Copy, by `fill`, which gives the size, at once or in a thread. At once, raises what `fill` raises."""
@@ -237,42 +240,67 @@ class Copies:
             self._tree.unlink(path)
             raise
 
-    def begin(self, found: Found, path: bytes, attributes: Attributes) -> "LargeCopy":
+    def begin(self, found: Found, path: bytes, attributes: Attributes, old_path: bytes | None = None) -> "LargeCopy":
         """The same, while the caller does something else if the file is large. Raises SourceError, OSError.
 
-        If waiting for it raises SourceError, the caller removes what there is of `path`, who may be looking at it.
+        `old_path`: a file in the mirror that may have much of the same content. If waiting for the copy raises
+        SourceError, the caller removes what there is of `path`, who may be looking at it.
         """
-        source_fd = self._source.open_file(found)
-        try:
+        is_large = self.is_large(found)
+        copying = LargeCopy(self._hashing if is_large else None)
+        with ExitStack() as stack:
+            source_fd = self._source.open_file(found)
+            stack.callback(os.close, source_fd)
             fd = self._create(path)
-        except BaseException:
-            os.close(source_fd)
-            raise
-        copying = LargeCopy(self._hashing if self.is_large(found) else None)
+            stack.callback(os.close, fd)
+            if old_path is not None:
+                copying.clone = self._clone(fd, path, old_path, found.status.st_size, stack)
+            used = stack.pop_all()
         try:
             copying.start(
-                self._large if self.is_large(found) else None,
-                lambda: self._fill(found, path, attributes, source_fd, fd, copying),
+                self._large if is_large else None,
+                lambda: self._fill(found, path, attributes, source_fd, fd, copying, used),
             )
         except SourceError:
             self._tree.unlink(path)
             raise
         return copying
 
-    def _fill(
-        self, found: Found, path: bytes, attributes: Attributes, source_fd: int, fd: int, copying: "LargeCopy"
-    ) -> int:
+    def _clone(self, fd: int, path: bytes, old_path: bytes, size: int, stack: ExitStack) -> Clone | None:
+        """`fd` as a clone of the file at `old_path`, which is closed by `stack`; None where it has to be written."""
+        old_fd = self._tree.open_file(old_path)
+        stack.callback(os.close, old_fd)
         try:
-            blocks = copying.watched(self._source.read(found, source_fd, copying))
-            expected = found.status.st_size if self.is_large(found) else 0
-            size = write_blocks(fd, blocks, sparse=True, expected_bytes=expected)
-            self._tree.set_file_attributes(fd, attributes)
+            if is_scattered(old_fd) or not try_clone(old_fd, fd):
+                return None
+            return Clone(fd, old_fd, os.fstat(old_fd).st_size, size)
         except OSError as exc:
             exc.filename = path
             raise
-        finally:
-            os.close(fd)
-            os.close(source_fd)
+
+    def _fill(
+        self,
+        found: Found,
+        path: bytes,
+        attributes: Attributes,
+        source_fd: int,
+        fd: int,
+        copying: "LargeCopy",
+        used: ExitStack,
+    ) -> int:
+        """`used`: closes what is read and written."""
+        with used:
+            try:
+                blocks = copying.watched(self._source.read(found, source_fd, copying))
+                if copying.clone is not None:
+                    size = copying.clone.write(blocks)
+                else:
+                    expected = found.status.st_size if self.is_large(found) else 0
+                    size = write_blocks(fd, blocks, sparse=True, expected_bytes=expected)
+                self._tree.set_file_attributes(fd, attributes)
+            except OSError as exc:
+                exc.filename = path
+                raise
         return size
 
     def _create(self, path: bytes) -> int:

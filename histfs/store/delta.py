@@ -34,20 +34,24 @@ _END = b"\0"
 _WIDTHS = ">B", ">H", ">I", ">Q"
 _LITERAL, _COPY = 0x41, 0x45  # the first commands of each kind
 
+Changed = Callable[[int, int], Iterator[tuple[int, int]]]
+
 
 def make_delta(
     old_fd: int,
     new_fd: int,
     new_size: int | None = None,
     wait_for: Callable[[int], object] = lambda _end: None,
+    changed: Changed | None = None,
 ) -> Iterator[bytes]:
     """What leads from the content of `new_fd` to that of `old_fd`, in blocks.
 
     The new content may still be written: it will have `new_size` bytes, and `wait_for` is called with the end of what
-    is read next. Raises OSError.
+    is read next. `changed`: the ranges of it, between two places, outside of which it is the old content at the same
+    place, as far as was waited for; then nothing else of it is read. Raises OSError.
     """
     size = os.fstat(new_fd).st_size if new_size is None else new_size
-    contents = _Contents(old_fd, new_fd, os.fstat(old_fd).st_size, size, wait_for)
+    contents = _Contents(old_fd, new_fd, os.fstat(old_fd).st_size, size, wait_for, changed)
     if min(size, contents.old_size) < _LARGE:
         yield from rsync.delta(contents.signature(), old_fd)
         return
@@ -76,11 +80,18 @@ class _Contents:
     """The old and the new content. `old_size`, `new_size`: in bytes."""
 
     def __init__(
-        self, old_fd: int, new_fd: int, old_size: int, new_size: int, wait_for: Callable[[int], object]
+        self,
+        old_fd: int,
+        new_fd: int,
+        old_size: int,
+        new_size: int,
+        wait_for: Callable[[int], object],
+        changed: Changed | None,
     ) -> None:
         self._old_fd, self._new_fd = old_fd, new_fd
         self.old_size, self.new_size = old_size, new_size
         self._wait_for = wait_for
+        self._changed = changed
 
     def old(self, start: int, end: int) -> bytes:
         data = read_at(self._old_fd, end - start, start)
@@ -92,7 +103,23 @@ class _Contents:
         """Fewer bytes where the content ends."""
         start, end = min(start, self.new_size), min(end, self.new_size)
         self._wait_for(end)
-        return read_at(self._new_fd, end - start, start)
+        if self._changed is None:
+            return read_at(self._new_fd, end - start, start)
+        data = self.old(start, min(end, self.old_size)) if start < self.old_size else b""
+        ranges = list(self._changed(start, end))
+        if not ranges:
+            return data
+        mixed = bytearray(data)
+        for first, last in ranges:
+            mixed[first - start : last - start] = read_at(self._new_fd, last - first, first)
+        return bytes(mixed)
+
+    def is_known_to_be_same(self, start: int, end: int, shift: int) -> bool:
+        """Whether a range of the old content is the same in the new one, so shifted: without reading it."""
+        if self._changed is None or shift or end > self.new_size:
+            return False
+        self._wait_for(end)
+        return next(self._changed(start, end), None) is None
 
     def signature(self, magic: rsync.Magic = rsync.Magic.RK_BLAKE2) -> rsync.Signature:
         """Of the new content."""
@@ -151,14 +178,15 @@ def _pieces(contents: _Contents) -> Iterator[_Piece]:
     while at < contents.old_size:
         doubt = 0  # bytes that differ, less those that are the same
         waiting: list[_Piece] = []  # from the first page on that differs, and may lie elsewhere
-        for piece, is_telling in _compared(contents, at, contents.old_size, shift, page):
+        for piece in _compared(contents, at, contents.old_size, shift, page):
             at = piece.end
             if piece.shift is not None:
                 if not waiting:
                     yield piece
                     continue
                 _add(waiting, piece)
-                doubt -= (piece.end - piece.start) // _EQUAL_PER_DIFFERENT if is_telling else 0
+                if not _is_uniform(contents.old(piece.start, piece.end)):  # as much in an image of a disk is everywhere
+                    doubt -= (piece.end - piece.start) // _EQUAL_PER_DIFFERENT
                 if doubt <= 0:
                     yield from waiting
                     waiting.clear()
@@ -184,7 +212,7 @@ def _pieces(contents: _Contents) -> Iterator[_Piece]:
         start = max(found.start, first)
         assert found.shift is not None
         start -= contents.equal_before(first, start, found.shift)
-        yield from (piece for piece, _ in _compared(contents, first, start, shift, page))
+        yield from _compared(contents, first, start, shift, page)
         at, shift = start, found.shift
 
 
@@ -203,22 +231,23 @@ def _behind(pieces: list[_Piece], at: int) -> Iterator[_Piece]:
     return (piece._replace(start=max(piece.start, at)) for piece in pieces if piece.end > at)
 
 
-def _compared(contents: _Contents, start: int, end: int, shift: int, page: int) -> Iterator[tuple[_Piece, bool]]:
-    """The pieces of a range, if it is shifted; whether it surely is.
-
-    A page of one and the same byte, as there are many in an image of a disk, may be equal to any other.
-    """
+def _compared(contents: _Contents, start: int, end: int, shift: int, page: int) -> Iterator[_Piece]:
+    """The pieces of a range, if it is shifted."""
     while start < end:
-        old = contents.old(start, min(start + BLOCK_SIZE, end))
-        new = contents.new(start + shift, start + shift + len(old))
+        stop = min(start + BLOCK_SIZE, end)
+        if contents.is_known_to_be_same(start, stop, shift):
+            yield _Piece(start, stop, shift)
+            start = stop
+            continue
+        old, new = contents.old(start, stop), contents.new(start + shift, stop + shift)
         if old == new:
-            yield _Piece(start, start + len(old), shift), not _is_uniform(old)
+            yield _Piece(start, stop, shift)
         else:
             for at in range(0, len(old), page):
                 part = old[at : at + page]
-                piece = _Piece(start + at, start + at + len(part), shift if part == new[at : at + page] else None)
-                yield piece, piece.shift is not None and not _is_uniform(part)
-        start += len(old)
+                same = part == new[at : at + page]
+                yield _Piece(start + at, start + at + len(part), shift if same else None)
+        start = stop
 
 
 def _is_uniform(data: bytes) -> bool:

@@ -4,13 +4,14 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from histfs.errors import UsageError, printable
 from histfs.store import plan
 from histfs.store.compression import compress_seekable
 from histfs.store.copying import clone
-from histfs.store.delta import make_delta
+from histfs.store.delta import Changed, make_delta
 from histfs.store.entry import Entry, Kind, join
 from histfs.store.files import Attributes, WritableTree
 from histfs.store.layout import Layout
@@ -82,11 +83,13 @@ class IncrementWriter:
         new: Entry | None,
         new_content: bytes | None = None,
         wait_for: Callable[[int], object] = lambda _end: None,
+        changed: Changed | None = None,
     ) -> int:
         """Preserve `old`, whose place `new` takes; the size of the increment in bytes.
 
         The mirror must still hold `old`. `new_content`: where the content of a regular `new` lies (a path in the tree);
-        it may still be written, see `delta.make_delta`. Raises OSError, also if the increment exists.
+        it may still be written, for this and `changed` see `delta.make_delta`. Raises OSError, also if the increment
+        exists.
         """
         known = old or new
         assert known is not None
@@ -100,7 +103,9 @@ class IncrementWriter:
                 assert old is not None
                 assert new is not None
                 assert new_content is not None
-                return self._write_diff(old, new_content, new.size_bytes, wait_for)
+                return self._write_diff(
+                    old, new_content, partial(make_delta, new_size=new.size_bytes, wait_for=wait_for, changed=changed)
+                )
             case _:
                 assert old is not None
                 return self._write_snapshot(old)
@@ -110,12 +115,12 @@ class IncrementWriter:
         compressed = self._compression.is_for(old.path)
         self._tree.unlink(self._layout.increment_path(old, self._time, b"diff", compressed=compressed), missing_ok=True)
 
-    def _write_diff(self, old: Entry, new_content: bytes, new_size: int, wait_for: Callable[[int], object]) -> int:
+    def _write_diff(self, old: Entry, new_content: bytes, delta: Callable[[int, int], Iterator[bytes]]) -> int:
         new_fd = self._tree.open_file(new_content)
         try:
             old_fd = self._tree.open_file(self._layout.mirror_path(old))
             try:
-                return self._create(old, b"diff", make_delta(old_fd, new_fd, new_size, wait_for), os.fstat(old_fd))
+                return self._create(old, b"diff", delta(old_fd, new_fd), os.fstat(old_fd))
             finally:
                 os.close(old_fd)
         finally:

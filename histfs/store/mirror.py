@@ -308,9 +308,11 @@ class MirrorUpdate:
         assert self._increments is not None
         self.before_changes()  # who watches sees the files in their order
         temporary = self._new_name(old, found.entry)
-        copying = self._copies.begin(found, temporary, self._attributes(found.entry, found.status))
+        attributes = self._attributes(found.entry, found.status)
+        copying = self._copies.begin(found, temporary, attributes, self._layout.mirror_path(old))
+        changed = None if copying.clone is None else copying.clone.changed
         try:
-            increment_bytes = self._increments.write(old, found.entry, temporary, copying.wait_for)
+            increment_bytes = self._increments.write(old, found.entry, temporary, copying.wait_for, changed)
             size, sha1 = copying.result()
         except SourceError:
             self._increments.discard_diff(old)

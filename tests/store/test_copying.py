@@ -6,15 +6,18 @@ import random
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from histfs.errors import EXIT_FILE_WARNING, SourceError, StorageError
 from histfs.store import copying
+from histfs.store.cloned import Clone
 from histfs.store.copying import Copies
 from histfs.store.entry import Kind
 from histfs.store.files import Attributes, WritableTree
 from histfs.store.source import Found, Source
+from tests.store.cloning import imitated_clone
 from tests.store.places import is_root, open_descriptors
 from tests.store.sessions import Sessions
 from tests.trees import Dir, File, Symlink, build
@@ -182,10 +185,12 @@ def test_what_a_directory_hands_down_is_taken_away(sessions: Sessions) -> None:
 IMAGE = bytes(1 << 20) + random.Random(1).randbytes(2 << 20) + bytes(300_000)
 
 
-@pytest.fixture
-def image(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that counts as large, in a source of which there was a session."""
+@pytest.fixture(params=[False, True], ids=["copied", "cloned"])
+def image(sessions: Sessions, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    """A file that counts as large, in a source of which there was a session; where files share blocks or do not."""
     monkeypatch.setattr(copying, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(copying, "is_scattered", lambda _fd: False)
+    monkeypatch.setattr(copying, "try_clone", imitated_clone if request.param else lambda _source_fd, _fd: False)
     build(sessions.source, Dir({"a": File(b"a"), "image": File(IMAGE)}))
     sessions.backup()
     return sessions.source / "image"
@@ -269,8 +274,8 @@ def test_a_large_file_that_has_changed_before_it_is_compared_stays_as_it_was(
             file.write(b"more")
         return open_file(source, found)
 
-    def begin_and_wait(copies: Copies, found: Found, path: bytes, attributes: Attributes) -> copying.LargeCopy:
-        copy = begin(copies, found, path, attributes)
+    def begin_and_wait(copies: Copies, *arguments: Any) -> copying.LargeCopy:
+        copy = begin(copies, *arguments)
         with pytest.raises(SourceError):
             copy.result()
         return copy
@@ -295,6 +300,7 @@ def test_a_disk_that_is_full_when_a_large_file_is_copied(
 
     with monkeypatch.context() as patch:
         patch.setattr(copying, "write_blocks", full)
+        patch.setattr(Clone, "write", full)
         with pytest.raises(StorageError, match="No space"):
             sessions.backup()
     sessions.assert_all_readable()
