@@ -4,10 +4,10 @@ import errno
 import os
 import random
 import tempfile
-import threading
 import zlib
 from array import array
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import accumulate
 from typing import Self
@@ -348,21 +348,15 @@ def test_threads_read_close_and_open_at_the_same_time():
 
         def work(seed: int) -> None:
             chance = random.Random(seed)
-            try:
-                for _ in range(300):
-                    number, at = chance.randrange(2), chance.randrange(99)
-                    data = read(readers[number], 1500, at * 1000, lambda _, number=number: open_source(number))
-                    start, following = (at * 7919) % 40_000, ((at + 1) * 7919) % 40_000
-                    if data != DATA[start : start + 1000] + DATA[following : following + 500]:
-                        failures.append(at)
-                    places[number].close_idle()
-            except BaseException as exc:
-                failures.append(exc)
+            for _ in range(300):
+                number, at = chance.randrange(2), chance.randrange(99)
+                data = read(readers[number], 1500, at * 1000, lambda _, number=number: open_source(number))
+                start, following = (at * 7919) % 40_000, ((at + 1) * 7919) % 40_000
+                if data != DATA[start : start + 1000] + DATA[following : following + 500]:
+                    failures.append(at)
+                places[number].close_idle()
 
-        threads = [threading.Thread(target=work, args=[seed]) for seed in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(work, range(4)))
         assert all(place.close_idle() for place in places.values())
     assert not failures

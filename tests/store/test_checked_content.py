@@ -2,7 +2,7 @@
 
 import os
 import random
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -141,11 +141,8 @@ def test_threads_that_read_a_version_together(sessions: Sessions, flipped: None)
                 except DamagedError:
                     refused.append(offset)
 
-        threads = [threading.Thread(target=work, args=[number]) for number in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(work, range(4)))
         assert refused
 
 
