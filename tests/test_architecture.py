@@ -84,6 +84,7 @@ STORE_LAYERS = [
     {
         "accounts",
         "batch",
+        "cloned",
         "compression",
         "copying",
         "delta",

@@ -13,6 +13,8 @@ import os
 import struct
 from collections.abc import Iterator
 
+from histfs.store.files import set_length
+
 PAGE = 4096
 _MOST_FLAGS = 4 << 20  # for a file: the larger it is, the longer is the range that one of them is for
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
@@ -56,7 +58,7 @@ class Clone:
         while self.range_bytes * _MOST_FLAGS < new_bytes:
             self.range_bytes *= 2
         self._changed = bytearray(new_bytes // self.range_bytes + 1)
-        os.ftruncate(fd, new_bytes)
+        set_length(fd, new_bytes)
 
     def write(self, blocks: Iterator[bytes]) -> int:
         """Make it what `blocks` are, of which there are no more bytes than was said; how many. Raises OSError."""

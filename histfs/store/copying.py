@@ -6,6 +6,7 @@ for it does it again, one step at a time, and finds out what is wrong. What is i
 the system (`clone`).
 """
 
+import ctypes
 import errno
 import hashlib
 import os
@@ -32,6 +33,8 @@ _BATCH_FILES = 200
 _BATCH_BYTES = 8 << 20
 _BATCH_DIRECTORIES = 16
 _CLONE_BYTES = 256 << 20
+_WRITE_BACK_BYTES = 8 << 20
+_BEGIN_WRITING = 2  # sync_file_range(2): SYNC_FILE_RANGE_WRITE
 # What tells that copy_file_range(2) is not for these two files, here.
 _CANNOT_CLONE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV)
 _MOST_UPDATES = 8  # blocks that wait to be hashed
@@ -69,6 +72,23 @@ def clone(source_fd: int, fd: int) -> int:
         if exc.errno not in _CANNOT_CLONE:
             raise
     return size
+
+
+def _written_back(fd: int, blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """`blocks`, which are written to `fd`; the disk begins with what is there while the rest is still to come.
+
+    By itself the system would let it lie until all of it is waited for. What goes wrong that barrier tells.
+    """
+    begun = end = 0
+    for block in blocks:
+        yield block
+        end += len(block)
+        if end - begun >= _WRITE_BACK_BYTES:
+            _libc.sync_file_range(fd, ctypes.c_long(begun), ctypes.c_long(end - begun), _BEGIN_WRITING)
+            begun = end
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Copy:
@@ -292,6 +312,8 @@ class Copies:
         with used:
             try:
                 blocks = copying.watched(self._source.read(found, source_fd, copying))
+                if self.is_large(found) and self._tree.waits_for_disk:
+                    blocks = _written_back(fd, blocks)
                 if copying.clone is not None:
                     size = copying.clone.write(blocks)
                 else:

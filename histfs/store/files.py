@@ -429,6 +429,11 @@ def write_blocks(fd: int, blocks: Iterable[Block], *, sparse: bool = False, expe
     return size
 
 
+def set_length(fd: int, size_bytes: int) -> None:
+    """What is added are zeros. Raises OSError."""
+    os.ftruncate(fd, size_bytes)
+
+
 def _is_zeros(block: Block) -> bool:
     view = memoryview(block)
     return all(view[i : i + len(_ZEROS)] == _ZEROS[: len(view) - i] for i in range(0, len(view), len(_ZEROS)))

@@ -14,6 +14,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,6 +83,10 @@ class Look:
         return hashlib.sha1(content).hexdigest()
 
 
+def _calls(exc: OSError) -> str:
+    return " > ".join(frame.name for frame in traceback.extract_tb(exc.__traceback__))
+
+
 class Reader:
     """Looks at random things, and counts."""
 
@@ -127,7 +132,7 @@ class Reader:
         except OSError as exc:
             if self._has_ended(before, exc) or self._was_removed(session_time, path, before, exc):
                 return []
-            return [f"{where}: {exc!r}"]
+            return [f"{where}: {exc!r} of {exc.filename!r} in {_calls(exc)}"]
         self.counts.looks += 1
         self.counts.files += look.files
         self.counts.bytes += look.bytes

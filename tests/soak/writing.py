@@ -151,11 +151,10 @@ class Writer:
             return
         self._model.may_go(times[-1:])
         command = ("--quiet", "--force", "regress", self.repository)
-        code = 2 if len(times) == 2 else 0
         if chance.random() < 0.4:
-            self._kill(chance, *command, codes=(code,))
+            self._kill(chance, *command, codes=(0,))
         else:
-            self._commands.run(*command, codes=(code,))
+            self._commands.run(*command, codes=(0,))
         self._count_removed(self._listed())
         self._recover(chance)
 
