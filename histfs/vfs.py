@@ -314,7 +314,12 @@ class History:
         DamagedError, StorageError.
         """
         with self._lent(inode) as tree:
-            return tree.open(inode, self._repository, only_if_quick)
+            try:
+                return tree.open(inode, self._repository, only_if_quick)
+            except (NotFoundError, DamagedError):
+                # A session that is being undone is the newest one for the catalog, as long as nobody looked.
+                self._is_current &= self._repository.state() == self._state
+                raise
 
     def contents(
         self, inodes: Sequence[int], *, only_quick: bool = False

@@ -1,14 +1,16 @@
 """What a mount says of a session that was removed, before it has looked at the repository again."""
 
+from contextlib import closing
 from datetime import UTC
 
 import pytest
 
 from histfs.errors import HistfsError
 from histfs.store.catalog import open_catalog
+from histfs.store.regress import regress
 from histfs.store.repository import Repository
 from histfs.vfs import TOP_TAG, History, NotReadyError, directory_inode
-from tests.abuse.past import DAY
+from tests.abuse.past import DAY, name_of
 
 
 @pytest.fixture
@@ -41,3 +43,35 @@ def test_nothing_of_another_session_is_shown_in_its_place(own_past, history, is_
     assert history.child(kept, b"document") == before
     history.update()
     assert history.child(kept, b"document") == before
+
+
+def test_all_others_are_read_while_the_newest_is_undone(own_past, history):
+    """The catalog still knows it as the newest, of which all is that has not changed since, until somebody looks."""
+    kept = own_past.now - DAY
+    files = own_past.files[name_of(kept)]
+    inodes = {}
+    for path in files:
+        inode = directory_inode(kept, TOP_TAG)
+        for name in path.split("/"):
+            inode = history.child(inode, name.encode()).inode
+        inodes[path] = inode
+
+    def read_all(_size_bytes=0):
+        for path, content in files.items():
+            for is_last in (False, True):
+                try:
+                    opened = history.open(inodes[path]).content
+                    break
+                except NotReadyError:
+                    assert not is_last
+                    history.update()
+            with closing(opened):
+                assert opened.pread(len(content) + 1, 0) == content, path
+            told.append(path)
+
+    told = []
+    regress(own_past.repository, report=lambda _error: None, force=True, tell=read_all)
+    assert len(told) >= 2 * len(files)
+    read_all()
+    history.update()
+    read_all()
