@@ -313,13 +313,8 @@ class History:
 
         DamagedError, StorageError.
         """
-        with self._lent(inode) as tree:
-            try:
-                return tree.open(inode, self._repository, only_if_quick)
-            except (NotFoundError, DamagedError):
-                # A session that is being undone is the newest one for the catalog, as long as nobody looked.
-                self._is_current &= self._repository.state() == self._state
-                raise
+        with self._lent(inode, checked_before=True) as tree:
+            return tree.open(inode, self._repository, only_if_quick)
 
     def contents(
         self, inodes: Sequence[int], *, only_quick: bool = False
@@ -330,12 +325,16 @@ class History:
         then, unless it is to be `only_quick`, the others. DamagedError, StorageError.
         """
         if inodes:
-            with self._lent(inodes[0]) as tree:
+            with self._lent(inodes[0], checked_before=True) as tree:
                 yield from tree.contents(inodes, self._repository, only_quick)
 
     @contextmanager
-    def _lent(self, inode: int) -> Iterator[Tree]:
-        """The catalog, to be asked about `inode`."""
+    def _lent(self, inode: int, *, checked_before: bool = False) -> Iterator[Tree]:
+        """The catalog, to be asked about `inode`.
+
+        A session may write to it at any moment. What was kept of it may not be right then, so it is asked again whether
+        that has happened: when there is an answer, or before, where contents follow, which are compared with digests.
+        """
         session_time = None if number_of(inode) is not None else place_of(inode)[0]
         try:
             if session_time is not None:
@@ -343,13 +342,26 @@ class History:
             with self._lent_if_there() as tree:
                 if tree is None:
                     raise NotFoundError("there is no catalog yet")
+                if checked_before:
+                    self._check_as_it_was(tree)
                 yield tree
+                if not checked_before:
+                    self._check_as_it_was(tree)
         except (NotFoundError, DamagedError) as exc:
-            self._is_current &= not self._has_lost_catalog()
+            self._is_current &= not self._has_lost_catalog() and not self._has_changed()
             if self._is_current:
                 self._is_doubtful |= isinstance(exc, DamagedError)  # the catalog itself may be damaged
                 raise
             raise NotReadyError("the catalog is not up to date") from exc
+
+    def _check_as_it_was(self, tree: Tree) -> None:
+        if not tree.catalog.is_as_it_was():
+            self._is_current = False
+            raise NotReadyError("the catalog was written to")
+
+    def _has_changed(self) -> bool:
+        """Whether the repository is not what it was at the last look: a session may just be undone."""
+        return self._repository.state() != self._state
 
     def _has_lost_catalog(self) -> bool:
         """Whether the catalog itself cannot be read, as when its writer was killed."""

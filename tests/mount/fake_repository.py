@@ -205,6 +205,9 @@ class FakeCatalog:
         self._repository.calls["extras"] += 1
         return self._versions[number].made_of.xattrs, self._versions[number].made_of.acl
 
+    def is_as_it_was(self) -> bool:
+        return True
+
     def is_current(self, state):
         return state.sessions == self.sessions
 

@@ -60,27 +60,38 @@ class Look:
         found = comparison.look_at(full)
         if found.type == "file" and found.size:
             self.files, self.bytes = 1, 2 * found.size
-            sha1 = self._read_in_pieces(full, found.size)
-            if sha1 != found.sha1:
-                found = found._replace(sha1=f"{found.sha1} in order, and {sha1} in pieces")
+            wrong, sha1 = self._read_in_pieces(full, found.size)
+            if wrong or sha1 != found.sha1:
+                found = found._replace(sha1=f"{found.sha1} in order, and {sha1} in pieces: {wrong}")
         return {self.path: found}
 
-    def _read_in_pieces(self, full: bytes, size: int) -> str:
-        """Read through one descriptor, in any order; perhaps it is held for a while in the middle."""
+    def _read_in_pieces(self, full: bytes, size: int) -> tuple[list[str], str]:
+        """Read through one descriptor, in any order; perhaps it is held for a while in the middle.
+
+        Pieces that were too short, and the SHA1.
+        """
         cuts = sorted({0, size, *(self._chance.randrange(size) for _ in range(self._chance.randrange(6)))})
         pieces = list(itertools.pairwise(cuts))
         self._chance.shuffle(pieces)
         held_after = self._chance.randrange(len(pieces)) if self._chance.random() < 0.1 else -1
         content = bytearray(size)
+        short: list[str] = []
         fd = os.open(full, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             for number, (start, end) in enumerate(pieces):
-                content[start:end] = os.pread(fd, end - start, start)
+                at = start
+                while at < end and (
+                    got := os.pread(fd, end - at, at)
+                ):  # less comes before an error, as of a mount that ends
+                    content[at : at + len(got)] = got
+                    at += len(got)
+                if at < end:
+                    short.append(f"{at - start} bytes of {start} to {end} of {size}")
                 if number == held_after:
                     time.sleep(self._chance.random() * _HELD_S)
         finally:
             os.close(fd)
-        return hashlib.sha1(content).hexdigest()
+        return short, hashlib.sha1(content).hexdigest()
 
 
 def _calls(exc: OSError) -> str:

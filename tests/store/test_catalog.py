@@ -262,6 +262,8 @@ def test_the_catalog_that_is_open_notices_a_new_session(sessions: Sessions) -> N
         assert catalog.is_current(repository.state())
         (sessions.source / "b").write_bytes(b"b")
         sessions.backup()
-        assert catalog.is_current(repository.state())  # it is the repository's own, which the session brought up
-        assert catalog.sessions == tuple(sessions.states)
-        assert names(catalog, "", sessions.now) == [b"a", b"b"]
+        assert not catalog.is_as_it_was()
+        assert not catalog.is_current(repository.state())
+        with open_catalog(repository) as again:  # it is the repository's own, which the session brought up
+            assert again.sessions == tuple(sessions.states)
+            assert names(again, "", sessions.now) == [b"a", b"b"]

@@ -62,6 +62,7 @@ class Catalog:
         self._groups: _Kept[tuple[int, ...], tuple[Version, int, bytes | None]] = _Kept()
         self._paths: _Kept[int, bytes] = _Kept()
         self._reachable: _Kept[tuple[int, int], bool] = _Kept()
+        self._data_version = self._asked_data_version()
         self._read_identity()
 
     def close(self) -> None:
@@ -88,13 +89,23 @@ class Catalog:
 
     def is_current(self, state: State) -> bool:
         """Whether the catalog is that of a repository whose data directory says `state`. Raises StorageError."""
-        if not self.is_damaged:
-            with suppress(DamagedError):
-                self._read_identity()
-        if self.is_damaged:
+        if not self.is_as_it_was():
             return False
         newest_list = self._known.identity.newest_list
         return self.sessions == state.sessions and newest_list == Lists(self._repository, state).newest_list()
+
+    def is_as_it_was(self) -> bool:
+        """Whether nobody has written to the database since it was opened. If not, what is kept of it may be wrong.
+
+        Raises StorageError.
+        """
+        if not self.is_damaged:
+            with suppress(DamagedError):
+                return self._asked_data_version() == self._data_version
+        return False
+
+    def _asked_data_version(self) -> object:
+        return self._row("pragma data_version")
 
     def _read_identity(self) -> None:
         with self._reading():
@@ -117,9 +128,7 @@ class Catalog:
         """
         row = self._row("select cast(xattrs as blob), cast(acl as blob) from extras where id = ?", number)
         if row is None:
-            with self._reading():
-                is_as_it_was = read_known(self._database) == self._known
-            if not is_as_it_was:
+            if not self.is_as_it_was():
                 raise NotFoundError("went with what was removed", path=self._repository.path)
             raise DamagedError("the catalog has lost extended attributes", path=self._repository.path)
         xattrs_text, acl_text = row
@@ -161,6 +170,8 @@ class Catalog:
         found = self._versions(where, {"directory": directory, "after": after or b"", "time": time, "limit": limit})
         if not found:
             self._check_session(time)
+        else:
+            self._check_is_behind(found[-1].name, after)
         return found
 
     def names(self, directory: int, time: int, after: bytes | None = None, limit: int = 1000) -> Iterator[Listed]:
@@ -171,7 +182,16 @@ class Catalog:
             rows = self._database.execute(f"{query} order by v.name limit :limit", values).fetchall()
         if not rows:
             self._check_session(time)
-        return map(Listed._make, rows)
+        listed = list(map(Listed._make, rows))
+        if listed:
+            self._check_is_behind(listed[-1].name, after)
+        return iter(listed)
+
+    def _check_is_behind(self, last: bytes, after: bytes | None) -> None:
+        """DamagedError where a page of names does not lead on: who asks for all would never come to an end."""
+        with self._reading():
+            if after is not None and last <= after:
+                raise sqlite3.DatabaseError("names are not in their order")
 
     def _check_session(self, time: int) -> None:
         """NotFoundError if the session was removed since the last look, or never was."""

@@ -5,9 +5,10 @@ version: one row for each run of sessions in which a path had one record, cluste
     the last of one that the newest session has: so old sessions can go, and the rows are those that a catalog made
     without them has. `number` stands for path, record and extras: the same run or not, equal numbers are equal records.
     `directory` is the id of what is a directory, else 0. The rest is `format.columns.Columns`.
-directory: a path that is or was one, or that has something in it. Ids are private to one database, and above that of
-    the parent. The root is 1, its parent 0, its name empty. `key` is a hash of the path, `tag` a shorter one that is
-    unique and the same in every catalog of the repository (see `tags`).
+directory: a path that is or was one, or that has something in it. Ids are private to one database, above that of the
+    parent, and never used again: who reads while something goes finds nothing, and not something else. The root is 1,
+    its parent 0, its name empty. `key` is a hash of the path, `tag` a shorter one that is unique and the same in every
+    catalog of the repository (see `tags`).
 extras: extended attributes and access control lists, by a hash of both, in the form that the repository has them
     (docs/format.md 4.6, 4.7), each as of the root. `acl` is null where it was damaged: nobody but the owner gets in.
 session: every session, with the size of its list when the catalog was made, and why it is not in the catalog if it
@@ -24,7 +25,7 @@ LIVE = 2**62
 OLDEST = -(2**62)
 
 APPLICATION_ID = 0x68697374  # "hist"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # In the order of the table.
 KEY_COLUMNS = ("parent", "name", "first", "last", "number", "directory")
@@ -33,7 +34,8 @@ ROOT = 1
 
 _TABLES = f"""
 create table directory (
-    id integer primary key, key integer not null, parent integer not null, name blob not null, tag integer unique
+    id integer primary key autoincrement, key integer not null, parent integer not null, name blob not null,
+    tag integer unique
 );
 create index directory_key on directory (key);
 create table version (
