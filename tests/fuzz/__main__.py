@@ -1,7 +1,7 @@
 """Runs the targets: guided by what code is reached where atheris is installed (`make fuzz` sees to it), else blindly.
 
-What leads to new code is kept in --corpus (default: build/fuzz), the input of a failure beside it. `--replay FILE`
-runs one input, to look at a failure.
+What leads to new code is kept in --corpus (default: build/fuzz), the input of a failure beside it; `--keep` adds the
+first to what each search begins with. `--replay FILE` runs one input, to look at a failure.
 """
 
 import argparse
@@ -14,6 +14,8 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+from tests.fuzz import kept
 
 KEPT = Path(__file__).parent / "corpus"
 MOST_INPUT_BYTES = 4096
@@ -68,7 +70,7 @@ def guide(name: str, runs: int, corpus: Path, seed: int) -> None:
 
     place = corpus / name
     place.mkdir(parents=True, exist_ok=True)
-    for number, data in enumerate(SEEDS[name]):
+    for number, data in enumerate([*SEEDS[name], *kept.found().get(name, ())]):
         (place / f"seed-{number}").write_bytes(data)
     options = [
         *(f"-runs={runs}", f"-seed={seed}", f"-max_len={MOST_INPUT_BYTES}", f"-timeout={A_HANG_S}"),
@@ -85,6 +87,7 @@ def run_blindly(name: str, runs: int, corpus: Path, seed: int) -> None:
     from tests.fuzz.targets import SEEDS, TARGETS
 
     known = [path.read_bytes() for place in (KEPT / name, corpus / name) if place.is_dir() for path in place.iterdir()]
+    known += kept.found().get(name, ())
     for data in itertools.islice(blind([*SEEDS[name], *known], f"{name} {seed}"), runs):
         try:
             TARGETS[name](data)
@@ -122,7 +125,11 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--blind", action="store_true", help="mutate what is in the corpus, not guided by coverage")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="run one input of one target")
+    parser.add_argument("--keep", action="store_true", help="keep what is in the corpus, and run nothing")
     args = parser.parse_args()
+    if args.keep:
+        say(f"{kept.keep(args.corpus)} inputs are kept")
+        return 0
     names = args.targets or list(TARGETS)
     if unknown := set(names) - set(TARGETS):
         parser.error(f"no such target: {', '.join(sorted(unknown))}")

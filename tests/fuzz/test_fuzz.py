@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz import repositories
+from tests.fuzz import kept, repositories
 from tests.fuzz.__main__ import KEPT, blind
 from tests.fuzz.targets import SEEDS, SLOW, TARGETS
 
-CORPUS = sorted(path for path in KEPT.rglob("*") if path.is_file())
+CORPUS = sorted(path for path in KEPT.rglob("*") if path.is_file() and path != kept.ARCHIVE)
 
 
 def test_every_target_has_seeds() -> None:
@@ -29,6 +29,26 @@ def test_many_mutations(name: str) -> None:
     known = [path.read_bytes() for path in CORPUS if path.parent.name == name]
     for data in itertools.islice(blind([*SEEDS[name], *known], f"{name} 1"), 20_000 // SLOW.get(name, 1)):
         TARGETS[name](data)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_leads_to_more_code(name: str) -> None:
+    for data in kept.found().get(name, ()):
+        TARGETS[name](data)
+
+
+def test_what_is_found_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "ARCHIVE", tmp_path / "found.tar.xz")
+    (tmp_path / "corpus/times").mkdir(parents=True)
+    (tmp_path / "corpus/times-crash").write_bytes(b"no input of a search")
+    for number, data in enumerate((b"one", b"other", b"one")):
+        (tmp_path / f"corpus/times/{number}").write_bytes(data)
+    for _ in range(2):
+        kept.found.cache_clear()
+        assert kept.keep(tmp_path / "corpus") == 2
+    kept.found.cache_clear()
+    assert kept.found() == {"times": [b"one", b"other"]}
+    kept.found.cache_clear()
 
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: str(path.relative_to(KEPT)))
