@@ -17,7 +17,7 @@ from histfs.errors import DamagedError, HistfsError, NotADirectoryEntryError, No
 from histfs.rsync import Made
 from histfs.store.catalog import LIVE, Catalog, Listed, Version
 from histfs.store.catalog.schema import ROOT
-from histfs.store.content.small import SmallFile
+from histfs.store.content.small import SMALL_BYTES, SmallFile, is_small
 from histfs.store.entry import Entry, Extras
 from histfs.store.extras import SessionExtras
 
@@ -31,7 +31,6 @@ _TAG_BITS = 29
 TIME_SHIFT = 1 << 32
 _TIMES = range(1 - TIME_SHIFT, TIME_SHIFT)
 TOP_TAG = 0
-SMALL_BYTES = 128 << 10  # of a file that is read as a whole when it is opened
 
 _WITHOUT_MTIME = (stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK)  # docs/format.md 4.1
 _TYPE = 0o170000  # stat.S_IFMT as a mask
@@ -257,12 +256,12 @@ class Tree:
         for listed in self.catalog.names(directory, session_time, after, limit):
             shown = self._listed_attributes(listed, directory, session_time, changes.get(listed.name))
             if shown is not None:
-                is_small = 0 < listed.size_bytes <= SMALL_BYTES and listed.mode & _TYPE == stat.S_IFREG
-                if is_small and listed.is_plain:
+                has_few_bytes = 0 < listed.size_bytes <= SMALL_BYTES and listed.mode & _TYPE == stat.S_IFREG
+                if has_few_bytes and listed.is_plain:
                     at = None if listed.is_live else session_time
                     file = SmallFile(listed.name, listed.size_bytes, listed.sha1 or b"", at)
                     self._quick.put(listed.number, _Small(directory, file))
-                children.append(Child(listed.name, shown, listed.number + AFTER_0, listed.target, is_small))
+                children.append(Child(listed.name, shown, listed.number + AFTER_0, listed.target, has_few_bytes))
         return children
 
     def _listed_attributes(
@@ -348,7 +347,7 @@ class Tree:
         """How small files are read with others, those of them that are."""
         found = {number: small for number in numbers if (small := self._quick.get(number)) is not None}
         for number, version in self.catalog.numbered(set(numbers) - found.keys()).items():
-            if _is_plain(version):
+            if is_small(version) and version.link is None:
                 at = None if version.last == LIVE else self.catalog.time_of(version)
                 sha1 = bytes.fromhex((version.sha1 or b"").decode())
                 found[number] = _Small(version.parent, SmallFile(version.name, version.size_bytes, sha1, at))
@@ -424,12 +423,6 @@ class Tree:
             mtime_s if -_MAX_SIGNED <= mtime_s <= _MAX_SIGNED else min(max(-_MAX_SIGNED, mtime_s), _MAX_SIGNED),
             self._valid_s,
         )
-
-
-def _is_plain(version: Version) -> bool:
-    """Whether it is a small file that lies, or whose increments lie, where its name says."""
-    is_small = version.mode & _TYPE == stat.S_IFREG and version.size_bytes <= SMALL_BYTES
-    return is_small and version.link is None and version.alternate_mirror is None
 
 
 def _dot(inode: int) -> Attributes:

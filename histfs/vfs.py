@@ -32,7 +32,6 @@ from histfs._vfs_tree import (
     AFTER_DOTS,
     NO_XATTRS,
     ROOT_INODE,
-    SMALL_BYTES,
     TIME_SHIFT,
     TOP_TAG,
     UNKNOWN_S,
@@ -52,7 +51,7 @@ from histfs._vfs_tree import (
 from histfs.errors import DamagedError, HistfsError, NotFoundError
 from histfs.rsync import Made
 from histfs.store.catalog import Catalog
-from histfs.store.content.small import SmallFile
+from histfs.store.content.small import SMALL_BYTES, SmallFile
 from histfs.store.entry import ALL_EXTRAS
 from histfs.store.layout import State
 from histfs.store.rights import OldModes

@@ -311,9 +311,10 @@ class Copies:
         """`used`: closes what is read and written."""
         with used:
             try:
-                blocks = copying.watched(self._source.read(found, source_fd, copying))
+                blocks = self._source.read(found, source_fd, copying)
                 if self.is_large(found) and self._tree.waits_for_disk:
                     blocks = _written_back(fd, blocks)
+                blocks = copying.watched(blocks)
                 if copying.clone is not None:
                     size = copying.clone.write(blocks)
                 else:

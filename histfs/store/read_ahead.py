@@ -11,11 +11,10 @@ from itertools import islice
 
 from histfs.errors import HistfsError
 from histfs.rsync import Made
-from histfs.store.content.small import SmallFile
-from histfs.store.entry import Entry, Kind, name_of, parent_of
+from histfs.store.content.small import SmallFile, is_small
+from histfs.store.entry import Entry, name_of, parent_of
 from histfs.store.repository import Repository
 
-_SMALL_BYTES = 128 << 10
 _BATCH_ENTRIES = 500
 _BATCH_BYTES = 4 << 20
 _BATCHES = 3  # that are read, or wait for the caller
@@ -60,7 +59,7 @@ class ReadAhead:
     def _read(self, batch: list[Entry]) -> dict[bytes, Made]:
         by_directory: dict[bytes, list[Entry]] = {}
         for entry in batch:
-            if _is_small(entry):
+            if is_small(entry):
                 by_directory.setdefault(parent_of(entry.path), []).append(entry)
         made: dict[bytes, Made] = {}
         for directory, entries in by_directory.items():
@@ -73,18 +72,12 @@ class ReadAhead:
         return made
 
 
-def _is_small(entry: Entry) -> bool:
-    """Whether it is a small file that lies, or whose increments lie, where its name says."""
-    is_plain = entry.alternate_mirror is None and entry.alternate_increment is None and entry.sha1 is not None
-    return is_plain and entry.kind is Kind.REGULAR and entry.size_bytes <= _SMALL_BYTES
-
-
 def _fill(batch: list[Entry], entries: Iterator[Entry]) -> bool:
     """Add the following entries, so many that they are worth reading together; whether there are no more."""
     size_bytes = 0
     for entry in islice(entries, _BATCH_ENTRIES):
         batch.append(entry)
-        size_bytes += entry.size_bytes if _is_small(entry) else 0
+        size_bytes += entry.size_bytes if is_small(entry) else 0
         if size_bytes >= _BATCH_BYTES:
             return False
     return len(batch) < _BATCH_ENTRIES

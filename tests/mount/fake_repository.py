@@ -140,6 +140,11 @@ class FakeVersion(NamedTuple):
     made_of: Entry
     extras: int | None
     alternate_mirror: int | None = None
+    alternate_increment: int | None = None
+
+    @property
+    def kind(self):
+        return self.made_of.kind
 
     @property
     def sha1(self):

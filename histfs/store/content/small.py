@@ -5,15 +5,39 @@ not what it should be, is left to who opens versions one by one and finds out wh
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from histfs import rsync
 from histfs.store import plan
-from histfs.store.entry import join
+from histfs.store.entry import Kind, join
 from histfs.store.layout import INCREMENTS
 
 if TYPE_CHECKING:
     from histfs.store.repository import Repository
+
+
+SMALL_BYTES = 128 << 10  # of a file that is read as a whole when it is opened
+
+
+class Known(Protocol):
+    """What a list or a catalog says of a file."""
+
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def sha1(self) -> bytes | None: ...
+    @property
+    def alternate_mirror(self) -> int | None: ...
+    @property
+    def alternate_increment(self) -> int | None: ...
+
+
+def is_small(known: Known) -> bool:
+    """Whether it is a small file with a digest that lies, and whose increments lie, where its name says."""
+    is_in_place = known.alternate_mirror is None and known.alternate_increment is None
+    return is_in_place and known.sha1 is not None and known.kind is Kind.REGULAR and known.size_bytes <= SMALL_BYTES
 
 
 class SmallFile(NamedTuple):
