@@ -18,7 +18,7 @@ from tests.store import rich
 from tests.store.catalogs import fresh_rows, own_rows
 from tests.store.killing import Killer
 from tests.store.sessions import DAY, FIRST, Sessions, manifest_of, quote_names, stamp
-from tests.trees import Dir, File, Link, build
+from tests.trees import MTIME, Dir, File, Link, build
 
 CHOSEN = [
     *(b"changed", b"deleted", b"empty", b"kept", b"gone", b"new", b"directory-to-file", b"file-to-directory"),
@@ -149,6 +149,20 @@ def test_the_digest_goes_to_the_next_link(sessions: Sessions) -> None:
     assert [sessions.entry(path).sha1 is None for path in (b"b", b"c")] == [False, True]
     sessions.assert_all_readable()
     assert sessions.verify(FIRST).without_digest == 0
+
+
+def test_the_digest_is_that_of_the_session(sessions: Sessions) -> None:
+    """The same size and time do not say that it is the same content."""
+    build(sessions.source, Dir({"a": File(b"linked"), "b": Link("a")}))
+    sessions.backup()
+    for content in (b"Linked", b"LINKED"):
+        (sessions.source / "a").write_bytes(content)
+        os.utime(sessions.source / "a", (MTIME, MTIME))
+        os.chmod(sessions.source / "a", 0o600 if content == b"Linked" else 0o644)
+        sessions.backup()
+    remove(sessions, b"a")
+    sessions.assert_all_readable()
+    assert [sessions.verify(time).without_digest for time in sessions.states] == [0, 0, 0]
 
 
 def test_the_time_of_the_directory_stays(sessions: Sessions) -> None:

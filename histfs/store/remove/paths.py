@@ -125,7 +125,8 @@ class _Removal:
         self._shown = shown
         self._with_records: set[bytes] = set()  # files that name one of the paths
         self._with_links: set[bytes] = set()  # lists in which files with several links stay
-        self._digests: dict[tuple[int, ...], set[bytes]] = {}  # of links that go, by what tells their file
+        # Of links that go, by what tells their file, with the lists that have them.
+        self._digests: dict[tuple[int, ...], set[tuple[bytes, bytes]]] = {}
         self._going: set[int | None] = set()  # numbers for long names
         self._staying: set[int | None] = set()
         self._knows_all = state.metadata.keys() >= set(state.sessions)
@@ -200,7 +201,7 @@ class _Removal:
         if not goes:
             self._with_links.add(path)
         elif entry.sha1 is not None:
-            self._digests.setdefault(entry.file_key, set()).add(entry.sha1)
+            self._digests.setdefault(entry.file_key, set()).add((path, entry.sha1))
 
     def _note(self, name: bytes | None, path: bytes) -> bool:
         """Whether what `name` stands for in the file `path` goes."""
@@ -277,20 +278,23 @@ class _Removal:
         has_digest: set[tuple[int, ...]] = set()
         for name, record in self._list_records(path):
             if b"\n  NumHardLinks " in record and not self._goes(name):
-                yield self._with_digest(record, has_digest)
+                yield self._with_digest(path, record, has_digest)
             else:
                 yield record
 
-    def _with_digest(self, record: bytes, has_digest: set[tuple[int, ...]]) -> bytes:
+    def _with_digest(self, path: bytes, record: bytes, has_digest: set[tuple[int, ...]]) -> bytes:
         try:
             entry = metadata.parse_record(record)
         except FormatError:
             return record
-        digests = self._digests.get(entry.file_key or (), set())
-        if entry.file_key is None or entry.file_key in has_digest or len(digests) != 1:
+        key = entry.file_key
+        known = set() if key is None or key in has_digest else self._digests.get(key, set())
+        # Those of this list, else of all: the same size and second do not say that it was the same content always.
+        digests = {sha1 for there, sha1 in known if there == path} or {sha1 for _, sha1 in known}
+        if key is None or len(digests) != 1:
             return record
-        has_digest.add(entry.file_key)
-        return record if entry.sha1 is not None else metadata.format_record(entry._replace(sha1=next(iter(digests))))
+        has_digest.add(key)
+        return record if entry.sha1 is not None else metadata.format_record(entry._replace(sha1=digests.pop()))
 
     def _hide(self) -> list[bytes]:
         """Hide the paths in all sessions; the differences that say more now than they have to."""
