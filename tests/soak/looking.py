@@ -46,9 +46,9 @@ class Looker:
 
     def verify(self, chance: random.Random) -> None:
         if chance.random() < 0.4:
-            self._commands.run("--quiet", "verify", "--all", "--restart", self._repository)
+            self._commands.run("verify", "--all", "--restart", self._repository)
         else:
-            self._commands.run("--quiet", "verify", f"--at={self._session(chance)}", self._repository)
+            self._commands.run("verify", f"--at={self._session(chance)}", self._repository)
 
     def restore(self, chance: random.Random) -> None:
         """All of a session to a new place, a part of it, or all of it over what was restored before."""
