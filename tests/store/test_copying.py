@@ -290,6 +290,29 @@ def test_a_large_file_that_has_changed_before_it_is_compared_stays_as_it_was(
     assert sessions.content(b"image", sessions.now) == IMAGE
 
 
+@pytest.mark.parametrize("waits", [True, False])
+def test_the_disk_begins_while_a_large_file_is_copied(
+    sessions: Sessions, image: Path, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    begun: list[tuple[int, int]] = []
+
+    class Libc:
+        def sync_file_range(self, fd: int, start: Any, size: Any, flags: int) -> int:
+            there = Path(f"/proc/self/fd/{fd}").read_bytes()
+            assert there[start.value : start.value + size.value] == changed[start.value : start.value + size.value]
+            begun.append((start.value, start.value + size.value))
+            return -1  # what goes wrong here the barrier tells
+
+    _rewritten(image)
+    changed = image.read_bytes()
+    monkeypatch.setattr(copying, "_WRITE_BACK_BYTES", 500_000)
+    monkeypatch.setattr(copying, "_libc", Libc())
+    sessions.backup(fsync=waits)
+    assert [start for start, _ in begun] == [0, *(end for _, end in begun[:-1])] if waits else begun == []
+    assert len(begun) == (6 if waits else 0)
+    sessions.assert_all_readable()
+
+
 def test_a_disk_that_is_full_when_a_large_file_is_copied(
     sessions: Sessions, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
