@@ -432,4 +432,5 @@ def _make_kernel_forget(names_in_root: Iterable[bytes]) -> None:
     for name in names_in_root:
         with suppress(FileNotFoundError):  # it does not know the name
             pyfuse3.invalidate_entry(ROOT_INODE, name)
-    pyfuse3.invalidate_inode(ROOT_INODE)
+    with suppress(FileNotFoundError):  # it has let the root go: the mount ends
+        pyfuse3.invalidate_inode(ROOT_INODE)

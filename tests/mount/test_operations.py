@@ -642,6 +642,19 @@ async def test_a_new_session_is_there_after_a_look(mounted, told):
     assert (await mounted.operations.getattr(ROOT_INODE, None)).st_mtime_ns == third * 10**9
 
 
+async def test_a_kernel_that_has_let_all_go_is_no_news(mounted, monkeypatch, caplog):
+    """The mount may just be ending."""
+
+    def is_unknown(*_):
+        raise FileNotFoundError(errno.ENOENT, "fuse_lowlevel_notify_inval_inode")
+
+    for name in ("invalidate_entry", "invalidate_inode"):
+        monkeypatch.setattr(pyfuse3, name, is_unknown)
+    mounted.repository.trees[SECOND + 86_400] = Dir({})
+    await mounted.operations.look()
+    assert caplog.text == ""
+
+
 async def test_the_kernel_is_told_what_has_gone(mounted, told):
     await mounted.operations.look()
     told.clear()
