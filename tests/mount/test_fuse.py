@@ -171,7 +171,9 @@ def test_who_lists_a_tree_is_answered_without_python(mountpoint, at_once):
     if at_once == 1:  # several take the listings of each other
         assert int(first[1]) < 1206 / 4  # the directories of both trees, and those of 5,000 names in parts
     assert int(first[2]) < 100
-    assert second == ["True", "0", "0"]
+    # The kernel keeps a listing that one reader has had as a whole, undisturbed by others: mostly all of them.
+    assert int(second[1]) < (1206 / 4 if at_once > 1 else 10)
+    assert second[2] == "0"
 
 
 def test_all_large_files_that_are_kept_open_are_served():

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from histfs.errors import DamagedError, HistfsError, NotFoundError, StorageError, UsageError
-from histfs.store import read_ahead
 from histfs.store import restore as restore_module
 from histfs.store.backup import backup
-from histfs.store.content import Content
+from histfs.store.content import Content, small
 from histfs.store.entry import Entry
 from histfs.store.files import WritableTree
 from histfs.store.restore import RestoreOutcome, restore
@@ -35,7 +34,7 @@ class Restored(NamedTuple):
 @pytest.fixture
 def nothing_is_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each file is opened by itself, when it is restored."""
-    monkeypatch.setattr(read_ahead, "_SMALL_BYTES", -1)
+    monkeypatch.setattr(small, "SMALL_BYTES", -1)
 
 
 def run(sessions: Sessions, target: Path, path: bytes = b"", time: int | None = None, **options: Any) -> Restored:
