@@ -396,6 +396,14 @@ def test_a_damaged_record_that_may_be_anybodys(text: bytes) -> None:
             lost(content)
 
 
+@pytest.mark.parametrize("path", [b"b", b"c", b"c/d"])
+def test_a_damaged_record_that_what_follows_should_come_before(path: bytes) -> None:
+    """Lists that are merged must be in order, damaged records included."""
+    first, second = (format_record(Entry(name, Kind.DIRECTORY)) for name in (b"a", b"b"))
+    with pytest.raises(FormatError, match="out of order"):
+        lost(first + b"File %b\n  Type reg\n  Size x\n" % path + second)
+
+
 def test_a_difference_that_is_out_of_order() -> None:
     with pytest.raises(FormatError):
         lost(b"".join(format_record(Entry(path, Kind.DIRECTORY)) for path in (b"b", b"a")))

@@ -348,6 +348,8 @@ def with_lost(
             if key != last:  # else it is there twice
                 last = key
                 yield absent(path)
+        if errors and record is not None and last is not None and key_of(record) <= last:
+            raise _bad("a damaged record is out of order, so that nothing tells what it is about")
         errors.clear()
         if record is None:
             return
