@@ -118,7 +118,8 @@ static void histfs_list_ahead(
         return;
     if (!histfs_see(directory, "", AT_EMPTY_PATH, &opened) && opened.inode == found->now.inode &&
         opened.device == found->now.device && opened.mtime_ns == found->now.mtime_ns &&
-        opened.ctime_ns == found->now.ctime_ns && !histfs_list(directory, &found->names, HISTFS_SCOUTED_NAMES_BYTES / 16)) {
+        opened.ctime_ns == found->now.ctime_ns &&
+        !histfs_list(directory, &found->names, HISTFS_SCOUTED_NAMES_BYTES / 16)) {
         bytes = histfs_names_bytes(&found->names);
         if (__atomic_add_fetch(&scouts->names_bytes, bytes, __ATOMIC_RELAXED) <= HISTFS_SCOUTED_NAMES_BYTES)
             found->is_listed = 1;
@@ -190,8 +191,8 @@ static void *histfs_be_scout(void *argument)
     return NULL;
 }
 
-/* In the tree with that root, with these numbers of threads, of records that one of them gets, and of records from which on it is worth while.
-   NULL without memory or descriptors. Threads are made when they are needed. */
+/* In the tree with that root, with these numbers: of threads, of records that one of them gets, and of records from which
+   on it is worth while. NULL without memory or descriptors. Threads are made when they are needed. */
 static struct scouts *histfs_scouts_new(int root, size_t threads, size_t records_at_once, size_t records_from)
 {
     struct scouts *scouts = calloc(1, sizeof *scouts);
@@ -334,17 +335,15 @@ static void histfs_send(struct scouts *scouts, const struct histfs_run *run)
     }
 }
 
-/* What was found of the record of that number; NULL if the caller has to look. Good until the next call. */
-static struct scouted *histfs_scouted(struct scouts *scouts, uint64_t number)
+/* The task of the record of that number, instead of the one that the comparison was in; NULL if nobody has done it. */
+static struct task *histfs_next_task(struct scouts *scouts, uint64_t number)
 {
-    struct task *task = scouts->current;
+    struct task *task;
 
-    if (task && number < task->first + task->count)
-        return number >= task->first ? &task->found[number - task->first] : NULL;
+    histfs_free_task(scouts, scouts->current);
+    scouts->current = NULL;
     if (!scouts->count)
         return NULL;
-    histfs_free_task(scouts, task);
-    scouts->current = NULL;
     pthread_mutex_lock(&scouts->lock);
     while (scouts->first && scouts->first->first + scouts->first->count <= number)
         histfs_drop_first(scouts);
@@ -364,8 +363,19 @@ static struct scouted *histfs_scouted(struct scouts *scouts, uint64_t number)
         histfs_free_task(scouts, task);
         task = NULL;
     }
-    scouts->current = task;
-    return task ? &task->found[number - task->first] : NULL;
+    return task;
+}
+
+/* What was found of the record of that number; NULL if the caller has to look. Good until the next call. */
+static struct scouted *histfs_scouted(struct scouts *scouts, uint64_t number)
+{
+    struct task *task = scouts->current;
+
+    if (!task || number >= task->first + task->count)
+        task = scouts->current = histfs_next_task(scouts, number);
+    if (!task || number < task->first || !task->found[number - task->first].is_known)
+        return NULL;
+    return &task->found[number - task->first];
 }
 
 /* Take over the names of a directory that is listed. */

@@ -167,11 +167,11 @@ static const char *histfs_in_mirror(histfs_walk *walk, const char *path, size_t 
 /* Whether the directory in the mirror that is the like of `path` was last changed at `ctime_ns` (0: never). */
 static int histfs_is_unchanged(histfs_walk *walk, const char *path, size_t bytes, int64_t ctime_ns)
 {
-    struct stat status;
+    struct histfs_seen seen;
     const char *there = ctime_ns && walk->mirror >= 0 ? histfs_in_mirror(walk, path, bytes) : NULL;
 
-    return there && !fstatat(walk->mirror, there, &status, AT_SYMLINK_NOFOLLOW) && S_ISDIR(status.st_mode) &&
-        status.st_ctim.tv_sec * INT64_C(1000000000) + status.st_ctim.tv_nsec == ctime_ns;
+    return there && !histfs_see(walk->mirror, there, AT_SYMLINK_NOFOLLOW, &seen) && S_ISDIR(seen.mode) &&
+        seen.ctime_ns == ctime_ns;
 }
 
 /* The walk is in the directory `path` at this depth; what is in it is compared on the same condition as when it is
@@ -519,9 +519,9 @@ static int histfs_compare(histfs_walk *walk, struct histfs_run *run, struct wait
         if (!found || !histfs_is_plain(walk, then) || !histfs_has_record(run, then->record_bytes))
             return HISTFS_DIFFERS;
         scouted = walk->scouts ? histfs_scouted(walk->scouts, run->number) : NULL;
-        if (scouted && scouted->is_known)
+        if (scouted)
             now = scouted->now;
-        if (!scouted || !scouted->is_known || !histfs_is_as_seen(walk, then, &now)) {
+        if (!scouted || !histfs_is_as_seen(walk, then, &now)) {
             scouted = NULL;
             if (histfs_walk_look(walk, &now) || !histfs_is_as_seen(walk, then, &now))
                 return HISTFS_DIFFERS;

@@ -235,11 +235,9 @@ def _compared(contents: _Contents, start: int, end: int, shift: int, page: int) 
     """The pieces of a range, if it is shifted."""
     while start < end:
         stop = min(start + BLOCK_SIZE, end)
-        if contents.is_known_to_be_same(start, stop, shift):
-            yield _Piece(start, stop, shift)
-            start = stop
-            continue
-        old, new = contents.old(start, stop), contents.new(start + shift, stop + shift)
+        old = new = b""
+        if not contents.is_known_to_be_same(start, stop, shift):
+            old, new = contents.old(start, stop), contents.new(start + shift, stop + shift)
         if old == new:
             yield _Piece(start, stop, shift)
         else:
