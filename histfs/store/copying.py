@@ -3,11 +3,10 @@
 A file is read once, hashed and written meanwhile, and nothing that was just written is read again. One that is not what
 it was when the walk looked at it, or that cannot be copied for any other reason, leaves nothing behind: whoever waits
 for it does it again, one step at a time, and finds out what is wrong. What is in the repository already is copied by
-the system (`clone`).
+the system (`cloned`).
 """
 
 import ctypes
-import errno
 import hashlib
 import os
 import struct
@@ -32,11 +31,8 @@ _BUFFER_BYTES = 256 * 1024
 _BATCH_FILES = 200
 _BATCH_BYTES = 8 << 20
 _BATCH_DIRECTORIES = 16
-_CLONE_BYTES = 256 << 20
 _WRITE_BACK_BYTES = 8 << 20
 _BEGIN_WRITING = 2  # sync_file_range(2): SYNC_FILE_RANGE_WRITE
-# What tells that copy_file_range(2) is not for these two files, here.
-_CANNOT_CLONE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV)
 _MOST_UPDATES = 8  # blocks that wait to be hashed
 _MOST_BATCHES = 6  # that run or wait
 _COPY = struct.Struct("=iiIIQQqqIIIiI20s")  # struct histfs_copy in `csrc/copy.h`
@@ -56,22 +52,6 @@ def remove_stranger(tree: WritableTree, path: bytes) -> None:
             advice="use one that tells upper from lower case and leaves the bytes of names as they are",
         )
     tree.remove_tree(path)
-
-
-def clone(source_fd: int, fd: int) -> int:
-    """Have the system copy one file to the other, from where they are; how many bytes it took. The rest is as before.
-
-    File systems that can do so let both share the blocks. Raises OSError.
-    """
-    size = 0
-    try:
-        left = os.fstat(source_fd).st_size - os.lseek(source_fd, 0, os.SEEK_CUR)
-        while size < left and (some := os.copy_file_range(source_fd, fd, _CLONE_BYTES)):
-            size += some
-    except OSError as exc:
-        if exc.errno not in _CANNOT_CLONE:
-            raise
-    return size
 
 
 def _written_back(fd: int, blocks: Iterator[bytes]) -> Iterator[bytes]:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from histfs.errors import UsageError, printable
 from histfs.store import plan
+from histfs.store.cloned import clone
 from histfs.store.compression import compress_seekable
-from histfs.store.copying import clone
 from histfs.store.delta import Changed, make_delta
 from histfs.store.entry import Entry, Kind, join
 from histfs.store.files import Attributes, WritableTree
