@@ -20,7 +20,6 @@ from contextlib import ExitStack
 from math import inf
 from pathlib import Path
 from time import monotonic
-from types import MappingProxyType
 from typing import NamedTuple, NoReturn
 
 from tests import comparison
@@ -360,9 +359,7 @@ class Worker:
         random.Random(repr(task)).shuffle(points)
         return recording, points
 
-    def try_task(
-        self, task: Task, part: int, parts: int, until: float = inf, *, known: Collection[int] = ()
-    ) -> Iterator[Verdict]:
+    def try_task(self, task: Task, part: int, parts: int, until: float, known: Collection[int]) -> Iterator[Verdict]:
         """Those points, as far as there is time (by the monotonic clock), but for those that are `known`."""
         operation, _ = self.operation(task.place, task.operation)
         recording, points = self._points(task)
@@ -422,7 +419,7 @@ def run(
     jobs: int = 1,
     mounts: bool = False,
     minutes: float = inf,
-    known: Mapping[tuple[str, str, str], Collection[int]] = MappingProxyType({}),
+    known: Mapping[tuple[str, str, str], Collection[int]],
     begin: Callable[[Task, int], None],
     tell: Callable[[Task, Verdict], None],
 ) -> None:
@@ -494,7 +491,7 @@ def _work(
                     now = monotonic()
                     until = now + (deadline - now) / (len(tasks) - number)  # an equal share for all that are left
                     done = known.get((task.operation, task.fault, task.place), ())
-                    for verdict in worker.try_task(task, part, parts, until, known=done):
+                    for verdict in worker.try_task(task, part, parts, until, done):
                         out.write(json.dumps([number, verdict]) + "\n")
                         out.flush()
                 worker.close()

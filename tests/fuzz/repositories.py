@@ -20,14 +20,15 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from histfs.errors import HistfsError
 from histfs.store import ledger
 from histfs.store.backup import backup
-from histfs.store.catalog import place
-from histfs.store.files import WritableTree
 from histfs.store.repository import Repository
 from histfs.store.restore import restore
 from tests.damage.readers import ERROR, Found, through_snapshots, through_verify, through_vfs
+from tests.store.barriers import remove_barriers
 from tests.trees import Dir, File, Link, Symlink, build
 
 FIRST, DAY = 1_700_000_000, 86_400
@@ -201,17 +202,14 @@ def _check_found(found: Found, whole: Made, *, lies: bool) -> None:
 @contextmanager
 def _quick() -> Iterator[None]:
     """Without barriers and logs, and with ledgers that are used at once."""
-    before = WritableTree.sync, os.fsync, place._SYNCHRONOUS, ledger._SETTLED_AFTER_NS
-    WritableTree.sync = lambda _tree: None  # type: ignore[method-assign]
-    os.fsync = lambda _fd: None
-    place._SYNCHRONOUS, ledger._SETTLED_AFTER_NS = "off", -(10**12)
-    logging.disable()
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-        WritableTree.sync, os.fsync = before[:2]  # type: ignore[method-assign]
-        place._SYNCHRONOUS, ledger._SETTLED_AFTER_NS = before[2:]
+    with pytest.MonkeyPatch.context() as patch:
+        remove_barriers(patch)
+        patch.setattr(ledger, "_SETTLED_AFTER_NS", -(10**12))
+        logging.disable()
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def check_repository(data: bytes) -> None:

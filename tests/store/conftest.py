@@ -1,6 +1,5 @@
 """What the tests of the store share."""
 
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from histfs.store import copying, ledger, walk
-from histfs.store.catalog import place
-from histfs.store.files import WritableTree
 from histfs.store.walk import Walk
 from tests.store import rich
+from tests.store.barriers import remove_barriers
 from tests.store.killing import Killer
 from tests.store.places import is_root
 from tests.store.sessions import Sessions
@@ -19,11 +17,8 @@ from tests.store.sessions import Sessions
 
 @pytest.fixture(autouse=True)
 def _no_barriers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They wait for whatever else is being written on this computer; what they are for is tested by their place."""
     if "real_sync" not in request.fixturenames:
-        monkeypatch.setattr(WritableTree, "sync", lambda _tree: None)
-        monkeypatch.setattr(os, "fsync", lambda _fd: None)
-        monkeypatch.setattr(place, "_SYNCHRONOUS", "off")
+        remove_barriers(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

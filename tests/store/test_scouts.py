@@ -10,7 +10,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ import pytest
 from histfs.store import walk as walk_module
 from histfs.store.source import Source
 from histfs.store.walk import Passed, Walk, Why, seen_of
+from tests.store.comparing import comparing_walk
 from tests.store.sessions import Sessions
 from tests.trees import Dir, File, Node, Symlink, build
 
@@ -50,18 +50,6 @@ class Known:
             if path.is_dir() and not path.is_symlink():
                 yield from self._walk(path)
 
-    @contextmanager
-    def walk(self) -> Iterator[Walk]:
-        """The tree is its own mirror."""
-        mirror = os.open(self.top, os.O_RDONLY)
-        try:
-            with Walk(mirror) as walk:
-                walk.push(os.open(self.top, os.O_RDONLY), is_trusted=True)
-                walk.trust(os.getuid(), os.getgid())
-                yield walk
-        finally:
-            os.close(mirror)
-
     def compare(self, walk: Walk, passed: int = 0) -> Passed:
         at = sum(len(record) + 5 for record in self.text.split(b"File ")[1 : passed + 1])
         options = {"number": passed, "first_number": passed, "line_end": b""}
@@ -89,7 +77,7 @@ def test_a_tree_is_passed_over_with_every_number_of_scouts(tmp_path: Path, monke
         for at_once in (1, 64, 10_000):
             monkeypatch.setattr(walk_module, "_SCOUTS", scouts)
             monkeypatch.setattr(walk_module, "_SCOUTED_AT_ONCE", at_once)
-            with known.walk() as walk:
+            with comparing_walk(known.top) as walk:
                 passed = known.compare(walk)
             assert (passed.why, passed.files) == (Why.AT_END, known.count), (scouts, at_once)
 
@@ -102,7 +90,7 @@ def test_nothing_is_left_of_scouts_wherever_a_walk_ends(tmp_path: Path) -> None:
     for _ in range(50):
         path = tmp_path / f"top/d{random_.randrange(60):03}/f{random_.randrange(30)}"
         path.write_bytes(b"longer than before")
-        with known.walk() as walk:
+        with comparing_walk(known.top) as walk:
             passed = known.compare(walk)
             assert passed.why is Why.DIFFERS
             assert walk.here() == os.fsencode(path.relative_to(tmp_path / "top"))
@@ -117,7 +105,7 @@ def test_small_trees_need_no_scouts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     build(tmp_path / "top", wide(9, 100))
     known = Known(tmp_path / "top")
     before = tasks()
-    with known.walk() as walk:
+    with comparing_walk(known.top) as walk:
         assert known.compare(walk).files == known.count
         assert tasks() == before
 
@@ -166,7 +154,7 @@ def test_a_change_is_seen_before_scouts_come_and_long_after(
     (top / "d000/f0").write_bytes(b"the first difference")
     if not is_late:
         change(top)
-    with known.walk() as walk:
+    with comparing_walk(known.top) as walk:
         passed = known.compare(walk)
         assert (passed.why, passed.files, walk.here()) == (Why.DIFFERS, 1, b"d000/f0")
         assert walk.next()

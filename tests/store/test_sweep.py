@@ -16,7 +16,8 @@ from histfs.store import walk as walk_module
 from histfs.store.format import posix_acl
 from histfs.store.format.ledger import HEADER_BYTES, SCANNED, SEEN_BYTES, Header, Seen, format_header, parse_header
 from histfs.store.source import Source
-from histfs.store.walk import Passed, Walk
+from histfs.store.walk import Passed
+from tests.store.comparing import comparing_walk
 from tests.store.passing import disturb, grow, ledger, of_session, set_list
 from tests.store.sessions import Sessions
 from tests.trees import MTIME, Dir, File, Link, Node, Symlink, build
@@ -326,11 +327,5 @@ def test_a_list_that_ends_in_the_middle_of_a_run(tmp_path: Path, monkeypatch: py
 
 
 def compare(top: Path, text: bytes, seen: bytes, *, is_last: bool) -> Passed:
-    mirror = os.open(top, os.O_RDONLY)
-    try:
-        with Walk(mirror) as walk:
-            walk.push(os.open(top, os.O_RDONLY), is_trusted=True)
-            walk.trust(os.getuid(), os.getgid())
-            return walk.compare(text, 0, seen, 0, is_last=is_last, number=0, first_number=0, line_end=b"\n")
-    finally:
-        os.close(mirror)
+    with comparing_walk(top) as walk:
+        return walk.compare(text, 0, seen, 0, is_last=is_last, number=0, first_number=0, line_end=b"\n")

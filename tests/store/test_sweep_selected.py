@@ -15,8 +15,9 @@ from histfs.store import walk as walk_module
 from histfs.store.format.ledger import SCANNED, VALID
 from histfs.store.selection import CACHE_SIGNATURE, CACHE_TAG, Option, Selection, split_lines
 from histfs.store.tree import Tree
-from histfs.store.walk import Passed, Walk
+from histfs.store.walk import Passed
 from tests.selections import random_rules
+from tests.store.comparing import comparing_walk
 from tests.store.passing import NAMES, disturb, grow, ledger, of_session
 from tests.store.sessions import Sessions, quote_names
 from tests.trees import Dir, File, Link, Node, Symlink, build
@@ -366,12 +367,6 @@ def compare(
         flags = VALID | SCANNED if is_directory else VALID
         now = walk_module.seen_of(status)._replace(record_bytes=len(record), flags=flags)
         seen += (now._replace(size=status.st_ctime_ns) if is_directory else now).format()
-    mirror = os.open(top, os.O_RDONLY)
-    try:
-        with Walk(mirror) as walk:
-            walk.push(os.open(top, os.O_RDONLY), is_trusted=True)
-            walk.trust(os.getuid(), os.getgid())
-            passed = walk.compare(text, 0, seen, 0, is_last=is_last, number=0, first_number=0, line_end=b"\n")
-            return passed, walk.path if walk.next() else None
-    finally:
-        os.close(mirror)
+    with comparing_walk(top) as walk:
+        passed = walk.compare(text, 0, seen, 0, is_last=is_last, number=0, first_number=0, line_end=b"\n")
+        return passed, walk.path if walk.next() else None

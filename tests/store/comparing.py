@@ -1,0 +1,21 @@
+"""A walk that compares a tree with what is known of it, without a session."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from histfs.store.walk import Walk
+
+
+@contextmanager
+def comparing_walk(top: Path) -> Iterator[Walk]:
+    """In the directory `top`, which is its own mirror; what belongs to us there may be passed over."""
+    mirror = os.open(top, os.O_RDONLY)
+    try:
+        with Walk(mirror) as walk:
+            walk.push(os.open(top, os.O_RDONLY), is_trusted=True)
+            walk.trust(os.getuid(), os.getgid())
+            yield walk
+    finally:
+        os.close(mirror)
