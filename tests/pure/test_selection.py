@@ -394,6 +394,12 @@ def test_an_empty_regular_expression(name: str) -> None:
         Selection.parse([Option(name), Option("exclude", b"x")], b"/s")
 
 
+@pytest.mark.parametrize("text", [b"[[a]x", b"[--a]", b"[a||b]"])
+def test_a_regular_expression_that_python_warns_of(text: bytes) -> None:
+    """It is read as it is today, and nothing is said: warnings are errors here."""
+    assert Selection.parse([Option("include-regexp", text), Option("exclude", b"x")], b"/s")
+
+
 @pytest.mark.parametrize("size", [b"9" * 5000, b"9" * 20, b"0" * 5000, b"", b"-1", b"1k"])
 def test_what_is_no_size(size: bytes) -> None:
     with pytest.raises(UsageError, match="a size is") as raised:

@@ -1,6 +1,7 @@
 """From the options of a command line to the stages of a selection."""
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -176,7 +177,10 @@ def _parse_regexp(text: bytes) -> re.Pattern[bytes]:
     if not text:
         raise UsageError("a regular expression is empty, and is found in every path")
     try:
-        return re.compile(text)
+        with warnings.catch_warnings():
+            # Of what another Python may read in another way, as `[[`: rdiff-backup reads it as this one does.
+            warnings.simplefilter("ignore", FutureWarning)
+            return re.compile(text)
     except (re.error, OverflowError, RecursionError) as exc:
         raise UsageError(f"the regular expression {printable(text)} makes no sense: {exc}") from None
 
