@@ -195,7 +195,7 @@ def counted_calls(workshop: Workshop) -> tuple[Counter[str], Counter[str]]:
     w = workshop
     log = w.place.root / "log of calls"
     w.place.take("three")
-    w.run(w.backup_arguments(FOURTH), log=log)
+    w.run(w.backup_arguments(FOURTH), Plan(), log=log)
     ours = Counter(line.split(b" ")[0].decode() for line in log.read_bytes().split(b"\0")[:-1])
     w.place.take("three")
     script = "import sys; from tests.faults import campaign; sys.exit(campaign.be_histfs())"
@@ -333,7 +333,7 @@ class Worker:
             operation = make_operation(name, workshop)
             operation.mounts = self._mounts
             workshop.place.take(operation.base)
-            ran = workshop.check_run(operation.arguments(), _FINE)
+            ran = workshop.check_run(operation.arguments(), _FINE, Plan())
             if ran.blind:
                 raise RuntimeError("something is changed through shared memory, where nothing can be seen")
             self._operations[name] = operation, ran.calls
