@@ -40,5 +40,6 @@ class _Lib:
     def histfs_moved_find(
         self, moved: FFI.CData, inode: int, size: int, mtime_ns: int, numbers: FFI.CData, count: int, /
     ) -> int: ...
+    def histfs_noise_runs(self, data: FFI.CData, size: int, ends: FFI.CData, most: int, /) -> int: ...
 
 lib: _Lib

@@ -6,6 +6,7 @@ the lock away for the whole of each function here.
 - `histfs_walk_*` goes through a tree in the order of the metadata files, for `histfs.store.walk`, and compares it with
   what an earlier session saw, record by record, until something is different.
 - `histfs_copy_files` copies files from one directory to another, and hashes them, for `histfs.store.copying`.
+- `histfs_noise_runs` tells what cannot be compressed, for `histfs.store.compression`.
 - `histfs_moved_*` finds the records of a ledger that may be of a file under another name, for `histfs.store.moved`.
 """
 
@@ -14,8 +15,8 @@ from pathlib import Path
 from cffi import FFI
 
 C_SOURCES = Path(__file__).parent / "csrc"
-HEADERS = ["walk.h", "copy.h", "moved.h"]
-FILES = ["look.c", "scouts.c", "walk.c", "sha1.c", "copy.c", "moved.c"]
+HEADERS = ["walk.h", "copy.h", "moved.h", "noise.h"]
+FILES = ["look.c", "scouts.c", "walk.c", "sha1.c", "copy.c", "moved.c", "noise.c"]
 
 SOURCE = r"""
 #ifndef _GNU_SOURCE

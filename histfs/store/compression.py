@@ -3,9 +3,9 @@
 A reader looks at the first bytes, as plain text under a name in `.gz` exists. The other way round the name counts: a
 file of a user that is kept as it is may well begin like gzip.
 
-ISA-L inflates two to four times as fast as zlib, and stores what does not compress ten times as fast; anything else is
-deflated by zlib, in fewer bytes. Headers are read and sums are compared here, as ISA-L's own reader of headers refuses
-good files when a header is cut by the end of a block.
+ISA-L inflates two to four times as fast as zlib, which deflates in fewer bytes. What is noise is stored: the blocks of
+a member end where noise begins and ends, so that zlib sees that it makes it no smaller. Headers are read and sums are
+compared here, as ISA-L's own reader of headers refuses good files when a header is cut by the end of a block.
 """
 
 import os
@@ -13,12 +13,13 @@ import struct
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator
-from itertools import chain
-from typing import Self
+from itertools import chain, pairwise
+from typing import Self, cast
 
 from isal import igzip_lib, isal_zlib
 
 from histfs import rsync
+from histfs._tree import ffi, lib
 from histfs.errors import DamagedError
 from histfs.store.format import seekable
 from histfs.store.tree import BLOCK_SIZE, file_blocks, read_at
@@ -37,10 +38,9 @@ _IsalError: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]
 
 # What is scattered all over a file is read again in small pieces, a little of each of many increments; to inflate as
 # little as possible for each is worth some percent in size. Long literals, and whole files, are read in order.
-_SMALL_PIECE = 16 * 1024
+_SMALL_PIECE = 32 * 1024
+_MOST_RUNS = 2 * BLOCK_SIZE // 1280 + 2  # noise is told apart from 1024 bytes on, anything else from 256 on
 _SCATTERED = 192  # bytes of commands in a block: about sixteen literals
-_INCOMPRESSIBLE = 0.98  # the rest after ISA-L's level 1 from which on it is stored
-_PLAIN_HEADER_BYTES = 10
 _TAIL_BYTES = 64 * 1024  # holds most indexes
 
 
@@ -196,7 +196,7 @@ def compress_seekable(blocks: Iterable[bytes], *, commands: bool = False) -> Ite
     blocks = _of_equal_size(blocks)
     first, second = next(blocks, b""), next(blocks, None)
     if second is None:
-        yield _packed(first) or zlib.compress(first, LEVEL, GZIP)
+        yield _member(first)
         return
     index = _IndexWriter(commands=commands)
     for block in chain((first, second), blocks):
@@ -230,14 +230,27 @@ def _members(block: bytes, piece_bytes: int) -> Iterator[tuple[bytes, int]]:
     """`block` in members of up to `piece_bytes` of it; with their raw lengths."""
     for start in range(0, len(block), piece_bytes):
         piece = block[start : start + piece_bytes]
-        yield _packed(piece) or zlib.compress(piece, LEVEL, GZIP), len(piece)
+        yield _member(piece), len(piece)
 
 
-def _packed(data: bytes) -> bytes | None:
-    """A member that is not worth more effort; None if it is."""
-    packed = isal_zlib.compress(data, 1, GZIP)
-    is_incompressible = len(packed) - _PLAIN_HEADER_BYTES - _SUMS.size >= _INCOMPRESSIBLE * len(data)
-    return packed if is_incompressible else None
+def _member(data: bytes) -> bytes:
+    ends = _runs(data)
+    if ends[0] == 0 and ends[1:] == [len(data)]:
+        return zlib.compress(data, 0, GZIP)
+    member = zlib.compressobj(LEVEL, zlib.DEFLATED, GZIP)
+    parts = []
+    for start, end in pairwise([0, *ends]):
+        parts.append(member.compress(data[start:end]))
+        if 0 < end < len(data):
+            parts.append(member.flush(zlib.Z_BLOCK))
+    return b"".join([*parts, member.flush()])
+
+
+def _runs(data: bytes) -> list[int]:
+    """Where what is no noise (at first; it may be nothing) and what is ends, by turns; of at most 256 KiB."""
+    ends = ffi.new("uint32_t[]", _MOST_RUNS)
+    count = lib.histfs_noise_runs(ffi.from_buffer(data), len(data), ends, _MOST_RUNS)
+    return cast("list[int]", ffi.unpack(ends, count))
 
 
 class _IndexWriter:
