@@ -106,6 +106,11 @@ def test_every_call_is_supervised() -> None:
 # --- long -----------------------------------------------------------------------------------------------------------
 
 
+def _recorded() -> list[str]:
+    """Points that a campaign has tried need not be tried again, if the variable FAULTS_RECORD names its record."""
+    return [f"--record={os.environ['FAULTS_RECORD']}"] if "FAULTS_RECORD" in os.environ else []
+
+
 @pytest.mark.long
 def test_the_judge_notices_what_is_cut() -> None:
     ran = _run("--sensitivity")
@@ -121,7 +126,7 @@ def test_real_mounts_show_what_was_finished() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("fault", ["SIGKILL", "SIGTERM", "EIO once", "ENOSPC from then on", "short reads and writes"])
 def test_every_point_in_memory(fault: str) -> None:
-    try_points(f"--faults=^{fault}", jobs=2, at_least=400)
+    try_points(f"--faults=^{fault}", *_recorded(), jobs=2, at_least=400)
 
 
 @pytest.mark.long
@@ -129,7 +134,7 @@ def test_every_point_in_memory(fault: str) -> None:
 def test_other_errors_in_turns(number: int, fault: str) -> None:
     """Together they meet every point; `python -m tests.faults` tries all of them at each."""
     arguments = (f"--faults=^{fault}", f"--step={len(_OTHER_ERRORS)}", f"--first={number + 1}")
-    try_points(*arguments, jobs=2, at_least=200)
+    try_points(*arguments, *_recorded(), jobs=2, at_least=200)
 
 
 @pytest.mark.long
@@ -137,4 +142,4 @@ def test_other_errors_in_turns(number: int, fault: str) -> None:
 @pytest.mark.parametrize("place", [kind.name for kind in places.FILE_SYSTEMS])
 @pytest.mark.parametrize("fault", ["power cut, com", "power cut, met", "power cut after|the same", "full disk"])
 def test_every_point_on_a_disk(fault: str, place: str) -> None:
-    try_points(f"--faults=^({fault})", f"--places=^{place}$", jobs=2, at_least=100)
+    try_points(f"--faults=^({fault})", f"--places=^{place}$", *_recorded(), jobs=2, at_least=100)
