@@ -35,6 +35,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=math.inf, help="only a sample that takes so long")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--record", type=Path, metavar="FILE", help="go on with what is there, and add to it")
+    parser.add_argument("--show", action="store_true", help="run nothing: what the record has, an operation a line")
     parser.add_argument("--mounts", action="store_true", help="read through real mounts, too (only in memory)")
     parser.add_argument("--rdiff-backup", action="store_true", help="the same with sessions of rdiff-backup")
     parser.add_argument("--without-barriers", action="store_true", help="break histfs, to see that it is noticed")
@@ -89,6 +90,45 @@ class Tally:
         totals = [sum(self.all_points.values()), sum(self.points.values()), sum(self.good.values())]
         totals += [sum(count for row, count in self.kinds.items() if row[3] == kind) for kind in kinds]
         return [*lines, f"| **all** | | | {' | '.join(map(str, totals))} |"]
+
+    def overview(self) -> list[str]:
+        """Markdown: a line an operation, a column a kind of fault. "7": all 7 points recovered; "5 of 7": two were not,
+        or not tried.
+        """
+        columns = {title: Counter[str]() for title in _KINDS_OF_FAULTS}
+        recovered = {title: Counter[str]() for title in _KINDS_OF_FAULTS}
+        for (operation, fault, place), points in self.all_points.items():
+            [title] = [title for title, pattern in _KINDS_OF_FAULTS.items() if re.match(pattern, fault)]
+            columns[title][operation] += points
+            recovered[title][operation] += self.good[operation, fault, place]
+        titles = [title for title, found in columns.items() if found]
+        lines = [f"| | {' | '.join(titles)} |", f"|---|{'---:|' * len(titles)}"]
+        operations = [
+            name for name in (*OPERATIONS, rdiff_backup.NAME) if any(columns[title][name] for title in titles)
+        ]
+        for name in operations:
+            cells = [_share(recovered[title][name], columns[title][name]) for title in titles]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        totals = [_share(recovered[title].total(), columns[title].total()) for title in titles]
+        return [*lines, f"| **all** | {' | '.join(totals)} |"]
+
+
+# What there is to see of the faults in an overview.
+_KINDS_OF_FAULTS = {
+    "SIGKILL": "SIGKILL",
+    "SIGTERM": "SIGTERM",
+    "a call fails once": "E[A-Z]+ once",
+    "all fail from then on": "E[A-Z]+ from then on",
+    "reads and opening fail too": "E[A-Z]+, ",
+    "short reads and writes": "short",
+    "full disk": "full disk",
+    "power cut at a call": "power cut, ",
+    "power cut at a block": "power cut after a block|the same",
+}
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} of {whole}" if part != whole else str(whole) if whole else "-"
 
 
 def _compare_calls() -> int:
@@ -146,6 +186,10 @@ def main(arguments: argparse.Namespace) -> int:
         for task, verdict in record.verdicts:
             tally.begin(task, record.points[task])
             tally.add(task, verdict)
+
+    if arguments.show:
+        sys.stdout.write("\n".join(tally.overview()) + "\n")
+        return any(row[3] != "unreadable" for row in tally.kinds)
 
     def begin(task: Task, points: int) -> None:
         tally.begin(task, points)

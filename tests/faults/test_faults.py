@@ -68,6 +68,10 @@ def test_a_campaign_is_gone_on_with(tmp_path: Path) -> None:
     assert more[: len(lines)] == lines
     points = [json.loads(line)[1][0] for line in more[1:] if isinstance(json.loads(line)[1], list)]
     assert len(points) == len(set(points)) >= 4
+    shown = _run(f"--record={record}", "--show")
+    assert shown.stdout.splitlines()[0] == "| | SIGKILL |"
+    assert re.search(rf"^\| catalog update \| ({len(points)}|{len(points)} of \d+) \|$", shown.stdout, re.MULTILINE)
+    assert record.read_text().splitlines() == more
     record.write_text("\n".join(["of another histfs", *more[1:]]) + "\n")
     assert _run(*some).returncode == 1
 
