@@ -119,6 +119,11 @@ class SourceError(HistfsError):
     """A file of the source could not be read, or changed while it was read: the session goes on without it."""
 
     exit_code = EXIT_FILE_ERROR
+    if_new = "it is not in the backup"  # in place of the advice, where there is no version before
+
+    def for_new(self) -> None:
+        """Say what it means for something that no session has had before."""
+        self.advice = self.if_new
 
 
 class MountError(HistfsError):

@@ -98,6 +98,7 @@ STORE_LAYERS = [
         "source",
         "special",
         "tree",
+        "unreadable",
         "walk",
         "xattrs",
     },

@@ -1,11 +1,15 @@
 """`histfs backup SRC REPO`: add a session to a repository."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from histfs.cli import general, options, selection
 from histfs.cli.output import Output, counted, moment, with_units
 from histfs.cli.progress import of_last_session, progress
-from histfs.errors import EXIT_FILE_ERROR, EXIT_FILE_WARNING, EXIT_WARNING
+from histfs.errors import EXIT_FILE_ERROR, EXIT_FILE_WARNING, EXIT_WARNING, printable
+
+if TYPE_CHECKING:
+    from histfs.store.backup import BackupOutcome
 
 DESCRIPTION = """\
 Copy the state of SRC into REPO, as a new session. Afterwards REPO holds a plain
@@ -102,19 +106,16 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             checksum=arguments.checksum,
             on_block=None if step is None else step.block,
         )
-    exit_code = 0
+    exit_code = _exit_code(outcome)
     if outcome.regressed:
-        exit_code |= EXIT_WARNING
         output.warn(_what_was_before(outcome.kept_files))
-    if outcome.source_errors:
-        exit_code |= EXIT_FILE_ERROR
-    if outcome.source_warnings:
-        exit_code |= EXIT_FILE_WARNING
+    if outcome.emptied:
+        output.warn(f"what else was in {printable(arguments.repository)} was removed")
     statistics = outcome.statistics
     if options.wants_document(arguments):
         counts = with_units(statistics._asdict()) | moment(int(statistics.start_time_s))
         trouble = {"source_errors": outcome.source_errors, "source_warnings": outcome.source_warnings}
-        before = {"regressed": outcome.regressed, "kept_files": outcome.kept_files}
+        before = {"regressed": outcome.regressed, "kept_files": outcome.kept_files, "emptied": outcome.emptied}
         output.document({"statistics": counts} | before | trouble)
     elif arguments.print_statistics:
         output.insist(format_session_statistics(statistics).decode("utf-8", "backslashreplace"))
@@ -123,6 +124,15 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             f"{counted(statistics.source_files)}: {statistics.new_files} new, {statistics.changed_files} changed, "
             f"{statistics.deleted_files} deleted; {statistics.source_file_bytes} bytes"
         )
+    return exit_code
+
+
+def _exit_code(outcome: "BackupOutcome") -> int:
+    exit_code = EXIT_WARNING if outcome.regressed or outcome.emptied else 0
+    if outcome.source_errors:
+        exit_code |= EXIT_FILE_ERROR
+    if outcome.source_warnings:
+        exit_code |= EXIT_FILE_WARNING
     return exit_code
 
 

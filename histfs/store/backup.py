@@ -33,7 +33,7 @@ from histfs.store.batch import Batch
 from histfs.store.begun import BEGUN, FirstSession
 from histfs.store.catalog import update_catalog
 from histfs.store.copying import Copies
-from histfs.store.emptying import check_may_be_emptied
+from histfs.store.emptying import check_apart, check_may_be_emptied, check_may_be_made
 from histfs.store.entry import ALL_EXTRAS, Entry, Extras, is_below
 from histfs.store.extras import recorded_extras
 from histfs.store.files import WritableTree
@@ -44,7 +44,6 @@ from histfs.store.layout import CHARS_TO_QUOTE, DATA, INCREMENTS, SPECIAL_ESCAPE
 from histfs.store.ledger import Ledger, LedgerWriter, Lists, lists_of
 from histfs.store.lock import locked, marker_text
 from histfs.store.mirror import MirrorUpdate
-from histfs.store.mounts import is_same_place_or_below
 from histfs.store.moved import Moves, Places
 from histfs.store.naming import DEFAULT_NAMING, Naming, check_naming, settle_layout
 from histfs.store.ordered import Ordered
@@ -54,9 +53,10 @@ from histfs.store.records import DEFAULT_STYLE, RecordStyle, SessionRecords, Tel
 from histfs.store.recovery import recover
 from histfs.store.repository import Repository
 from histfs.store.selection import Selection
-from histfs.store.source import Found, Source, Unreadable
+from histfs.store.source import Found, Source
 from histfs.store.sweep import Above, Carried, OldExtras, OldList, Step, Sweep, pairs, text_of
 from histfs.store.touched import Notes, Session
+from histfs.store.unreadable import Unreadable
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ class BackupOutcome(NamedTuple):
     source_warnings: int  # files that vanished or changed while they were read
     regressed: bool
     kept_files: int = 0  # that it had copied, if it was a first one
+    emptied: bool = False  # something else lay where the repository is now
 
 
 def backup(
@@ -106,11 +107,15 @@ def backup(
         opened = stack.enter_context(Source.open(source, selection, extras, is_to_be_copied=True))
         opened.on_block = on_block
         opened.check_root()
-        _check_apart(source, repository)
+        check_apart(source, repository)
+
+        emptied = False
 
         def check_emptying(tree: WritableTree) -> None:
+            nonlocal emptied
             check_naming(naming)
             check_may_be_emptied(tree, repository, opened.status)
+            emptied = True
 
         emptying = check_emptying if force else None
         tree = stack.enter_context(_open_repository(repository, emptying, with_parents=with_parents))
@@ -124,20 +129,15 @@ def backup(
             opened_repository = Repository(tree, repository)
             session = _Session(opened_repository, layout, tree, opened, now, report, links, owners, style, tell)
             session.compares_contents = checksum
-            return session.run()._replace(regressed=regressed)
-
-
-def _check_apart(source: Path, repository: Path) -> None:
-    if is_same_place_or_below(source, repository):
-        raise UsageError(
-            "the source lies in the repository", path=source, advice="choose a repository outside of the source"
-        )
+            return session.run()._replace(regressed=regressed, emptied=emptied)
 
 
 def _open_repository(
     path: Path, check_emptying: Callable[[WritableTree], None] | None, *, with_parents: bool
 ) -> WritableTree:
     with storage_errors():
+        if not os.path.isdir(path / os.fsdecode(DATA)):
+            check_may_be_made(path)
         try:
             tree = WritableTree.create(path, with_parents=with_parents)
         except FileNotFoundError:
@@ -370,22 +370,23 @@ class _Session:
     def _update_paths(
         self, mirror: MirrorUpdate, steps: Iterator[Step], ordered: Ordered, records: SessionRecords
     ) -> None:
+        new = None  # the last path that no session has had before
         for step in steps:
-            if isinstance(step, Carried):
-                ordered.carry(step)
-                continue
-            if isinstance(step, Above):
-                ordered.pass_through(step)
+            if isinstance(step, Carried | Above):
+                ordered.pass_over(step)
                 continue
             old, found = step
             if isinstance(found, Unreadable):
                 if not found.path:
                     raise found.error
                 self._unreadable = found.path
-                self._count(records, found.error)
+                is_new = found.path == new if found.is_listing else old is None
+                self._count(records, found.error, is_new=is_new)
                 if old is not None:
                     ordered.add(old, mirror.keep(old), None)
                 continue
+            if old is None and found is not None:
+                new = found.path
             update = self._update_path(mirror, old, found, records)
             if update is not None:
                 ordered.add(old, update, found)
@@ -397,23 +398,25 @@ class _Session:
     ) -> Update | None:
         """What becomes of one path; None if it is new and cannot be read, so that there is nothing to record."""
         if found is not None:
-            if found.trouble is not None:
-                self._count(records, found.trouble)
-                found = found.with_extras_of(old)
             if self.compares_contents:
                 found = found._replace(is_suspect=True)
             try:
-                return mirror.update(old, found)
+                update = mirror.update(old, found if found.trouble is None else found.with_extras_of(old))
             except SourceError as error:
                 self._unreadable = found.path
-                self._count(records, error)
+                self._count(records, error, is_new=old is None)
                 return None if old is None else mirror.keep(old)
+            if found.trouble is not None:
+                self._count(records, found.trouble, is_new=old is None)
+            return update
         assert old is not None
         if self._unreadable is not None and is_below(old.path, self._unreadable):
             return mirror.keep(old)
         return mirror.remove(old)
 
-    def _count(self, records: SessionRecords, error: SourceError) -> None:
+    def _count(self, records: SessionRecords, error: SourceError, *, is_new: bool = True) -> None:
+        if is_new:
+            error.for_new()
         if error.exit_code == EXIT_FILE_WARNING:
             self._warnings += 1
         else:

@@ -32,8 +32,9 @@ from histfs.store.recorded import Recorded
 from histfs.store.repository import Repository
 from histfs.store.selection import Outcome, Selection, Subject, selected
 from histfs.store.snapshot import Snapshot
-from histfs.store.source import Found, Source, Unreadable
+from histfs.store.source import Found, Source
 from histfs.store.sweep import pairs
+from histfs.store.unreadable import Unreadable
 
 _OF_ROOT = b"trusted."
 

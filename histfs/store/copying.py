@@ -9,6 +9,7 @@ the system (`cloned`).
 import ctypes
 import hashlib
 import os
+import stat
 import struct
 import threading
 from binascii import hexlify
@@ -21,8 +22,9 @@ from typing import Self
 from histfs._tree import ffi, lib
 from histfs.errors import SourceError, StorageError
 from histfs.store.cloned import Clone, is_scattered, try_clone
-from histfs.store.entry import name_of, parent_of
+from histfs.store.entry import join, name_of, parent_of
 from histfs.store.files import Attributes, WritableTree, write_blocks
+from histfs.store.layout import DATA
 from histfs.store.source import Found, Source
 
 MAX_BYTES = 16 << 20  # of a file: others are copied by whoever meets them, block by block
@@ -42,7 +44,8 @@ _OWNER_REFUSED, _HAS_XATTRS = 1, 2
 def remove_stranger(tree: WritableTree, path: bytes) -> None:
     """Remove what has the place of something new: a person put it there, or a session that died; no list knows it.
 
-    Unless it has another name, and the file system takes the two for one. Raises StorageError, OSError.
+    Unless it has another name, and the file system takes the two for one; or it is or holds a repository, as a person's
+    other backups must not go for this one. Raises StorageError, OSError.
     """
     parent, _, name = path.rpartition(b"/")
     if name not in tree.names(parent):
@@ -51,7 +54,24 @@ def remove_stranger(tree: WritableTree, path: bytes) -> None:
             path=path,
             advice="use one that tells upper from lower case and leaves the bytes of names as they are",
         )
+    if repository := _repository_in(tree, path):
+        raise StorageError(
+            "is a repository in the place of what is backed up to here",
+            path=repository,
+            advice="move it out of this repository, and back up again",
+        )
     tree.remove_tree(path)
+
+
+def _repository_in(tree: WritableTree, path: bytes) -> bytes | None:
+    pending = [path] if stat.S_ISDIR(tree.stat(path).st_mode) else []
+    while pending:
+        directory = pending.pop()
+        directories, _ = tree.names_by_kind(directory)
+        if DATA in directories:
+            return directory
+        pending += [join(directory, name) for name in directories]
+    return None
 
 
 def _written_back(fd: int, blocks: Iterator[bytes]) -> Iterator[bytes]:

@@ -1,7 +1,7 @@
-"""Whether a directory may be emptied to become a repository.
+"""Whether a directory may become a repository, and be emptied for that.
 
-Who says so has looked at the directory, and not at all that is below it or above: what would hurt most to lose is
-refused whatever is said. Nothing is removed here.
+Who says the latter has looked at the directory, and not at all that is below it or above: what would hurt most to lose
+is refused whatever is said. Nothing is removed here.
 """
 
 import os
@@ -9,14 +9,39 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from histfs.errors import NotARepositoryError
+from histfs.errors import NotARepositoryError, UsageError, printable
 from histfs.store.entry import is_below, join
 from histfs.store.files import WritableTree
 from histfs.store.layout import DATA
-from histfs.store.mounts import mounts
+from histfs.store.mounts import is_same_place_or_below, mounts
 from histfs.store.tree import Tree
 
 _ADVICE = "nothing was removed; choose another directory, or empty this one yourself"
+
+
+def check_apart(source: Path, repository: Path) -> None:
+    """Raise UsageError if the source lies in the repository."""
+    if is_same_place_or_below(source, repository):
+        raise UsageError(
+            "the source lies in the repository", path=source, advice="choose a repository outside of the source"
+        )
+
+
+def check_may_be_made(path: Path) -> None:
+    """Raise NotARepositoryError if a new repository at `path` would lie in another one.
+
+    It would be part of that one's mirror, and in the way of what its sessions put there.
+    """
+    above = _repository_above(path)
+    if above is not None:
+        raise NotARepositoryError(
+            f"would lie in the repository {printable(above)}", path=path, advice="choose a place outside of that"
+        )
+
+
+def _repository_above(path: Path) -> Path | None:
+    parents = Path(os.path.realpath(path)).parents
+    return next((place for place in parents if os.path.isdir(place / os.fsdecode(DATA))), None)
 
 
 def check_may_be_emptied(tree: Tree, path: Path, source: os.stat_result) -> None:
@@ -27,7 +52,7 @@ def check_may_be_emptied(tree: Tree, path: Path, source: os.stat_result) -> None
     for above in _directories_above(tree):
         if os.path.samestat(above, source):
             raise NotARepositoryError("is part of the source, and is not emptied", path=path, advice=_ADVICE)
-    if any(os.path.isdir(place / os.fsdecode(DATA)) for place in Path(os.path.realpath(path)).parents):
+    if _repository_above(path) is not None:
         raise NotARepositoryError("is part of a repository, and is not emptied", path=path, advice=_ADVICE)
     for below, status in _below(tree, path):
         if os.path.samestat(status, source):

@@ -16,7 +16,8 @@ from histfs.store.ledger import Ledger, lists_of
 from histfs.store.moved import Places, may_have_moved
 from histfs.store.repository import Repository
 from histfs.store.selection import Outcome, Selection, Verdict
-from histfs.store.source import Found, Source, Unreadable
+from histfs.store.source import Found, Source
+from histfs.store.unreadable import Unreadable
 
 
 class Explanation(NamedTuple):

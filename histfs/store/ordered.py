@@ -55,7 +55,15 @@ class Ordered:
         self._waiting.append((old, update, found))
         self._settle_some()
 
-    def carry(self, run: Carried) -> None:
+    def pass_over(self, step: Carried | Above) -> None:
+        """What is as it was; or: what comes next lies in a directory that was carried."""
+        if isinstance(step, Above):
+            self._mirror.update(step.entry, step.found)
+            self._ledger.touch(self._layout.mirror_path(step.entry), step.number)
+        else:
+            self._pass_over(step)
+
+    def _pass_over(self, run: Carried) -> None:
         self.count += run.files
         self._mirror.pass_links(run.links)
         if not self._waiting:
@@ -64,11 +72,6 @@ class Ordered:
         self._waiting.append(run)
         self._waiting_bytes += len(run.records) + len(run.xattrs) + len(run.acls)
         self._settle_some()
-
-    def pass_through(self, above: Above) -> None:
-        """What comes next lies in a directory that was carried."""
-        self._mirror.update(above.entry, above.found)
-        self._ledger.touch(self._layout.mirror_path(above.entry), above.number)
 
     def settle(self) -> None:
         """Wait for all that was begun."""

@@ -19,8 +19,9 @@ from histfs.store.format.metadata import read_entries
 from histfs.store.layout import Layout, State
 from histfs.store.look import entry_of, read_extras
 from histfs.store.snapshot import list_blocks, well_formed
-from histfs.store.source import Source, Unreadable
+from histfs.store.source import Source
 from histfs.store.tree import Tree
+from histfs.store.unreadable import Unreadable
 
 _Report = Callable[[HistfsError], None]
 

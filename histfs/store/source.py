@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, Self, TypeVar
 
 from histfs import __version__
-from histfs.errors import EXIT_FILE_WARNING, FormatError, SourceError, UsageError, storage_errors
+from histfs.errors import FormatError, SourceError, UsageError, storage_errors
 from histfs.store.entry import NO_EXTRAS, Entry, Extras, Kind, join
 from histfs.store.format import posix_acl
 from histfs.store.format.ledger import RULES_BYTES
@@ -22,6 +22,7 @@ from histfs.store.layout import DATA
 from histfs.store.look import KINDS, entry_of, read_extras
 from histfs.store.selection import CACHE_SIGNATURE, CACHE_TAG, Outcome, Places, Scanned, Selection, Subject
 from histfs.store.tree import BLOCK_SIZE, NotRegularError, Tree
+from histfs.store.unreadable import Unreadable, changed, extras_error, source_error, unlisted
 from histfs.store.walk import Walk, status_of
 
 # Eight times what open(2) takes. Whoever may make directories in a source must not be able to stop its backups, by a
@@ -81,13 +82,6 @@ class Digest(Protocol):
     """What takes in the blocks of a file."""
 
     def update(self, block: bytes, /) -> None: ...
-
-
-class Unreadable(NamedTuple):
-    """What lies at and below `path` cannot be known now."""
-
-    path: bytes
-    error: SourceError
 
 
 _Told = TypeVar("_Told", covariant=True)
@@ -187,7 +181,7 @@ class Source:
         try:
             os.close(self._tree.open_directory(b""))
         except OSError as exc:
-            found = _unlisted(b"", exc)
+            found = unlisted(b"", exc)
         if isinstance(found, Unreadable):
             found.error.advice = "nothing was changed"
             raise found.error
@@ -278,7 +272,7 @@ class Source:
             elif not walk.enter(mirror_ctime_ns):
                 walk.push(self._tree.open_directory(path))
         except OSError as exc:
-            return _unlisted(path, exc)
+            return unlisted(path, exc)
         return None
 
     def _enter_again(self, walk: Walk, path: bytes, error: int) -> Unreadable | None:
@@ -288,7 +282,7 @@ class Source:
                 raise OSError(error, os.strerror(error))
             walk.push(self._tree.open_directory(path))
         except OSError as exc:
-            return _unlisted(path, exc)
+            return unlisted(path, exc)
         return None
 
     def subject(self, found: Found) -> Subject:
@@ -373,7 +367,7 @@ class Source:
         except (OSError, FormatError) as exc:
             if isinstance(exc, OSError) and exc.errno in _HAS_NO_EXTRAS:
                 return found
-            return found._replace(trouble=_extras_error(exc, found.path))
+            return found._replace(trouble=extras_error(exc, found.path))
 
     def open_directory(self, path: bytes) -> int:
         """A descriptor of a directory that the walk is in. Raises SourceError."""
@@ -415,33 +409,3 @@ class Source:
         now = os.fstat(fd)
         if size != found.status.st_size or now.st_mtime_ns != found.status.st_mtime_ns:
             raise changed(found.path)
-
-
-def _unlisted(path: bytes, exc: OSError) -> Unreadable:
-    return Unreadable(path, source_error(exc, path, "the directory cannot be listed"))
-
-
-def source_error(exc: OSError, path: bytes, problem: str) -> SourceError:
-    error = SourceError(f"{problem} ({exc.strerror})", path=path, advice="its last version in the backup is kept")
-    if isinstance(exc, FileNotFoundError | NotADirectoryError):
-        error = SourceError("vanished while it was backed up", path=path, advice=error.advice)
-        error.exit_code = EXIT_FILE_WARNING
-    return error
-
-
-def _extras_error(exc: OSError | FormatError, path: bytes) -> SourceError:
-    reason = exc.problem if isinstance(exc, FormatError) else exc.strerror
-    error = SourceError(
-        f"its extended attributes or access control list cannot be read ({reason})",
-        path=path,
-        advice="those of its last version are kept",
-    )
-    if isinstance(exc, FileNotFoundError | NotADirectoryError):
-        error.exit_code = EXIT_FILE_WARNING
-    return error
-
-
-def changed(path: bytes) -> SourceError:
-    error = SourceError("changed while it was read", path=path, advice="its last version in the backup is kept")
-    error.exit_code = EXIT_FILE_WARNING
-    return error

@@ -18,8 +18,9 @@ from histfs.store.format.ledger import SEEN_BYTES, Header, Seen
 from histfs.store.format.metadata import parse_record
 from histfs.store.format.quoting import NO_QUOTING, Quoting
 from histfs.store.ledger import Ledger, Lists, named
-from histfs.store.source import Found, Source, Unreadable
+from histfs.store.source import Found, Source
 from histfs.store.tree import Tree
+from histfs.store.unreadable import Unreadable
 from histfs.store.walk import Level, Passed, Walk, Why, status_of
 
 

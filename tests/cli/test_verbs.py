@@ -63,7 +63,7 @@ RESTORED = {
 
 def backed_up(**changes):
     outcome = {"statistics": STATISTICS, "source_errors": 0, "source_warnings": 0, "regressed": False, "kept_files": 0}
-    return SimpleNamespace(**outcome | changes)
+    return SimpleNamespace(**{"emptied": False} | outcome | changes)
 
 
 class TestBackup:
@@ -133,6 +133,7 @@ class TestBackup:
         [
             ({"regressed": True}, 2),
             ({"regressed": True, "kept_files": 2}, 2),
+            ({"emptied": True}, 2),
             ({"source_errors": 3}, 4),
             ({"source_warnings": 1}, 8),
             ({"regressed": True, "source_errors": 1, "source_warnings": 2}, 14),

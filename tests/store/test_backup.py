@@ -18,7 +18,8 @@ from histfs.store.files import WritableTree
 from histfs.store.format.stats import SessionStatistics, parse_session_statistics
 from histfs.store.format.times import format_time
 from histfs.store.naming import Naming
-from histfs.store.source import Source, source_error
+from histfs.store.source import Source
+from histfs.store.unreadable import source_error
 from tests.comparison import read
 from tests.store.places import is_root, make_deep, open_descriptors
 from tests.store.sessions import DAY, FIRST, Sessions, quote_names, stamp
@@ -157,7 +158,7 @@ def test_statistics(sessions: Sessions) -> None:
         total_destination_change_bytes=6 + 9 + sum(sizes) - 3 - 6,
     )
     assert _counts(outcome.statistics) == _counts(expected)
-    assert outcome[1:] == (0, 0, False, 0)
+    assert outcome[1:] == (0, 0, False, 0, False)
     text = (sessions.data / f"session_statistics.{stamp(sessions.now)}.data").read_bytes()
     assert _counts(parse_session_statistics(text)) == _counts(expected)
     lines = gzip.decompress((sessions.data / f"file_statistics.{stamp(sessions.now)}.data.gz").read_bytes()).split(

@@ -20,8 +20,9 @@ from histfs.store.backup import backup
 from histfs.store.entry import Entry, Kind, LinkGroup, sort_key
 from histfs.store.format.metadata import format_record, parse_record
 from histfs.store.look import entry_of
-from histfs.store.source import Found, Source, Unreadable
+from histfs.store.source import Found, Source
 from histfs.store.tree import Tree
+from histfs.store.unreadable import Unreadable
 from histfs.store.walk import Walk
 from tests.comparison import read
 from tests.store.places import is_root, make_deep, open_descriptors
