@@ -9,7 +9,6 @@ the system (`cloned`).
 import ctypes
 import hashlib
 import os
-import stat
 import struct
 import threading
 from binascii import hexlify
@@ -54,7 +53,7 @@ def remove_stranger(tree: WritableTree, path: bytes) -> None:
             path=path,
             advice="use one that tells upper from lower case and leaves the bytes of names as they are",
         )
-    if repository := _repository_in(tree, path):
+    if repository := repository_in(tree, path):
         raise StorageError(
             "is a repository in the place of what is backed up to here",
             path=repository,
@@ -63,11 +62,15 @@ def remove_stranger(tree: WritableTree, path: bytes) -> None:
     tree.remove_tree(path)
 
 
-def _repository_in(tree: WritableTree, path: bytes) -> bytes | None:
-    pending = [path] if stat.S_ISDIR(tree.stat(path).st_mode) else []
+def repository_in(tree: WritableTree, path: bytes) -> bytes | None:
+    """A repository that `path`, which may be missing, is or holds. Raises OSError."""
+    pending = [path]
     while pending:
         directory = pending.pop()
-        directories, _ = tree.names_by_kind(directory)
+        try:
+            directories, _ = tree.names_by_kind(directory)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
         if DATA in directories:
             return directory
         pending += [join(directory, name) for name in directories]

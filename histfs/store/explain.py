@@ -138,7 +138,9 @@ def _suspicions(seen: Seen, found: Found) -> Iterator[str]:
         yield "its time differs by a fraction of a second"
     if not seen.may_have_changed(status.st_ino, status.st_dev, status.st_ctime_ns):
         return
-    if seen.inode != status.st_ino:
+    if not seen.flags & VALID:
+        yield "the last session could not look at it"
+    elif seen.inode != status.st_ino:
         yield "it is another file of the same size and time (its inode number is another)"
     elif seen.ctime_ns != status.st_ctime_ns:
         yield "something of it was changed since (the change time of its inode)"

@@ -47,7 +47,9 @@ LEDGER = join(OWN, b"ledger")
 _NEW = LEDGER + b".new"
 BLOCK_RECORDS = 4096
 _BLOCK_BYTES = BLOCK_RECORDS * SEEN_BYTES
-_SETTLED_AFTER_NS = 2 * 10**9
+# As long as a page that was written through a mapping stays dirty, it can be written again, and no time tells: 30 s, and
+# until somebody looks; dirty_expire_centisecs). The times of file systems are finer than this anyway.
+_SETTLED_AFTER_NS = 60 * 10**9
 _MOST_DIRECTORIES = 1 << 20  # whose change times are looked up in the end
 _MOST_PENDING = 1000
 _NOWHERE = (None, None, None, None)

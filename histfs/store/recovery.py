@@ -19,6 +19,7 @@ from histfs.store.batch import Batch
 from histfs.store.begun import undo_first_session
 from histfs.store.compression import compress
 from histfs.store.content.opening import sha1_of
+from histfs.store.copying import repository_in
 from histfs.store.entry import NO_EXTRAS, Entry, Extras, Kind, is_below, join, name_of, parent_of
 from histfs.store.files import Attributes, WritableTree, write_blocks
 from histfs.store.format.metadata import format_record
@@ -238,7 +239,7 @@ class _Regress:
         self._tree.open_up(path, status)
         if self._touched is not None and not self._touched.is_whole(path):
             for stranger in self._strangers.get(path, ()):
-                self._tree.remove_tree(stranger)
+                self._remove_stranger(stranger)
             return
         known = {DATA} if not path else set()
         after = -1
@@ -247,7 +248,16 @@ class _Regress:
             after = children[-1].row
         for name in self._tree.names(path):
             if name not in known:
-                self._tree.remove_tree(join(path, name))
+                self._remove_stranger(join(path, name))
+
+    def _remove_stranger(self, path: bytes) -> None:
+        """What the session has put there. Not a repository that is older: a person's other backups."""
+        repository = repository_in(self._tree, path)
+        if repository is not None:
+            began_ns = self._tree.stat(self._state.markers[self._unfinished]).st_ctime_ns
+            if self._tree.stat(join(repository, DATA)).st_ctime_ns < began_ns:
+                return
+        self._tree.remove_tree(path)
 
     def _leave(self, entry: Entry) -> None:
         path = self._layout.mirror_path(entry)

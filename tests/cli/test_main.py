@@ -234,7 +234,7 @@ sys.modules["histfs.store.repository"] = fake
 fake = ModuleType("histfs.store.backup")
 statistics = SessionStatistics(1_714_550_400)
 fake.backup = lambda *_, **__: SimpleNamespace(
-    statistics=statistics, source_errors=0, source_warnings=0, regressed=False
+    statistics=statistics, source_errors=0, source_warnings=0, regressed=False, emptied=False
 )
 sys.modules["histfs.store.backup"] = fake
 sys.exit(main())

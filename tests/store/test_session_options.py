@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from histfs.errors import HistfsError, NotARepositoryError
+from histfs.errors import HistfsError, NotARepositoryError, StorageError
 from histfs.store import emptying, files
 from histfs.store.backup import backup
 from histfs.store.files import WritableTree
@@ -34,18 +34,14 @@ def test_other_things_go_only_by_force(sessions: Sessions) -> None:
     sessions.assert_mirror_is(sessions.now)
 
 
-@pytest.mark.parametrize(
-    "what", ["in a repository", "a repository below", "in the source", "source unreadable", "names"]
-)
+@pytest.mark.parametrize("what", ["a repository below", "in the source", "source unreadable", "names"])
 def test_what_is_not_emptied_even_by_force(
     sessions: Sessions, what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     build(sessions.source, Dir({"a": File(b"1"), "d": Dir({"x": File(b"2")})}))
     sessions.backup()
     options: dict[str, Any] = {}
-    if what == "in a repository":
-        sessions.repository /= "d"
-    elif what == "a repository below":
+    if what == "a repository below":
         (tmp_path / "all/deep").mkdir(parents=True)
         sessions.repository = sessions.repository.rename(tmp_path / "all/deep/repository").parents[1]
     elif what == "in the source":
@@ -69,6 +65,41 @@ def test_what_is_not_emptied_even_by_force(
     with pytest.raises(HistfsError, match=r"nothing was|cannot be quoted"):
         sessions.backup(force=True, **options)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("place", ["d", "new", "rdiff-backup-data", "rdiff-backup-data/new"])
+@pytest.mark.parametrize("force", [False, True])
+def test_no_repository_is_made_in_another_one(sessions: Sessions, place: str, force: bool) -> None:
+    build(sessions.source, Dir({"a": File(b"1"), "d": Dir({"x": File(b"2")})}))
+    sessions.backup()
+    outer, sessions.repository = sessions.repository, sessions.repository / place
+    before = sorted(outer.rglob("*"))
+    with pytest.raises(NotARepositoryError, match=r"would lie in the repository .*choose a place outside"):
+        sessions.backup(force=force)
+    assert sorted(outer.rglob("*")) == before
+
+
+@pytest.mark.parametrize("deeper", ["", "deeper"])
+def test_a_repository_in_the_way_of_a_session_stays(sessions: Sessions, tmp_path: Path, deeper: str) -> None:
+    """A person made it in the mirror, where no name was; now the source has one."""
+    build(sessions.source, Dir({"a": File(b"1")}))
+    sessions.backup()
+    shutil.copytree(sessions.repository, tmp_path / "other")
+    (tmp_path / "other").rename(_made(sessions.repository / "d") / deeper if deeper else sessions.repository / "d")
+    inner = sorted((sessions.repository / "d").rglob("*"))
+    build(sessions.source / "d", Dir({"x": File(b"2")}))
+    for _ in range(2):
+        with pytest.raises(StorageError, match="is a repository in the place of what is backed up"):
+            sessions.backup()
+        assert sorted((sessions.repository / "d").rglob("*")) == inner
+    (sessions.repository / "d").rename(tmp_path / "moved")
+    sessions.backup()
+    sessions.assert_all_readable()
+
+
+def _made(path: Path) -> Path:
+    path.mkdir()
+    return path
 
 
 @pytest.mark.parametrize("is_seen", ["by its device", "in the list of mounts"])

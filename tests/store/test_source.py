@@ -521,10 +521,35 @@ def test_names_of_owners_are_ascii(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         assert entry_of(b"x", changed).uname == expected
 
 
-def test_errors_are_for_people(sessions: Sessions, failing: Callable[[str, bytes, OSError], None]) -> None:
+@pytest.mark.parametrize("is_new", [True, False])
+@pytest.mark.parametrize(
+    ("method", "path", "problem", "if_new", "if_old"),
+    [
+        ("open_file", b"a", "cannot be read", "it is not in the backup", "its last version in the backup is kept"),
+        ("stat", b"a", "cannot be looked at", "it is not in the backup", "its last version in the backup is kept"),
+        (
+            *("names", b"d", "the directory cannot be listed"),
+            *("nothing that lies in it is in the backup", "its last version in the backup is kept"),
+        ),
+    ],
+)
+def test_errors_say_what_they_mean_for_the_backup(
+    sessions: Sessions,
+    failing: Callable[[str, bytes, OSError], None],
+    is_new: bool,
+    method: str,
+    path: bytes,
+    problem: str,
+    if_new: str,
+    if_old: str,
+) -> None:
     build(sessions.source, TREE)
-    failing("open_file", b"a", DENIED)
+    if not is_new:
+        sessions.backup()
+        (sessions.source / "a").write_bytes(b"other content")
+        (sessions.source / "d/new").touch()
+    failing(method, path, DENIED)
     run(sessions)
     (error,) = sessions.reported
-    assert isinstance(error, HistfsError)
-    assert str(error) == "a: cannot be read (Permission denied); its last version in the backup is kept"
+    meaning = if_new if is_new else if_old
+    assert str(error) == f"{path.decode()}: {problem} (Permission denied); {meaning}"

@@ -64,11 +64,13 @@ class Seen(NamedTuple):
     def may_have_changed(self, inode: int, device: int, ctime_ns: int) -> bool:
         """Whether the content may be another one now although its size and time are the same.
 
-        On another file system the file has other numbers, and nothing is known by them.
+        On another file system the file has other numbers, and nothing is known by them; a device that only got another
+        number itself, as when it is mounted again, leaves the file's. Nothing is known either of what could not be read
+        then, and that is looked at.
         """
-        if not self.flags & VALID or self.device != device:
+        if self.flags & VALID and self.device != device and self.inode != inode:
             return False
-        return bool(self.flags & RACY) or (self.inode, self.ctime_ns) != (inode, ctime_ns)
+        return self.flags & (VALID | RACY) != VALID or (self.inode, self.ctime_ns) != (inode, ctime_ns)
 
 
 class Lengths(NamedTuple):
