@@ -29,7 +29,7 @@ examples:
 exit codes (added up):
   0  all is well; a session may be running
   1  REPO is no repository, cannot be read, or has no finished session
-  2  a session was cut off, or none has finished since the time of --since
+  2  a session was cut off, none has finished since --since, or a clock was wrong
   4  the repository is damaged, each place is named
   8  files were left out of the last session, or something else went wrong"""
 
@@ -58,6 +58,11 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         output.document(_document(found, arguments.now, is_late=is_late))
     else:
         output.lines(_lines(found, arguments.now))
+        if _is_to_come(found, arguments.now):
+            output.warn(
+                "the last session is of a time that is still to come, so no other can follow it;"
+                " check the clock; if that was wrong then, `histfs --force regress` undoes that session"
+            )
         if is_late:
             output.warn(f"no session has finished since {iso_time(since, None)}")
         for problem in found.damage:
@@ -66,7 +71,12 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             output.note(
                 "`histfs verify --all` tells what is lost of contents, `histfs repair --dry-run` what can be made anew"
             )
-    return _exit_code(found, is_late=is_late)
+    return _exit_code(found, is_late=is_late or _is_to_come(found, arguments.now))
+
+
+def _is_to_come(found: "Status", now: int) -> bool:
+    """Whether the clock was wrong at the last session, or is now."""
+    return bool(found.sessions) and found.sessions[-1] > now
 
 
 def _exit_code(found: "Status", *, is_late: bool) -> int:
@@ -85,7 +95,8 @@ def _lines(found: "Status", now: int) -> Iterator[str]:
 
     if found.sessions:
         last = found.sessions[-1]
-        yield f"last session:  {iso_time(last, None)}, {roughly(max(0, now - last))} ago"
+        ago = "still to come" if last > now else f"{roughly(now - last)} ago"
+        yield f"last session:  {iso_time(last, None)}, {ago}"
         statistics = found.statistics
         if statistics is not None:
             size, took = format_size(statistics.source_file_bytes), roughly(statistics.elapsed_s)
@@ -104,7 +115,7 @@ def _lines(found: "Status", now: int) -> Iterator[str]:
             "the first session" if found.unfinished is None else f"the session of {iso_time(found.unfinished, None)}"
         )
         yield f"cut off:       {which}"
-    yield f"next backup:   {_NEXT[_next_backup(found)]}"
+    yield f"next backup:   {_NEXT[_next_backup(found, now)]}"
     yield f"damage:        {len(found.damage) or 'none'} to be seen from outside"
 
 
@@ -115,14 +126,17 @@ _NEXT = {
     "undoes": "undoes the session that was cut off, then adds one",
     "resumes": "goes on with the first session, which was cut off",
     "refuses": "refuses, because of the damage",
+    "is_early": "refuses, as long as the last session is of a time that is still to come",
 }
 
 
-def _next_backup(found: "Status") -> str:
+def _next_backup(found: "Status", now: int) -> str:
     if found.writer is not None:
         return "waits"
     if not found.can_go_on:
         return "refuses"
+    if _is_to_come(found, now):
+        return "is_early"
     if not found.is_broken:
         return "adds"
     return "resumes" if found.is_first else "undoes"
@@ -148,6 +162,6 @@ def _document(found: "Status", now: int, *, is_late: bool) -> dict[str, object]:
         "running": None if writer is None else {"pid": writer.pid, "says": writer.says} | moment(int(writer.since_s)),
         "is_broken": found.is_broken,
         "unfinished": None if found.unfinished is None else moment(found.unfinished),
-        "next_backup": _next_backup(found),
+        "next_backup": _next_backup(found, now),
         "damage": [str(problem) for problem in found.damage],
     }

@@ -198,11 +198,10 @@ class _Session:
     def run(self) -> BackupOutcome:
         previous = self._state.mirror_time
         if previous is not None and self._now <= previous:
-            raise UsageError(
-                f"the last session is of {printable_time(previous)}, which is not before now",
-                path=self._repository.path,
-                advice="check the clock, or wait a second",
-            )
+            problem = f"the last session is of {printable_time(previous)}, which is not before now"
+            way_out = "check the clock; if that was wrong then, `histfs --force regress` undoes that session"
+            advice = "wait a second" if self._now == previous else way_out
+            raise UsageError(problem, path=self._repository.path, advice=advice)
         started, self._started_ns = time.monotonic(), time.time_ns()
         becomes_diff = previous is not None and not _previous_stays(self._state, previous)
         with ExitStack() as stack:

@@ -47,8 +47,8 @@ LEDGER = join(OWN, b"ledger")
 _NEW = LEDGER + b".new"
 BLOCK_RECORDS = 4096
 _BLOCK_BYTES = BLOCK_RECORDS * SEEN_BYTES
-# As long as a page that was written through a mapping stays dirty, it can be written again, and no time tells: 30 s, and
-# until somebody looks; dirty_expire_centisecs). The times of file systems are finer than this anyway.
+# A page that was written through a mapping can be written again as long as it is dirty, and no time tells: 30 s and
+# until the kernel looks (dirty_expire_centisecs). The ticks of all clocks of file systems are shorter.
 _SETTLED_AFTER_NS = 60 * 10**9
 _MOST_DIRECTORIES = 1 << 20  # whose change times are looked up in the end
 _MOST_PENDING = 1000

@@ -82,6 +82,17 @@ def test_what_is_not_well(asked, changes, code, said, next_backup):
     assert told["damage"] == [str(error) for error in changes.get("damage", ())]
 
 
+def test_a_session_of_a_time_that_is_still_to_come(asked):
+    """The clock was wrong: no session can follow, and monitoring must not take that for a very new one."""
+    found = GOOD._replace(sessions=(*GOOD.sessions, NEWEST + 10**9))
+    ran = asked(found, "status", "--since", "26h")
+    assert ran.code == 2
+    assert "T09:46:40+00:00, still to come\n" in ran.out
+    assert "next backup:   refuses, as long as" in ran.out
+    assert "`histfs --force regress` undoes that session" in ran.err
+    assert json.loads(asked(found, "status", "--json").out)["next_backup"] == "is_early"
+
+
 def test_a_session_must_have_finished_since(asked, cli, monkeypatch):
     """Sharply: one of that very second is enough."""
     for since, code in ((NEWEST, 0), (NEWEST + 1, 2)):
