@@ -29,7 +29,7 @@ examples:
 exit codes (added up):
   0  all is well; a session may be running
   1  REPO is no repository, cannot be read, or has no finished session
-  2  a session was cut off, none has finished since --since, or a clock was wrong
+  2  a session was cut off, none has finished since --since, or a clock was off
   4  the repository is damaged, each place is named
   8  files were left out of the last session, or something else went wrong"""
 
