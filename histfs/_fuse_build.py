@@ -138,6 +138,7 @@ struct histfs_request {
 #define HISTFS_INTERRUPT 36
 #define HISTFS_READDIRPLUS 44
 #define HISTFS_LOOKS 200
+#define HISTFS_TURN_NS 5000000  /* after which the caller's other tasks have theirs, whoever asks without a pause */
 
 /* Who answers a request. */
 enum histfs_who { HISTFS_PYTHON, HISTFS_NOBODY, HISTFS_KEPT_ANSWERS, HISTFS_POOL };
@@ -184,6 +185,7 @@ int histfs_session_receive(struct fuse_session *, struct fuse_buf *)
 int histfs_session_receive(struct fuse_session *session, struct fuse_buf *buffer)
 {
     PyThreadState *state = NULL;
+    uint64_t began_ns = histfs_now_ns();
     int size;
 
     for (;;) {
@@ -202,7 +204,7 @@ int histfs_session_receive(struct fuse_session *session, struct fuse_buf *buffer
         else if (who == HISTFS_POOL && !histfs_answer(histfs_descriptor(session), request->unique, request->inode,
                                                       request->offset, request->size))
             break;
-        if (!histfs_next_comes(session)) {
+        if (histfs_now_ns() - began_ns > HISTFS_TURN_NS || !histfs_next_comes(session)) {
             size = -EINTR;  /* and the caller waits in its own way */
             break;
         }

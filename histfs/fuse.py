@@ -68,7 +68,7 @@ def keep_listing(inode: int, offset: int, records: bytes, *, is_last: bool) -> b
     """Have the names that come behind `offset` in a directory told without asking us; False where that cannot be.
 
     `records` are as in linux/fuse.h, see `_fs_listing`. They may be forgotten before that, and are if there are others
-    of the same directory. From any thread.
+    of the same directory. In the session's thread.
     """
     if _compiled is None:
         return False

@@ -115,7 +115,7 @@ static void histfs_read_claimed(fuse_req_t req, size_t size, off_t offset)
 
 /* Listings of directories, or parts of them, as the kernel takes them: struct fuse_direntplus of linux/fuse.h, one after
    the other.
-   They are kept from any thread; all else is for the session's. */
+   All of it is for the session's thread. */
 #define HISTFS_LISTINGS_BYTES (4u << 20)
 #define HISTFS_ENTRY_BYTES 128  /* struct fuse_entry_out; what follows is */
 struct histfs_name {            /* struct fuse_dirent, its name, and zeros up to a multiple of 8 bytes */

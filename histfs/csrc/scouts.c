@@ -2,7 +2,7 @@
 
    What they find saves the comparison system calls, and on a cold disk has it wait for several at once. It uses of it only
    what is as the record says; for all else, and where it is old or missing, it looks itself. Nothing is asked for that
-   an earlier session has not entered: neither what is excluded nor what is mounted there. No link is followed.
+   an earlier session has not entered, nor anything on another file system than the root's. No link is followed.
 
    The lock guards the queue and the states of tasks. What is in a task belongs to the scout that runs it, then to the
    comparison. All paths are copies, as the text belongs to the caller. */
@@ -33,6 +33,7 @@ struct task {
 
 struct scouts {
     int root;
+    uint64_t device; /* of the root: scouts stay on its file system, as another one may be a network */
     size_t records_at_once, records_from;
     size_t wanted, count;
     pthread_t threads[HISTFS_MOST_SCOUTS];
@@ -84,7 +85,7 @@ static void histfs_push_above(struct above *above, const char *path, size_t byte
 static int histfs_parent(const struct scouts *scouts, struct above *above, char *path, size_t bytes)
 {
     struct open_how how = {
-        .flags = O_PATH | O_DIRECTORY | O_CLOEXEC, .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS,
+        .flags = O_PATH | O_DIRECTORY | O_CLOEXEC, .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV,
     };
     int directory;
 
@@ -148,7 +149,7 @@ static void histfs_run_task(struct scouts *scouts, struct task *task)
             continue;
         parent = histfs_parent(scouts, &above, path, slash ? (size_t)(slash - path) : 0);
         found->is_known = parent >= 0 && !histfs_see(parent, name, AT_SYMLINK_NOFOLLOW, &found->now);
-        if (found->is_known && S_ISDIR(found->now.mode))
+        if (found->is_known && S_ISDIR(found->now.mode) && found->now.device == scouts->device)
             histfs_list_ahead(scouts, &above, parent, name, path, found);
     }
     while (above.depth)
@@ -196,11 +197,13 @@ static void *histfs_be_scout(void *argument)
 static struct scouts *histfs_scouts_new(int root, size_t threads, size_t records_at_once, size_t records_from)
 {
     struct scouts *scouts = calloc(1, sizeof *scouts);
+    struct stat status;
 
-    if (!scouts || (scouts->root = fcntl(root, F_DUPFD_CLOEXEC, 0)) < 0) {
+    if (!scouts || fstat(root, &status) || (scouts->root = fcntl(root, F_DUPFD_CLOEXEC, 0)) < 0) {
         free(scouts);
         return NULL;
     }
+    scouts->device = status.st_dev;
     scouts->wanted = threads < HISTFS_MOST_SCOUTS ? threads : HISTFS_MOST_SCOUTS;
     scouts->records_at_once = records_at_once;
     scouts->records_from = records_from;

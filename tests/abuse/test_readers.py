@@ -77,6 +77,40 @@ def test_readers_that_are_interrupted_all_the_time_get_all_bytes(past, mountpoin
     assert interrupted > 10
 
 
+_READ_PAST_ALL_CACHES = """
+import mmap, os, random, sys, time
+fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
+size, page, until = os.fstat(fd).st_size, mmap.mmap(-1, 4096), time.monotonic() + 15
+try:
+    while time.monotonic() < until:
+        os.preadv(fd, [page], random.randrange(size // 4096) * 4096)
+except OSError:
+    sys.exit(3)
+"""
+
+
+def test_readers_that_never_pause_leave_time_for_all_else(past, mountpoint):
+    """Who asks for the root is answered, and a signal is heeded, while they go on."""
+    with mounted(past.repository, mountpoint) as daemon:
+        image = mountpoint / past.names[0] / "image"
+        image.read_bytes()
+        command = [sys.executable, "-c", _READ_PAST_ALL_CACHES, image]
+        readers = [subprocess.Popen(command) for _ in range(3)]
+        try:
+            time.sleep(1)
+            for _ in range(10):
+                began = time.monotonic()
+                os.statvfs(mountpoint)
+                assert time.monotonic() - began < 2
+            daemon.process.send_signal(signal.SIGTERM)
+            daemon.process.wait(5)
+            assert [reader.wait(5) for reader in readers] == [3] * 3  # none had come to its end
+        finally:
+            for reader in readers:
+                reader.kill()
+                reader.wait()
+
+
 # Readers that are killed
 
 _READS_FOR_EVER = """
