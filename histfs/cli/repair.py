@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Make anew in a damaged repository what follows from the rest of it: the newest
-list of files (from what can be read of it, and from the mirror), its extended
-attributes and access control lists, markers, statistics, the catalog. A
-session that was cut off is undone first. What is to be done is said before it
+list of files (from what can be read of it, from the catalog and the mirror),
+its extended attributes and access control lists, markers, statistics, the
+catalog. A session that was cut off is undone first. What is to be done is said before it
 is done. What is replaced is moved to rdiff-backup-data/histfs/aside, and
 nothing is deleted.
 
@@ -96,6 +96,8 @@ def _tell(output: Output, outcome: "RepairOutcome") -> None:
         return
     kept = "" if outcome.aside is None else f"; what was replaced is in {printable(outcome.aside)}"
     output.tell(f"repaired{kept}; run `histfs verify --all` to see which contents are damaged")
+    if outcome.digested:
+        output.tell(f"in the newest list {outcome.why_digested_matters}")
 
 
 def _document(outcome: "RepairOutcome") -> dict[str, object]:
@@ -103,4 +105,5 @@ def _document(outcome: "RepairOutcome") -> dict[str, object]:
         "repairs": [{"what": each.what, "why": each.why, "path": each.path or None} for each in outcome.repairs],
         "lost": [str(problem) for problem in outcome.lost],
         "aside": outcome.aside,
+        "digested": outcome.digested,
     }

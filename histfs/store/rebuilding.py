@@ -1,29 +1,35 @@
 """The newest list of files made anew: from what can still be read of it, and for the rest from the mirror itself.
 
 What can be read of the old list is the truth, also where the mirror has another file by now: `verify` must be able to
-say so. What cannot is what the mirror shows, with the digest of what it holds today. Names that are too long for a file
+say so. Of what cannot be read the catalog has the sizes, times and digests of files, if it is of the same session; they
+are taken as well, so that a wrong catalog can only make a right file look damaged. What it does not have either is what
+the mirror shows, with the digest of what it holds today, and such files are counted. Names that are too long for a file
 system are in no directory of the mirror; older lists that name them tell where they are.
 """
 
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from histfs.errors import DamagedError, FormatError, HistfsError
+from histfs.store.catalog import LIVE, Catalog, open_recorded
 from histfs.store.content.opening import sha1_of
 from histfs.store.entry import NO_EXTRAS, Entry, Extras, Kind, LinkDigests, LinkGroup, sort_key
 from histfs.store.extras import SessionExtras
-from histfs.store.files import WritableTree
 from histfs.store.format.metadata import read_entries
 from histfs.store.layout import Layout, State
 from histfs.store.look import entry_of, read_extras
+from histfs.store.repository import Repository
 from histfs.store.snapshot import list_blocks, well_formed
 from histfs.store.source import Source
 from histfs.store.tree import Tree
 from histfs.store.unreadable import Unreadable
 
 _Report = Callable[[HistfsError], None]
+
+_ANY_SHA1 = b"0" * 40
 
 
 def readable_entries(tree: Tree, path: bytes) -> Iterator[Entry]:
@@ -41,17 +47,38 @@ def readable_entries(tree: Tree, path: bytes) -> Iterator[Entry]:
 
 
 def rebuilt_list(
-    tree: WritableTree, repository: Path, layout: Layout, state: State, newest: int, report: _Report
+    tree: Tree, repository: Path, layout: Layout, state: State, newest: int, report: _Report
 ) -> Iterator[Entry]:
     """The entries of the session `newest`, in the order of a list. What cannot be had is told to `report`.
 
     Raises StorageError, OSError.
     """
-    files = state.metadata.get(newest)
-    old = iter(()) if files is None or files.snapshot is None else readable_entries(tree, files.snapshot)
-    mirror = _Mirror(tree, layout, _numbered(tree, state), report)
-    with Source.open(repository, extras=NO_EXTRAS) as source:
-        yield from well_formed(mirror.joined(old, mirror.entries(source)), report)
+    with _opened_mirror(tree, repository, layout, state, newest, report) as mirror:
+        yield from mirror.listed(state, newest)
+
+
+def files_to_digest(tree: Tree, repository: Path, layout: Layout, state: State, newest: int) -> int:
+    """How many files get the digest of what they hold today, when the list is made anew. Raises StorageError, OSError.
+
+    A file with several links counts once.
+    """
+    with _opened_mirror(tree, repository, layout, state, newest, lambda _error: None) as mirror:
+        mirror.reads_contents = False
+        for _ in mirror.listed(state, newest):
+            pass
+        return mirror.digested
+
+
+@contextmanager
+def _opened_mirror(
+    tree: Tree, repository: Path, layout: Layout, state: State, newest: int, report: _Report
+) -> Iterator["_Mirror"]:
+    with ExitStack() as stack:
+        recorded = open_recorded(Repository(tree, repository), newest)
+        if recorded is not None:
+            stack.callback(recorded.close)
+        source = stack.enter_context(Source.open(repository, extras=NO_EXTRAS))
+        yield _Mirror(tree, layout, _numbered(tree, state), source, recorded, report)
 
 
 def _numbered(tree: Tree, state: State) -> dict[bytes, Entry]:
@@ -68,17 +95,35 @@ def _numbered(tree: Tree, state: State) -> dict[bytes, Entry]:
 class _Mirror:
     """What the mirror shows, as entries."""
 
-    def __init__(self, tree: WritableTree, layout: Layout, numbered: dict[bytes, Entry], report: _Report) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        layout: Layout,
+        numbered: dict[bytes, Entry],
+        source: Source,
+        recorded: Catalog | None,
+        report: _Report,
+    ) -> None:
         self._tree = tree
         self._layout = layout
         self._numbered = numbered
+        self._source = source
+        self._recorded = recorded
         self._report = report
+        self.reads_contents = True
+        self.digested = 0  # files whose digests are those of what they hold today
         self._groups: dict[tuple[int, int], Entry] = {}  # of several links, the first; by its inode in the mirror
         self._digests = LinkDigests()
 
-    def entries(self, source: Source) -> Iterator[tuple[Entry, bytes]]:
+    def listed(self, state: State, newest: int) -> Iterator[Entry]:
+        """The entries of the session `newest`, in the order of a list."""
+        files = state.metadata.get(newest)
+        old = iter(()) if files is None or files.snapshot is None else readable_entries(self._tree, files.snapshot)
+        yield from well_formed(self._joined(old, self._entries()), self._report)
+
+    def _entries(self) -> Iterator[tuple[Entry, bytes]]:
         """What is there, and where on the disk; without digests. In the order of a list."""
-        found = self._walk(source)
+        found = self._walk()
         if self._layout.quoting.is_active:  # which may put names in another order
             found = iter(sorted(found, key=lambda item: sort_key(item[0].path)))
         numbered = sorted(
@@ -92,8 +137,8 @@ class _Mirror:
         for each in numbered:
             yield from self._with_number(each)
 
-    def _walk(self, source: Source) -> Iterator[tuple[Entry, bytes]]:
-        for found in source.walk(lambda _path, _status: False):
+    def _walk(self) -> Iterator[tuple[Entry, bytes]]:
+        for found in self._source.walk(lambda _path, _status: False):
             if isinstance(found, Unreadable):
                 self._report(found.error)
                 continue
@@ -112,7 +157,7 @@ class _Mirror:
         entry = entry_of(old.path, status, target)._replace(link_group=None, alternate_mirror=old.alternate_mirror)
         yield entry, path
 
-    def joined(self, old: Iterator[Entry], found: Iterator[tuple[Entry, bytes]]) -> Iterator[Entry]:
+    def _joined(self, old: Iterator[Entry], found: Iterator[tuple[Entry, bytes]]) -> Iterator[Entry]:
         """What the old list has, and what only the mirror has."""
         recorded, shown = next(old, None), next(found, None)
         while recorded is not None or shown is not None:
@@ -139,12 +184,30 @@ class _Mirror:
             first = self._groups.setdefault((status.st_dev, status.st_ino), entry)
             entry = entry._replace(link_group=first.link_group)
         self._digests.remember(entry)
-        if self._digests.of(entry) is None and status.st_size == entry.size_bytes:
-            entry = self._with_digest(entry, path)
+        if self._digests.of(entry) is None:
+            known = self._known(entry)
+            if known is not None and (known.size_bytes, known.mtime_s) == (entry.size_bytes, entry.mtime_s):
+                entry = entry._replace(sha1=known.sha1)
+            elif status.st_size == entry.size_bytes:
+                entry = self._with_digest(entry, path)
             self._digests.remember(entry)
         return entry
 
+    def _known(self, entry: Entry) -> Entry | None:
+        """What the catalog has of a regular file, if it has a digest of it."""
+        if self._recorded is None or entry.kind is not Kind.REGULAR:
+            return None
+        try:
+            newest = self._recorded.versions_of(entry.path)[-1:]
+            known = self._recorded.entry(newest[0]) if newest and newest[0].last == LIVE else None
+        except HistfsError:
+            return None
+        return known if known is not None and known.kind is Kind.REGULAR and known.sha1 is not None else None
+
     def _with_digest(self, entry: Entry, path: bytes) -> Entry:
+        self.digested += 1
+        if not self.reads_contents:
+            return entry._replace(sha1=_ANY_SHA1)
         try:
             fd = self._tree.open_file(path)
             try:
@@ -170,7 +233,11 @@ class _Mirror:
             numbers = entry.alternate_mirror, entry.alternate_increment
             first = first._replace(path=entry.path, sha1=None)
             return first._replace(alternate_mirror=numbers[0], alternate_increment=numbers[1])
-        entry = self._with_digest(entry, path)
+        known = self._known(entry)
+        if known is not None:
+            entry = entry._replace(size_bytes=known.size_bytes, mtime_s=known.mtime_s, sha1=known.sha1)
+        else:
+            entry = self._with_digest(entry, path)
         if status.st_nlink > 1:
             entry = entry._replace(link_group=LinkGroup(status.st_nlink, status.st_ino, status.st_dev))
             self._groups[key] = entry

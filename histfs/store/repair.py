@@ -35,6 +35,7 @@ from histfs.store.layout import (
 from histfs.store.ledger import LEDGER, ledger_problem
 from histfs.store.lock import entered, open_locked
 from histfs.store.owners import Owners
+from histfs.store.rebuilding import files_to_digest
 from histfs.store.repairing import Repairer
 from histfs.store.repository import Repository
 from histfs.store.snapshot import list_blocks, well_formed
@@ -62,13 +63,19 @@ class RepairOutcome(NamedTuple):
     repairs: tuple[Repair, ...]
     lost: tuple[DamagedError, ...]
     aside: bytes | None
+    digested: int = 0  # files whose digests are those of what they hold now
+
+    @property
+    def why_digested_matters(self) -> str:
+        files = "digest of 1 file is that" if self.digested == 1 else f"digests of {self.digested} files are those"
+        return f"the {files} of what is there now: damage from before cannot be told any more"
 
 
 def plan_repair(repository: Path) -> RepairOutcome:
     """What `repair` would do; nothing is changed. Raises NotARepositoryError, StorageError."""
     with entered(Tree, repository) as tree:
         found = _Examination(tree, repository)
-        return RepairOutcome(tuple(found.repairs), tuple(found.lost), None)
+        return found.outcome()
 
 
 def repair(
@@ -87,13 +94,15 @@ def repair(
     advice = "run `histfs repair` again when the cause is mended: it goes on"
     with open_locked(repository, verb="repair", advice=advice) as tree:
         found = _Examination(tree, repository)
-        outcome = RepairOutcome(tuple(found.repairs), tuple(found.lost), None)
+        outcome = found.outcome()
         show(outcome)
         repairer = Repairer(tree, repository, now, report, owners, force)
         repairer.remove_leftovers()
         for each in found.repairs:
             each.do(repairer)
-        if found.repairs:
+        if found.makes_list and tree.exists(CATALOG):  # differences may lead to other records now
+            repairer.rebuild_catalog()
+        elif found.repairs:
             update_catalog(tree, Repository(tree, repository), make=tree.exists(CATALOG))
         tree.sync()
         return outcome._replace(aside=repairer.aside)
@@ -109,6 +118,9 @@ class _Examination:
         self._state = read_state(tree, self._layout)
         self.repairs: list[Repair] = []
         self.lost: list[DamagedError] = []
+        self.makes_list = False
+        self._digested = 0
+        self._list = b""
         state = self._with_right_markers()
         newest = state.mirror_time
         if newest is None:
@@ -120,6 +132,12 @@ class _Examination:
         self._look_at_extras(newest)
         self._look_at_statistics()
         self._look_at_derived()
+
+    def outcome(self) -> RepairOutcome:
+        outcome = RepairOutcome(tuple(self.repairs), tuple(self.lost), None, self._digested)
+        if not self._digested:
+            return outcome
+        return outcome._replace(lost=(*outcome.lost, DamagedError(outcome.why_digested_matters, path=self._list)))
 
     def _add(self, what: str, why: str, path: bytes, do: Callable[[Repairer], None]) -> None:
         self.repairs.append(Repair(what, why, path, do))
@@ -247,11 +265,14 @@ class _Examination:
             files = self._state.metadata.get(newest)
             old = path if files is None or files.snapshot is None else files.snapshot
             self._add(
-                "make the newest list of files anew, from what can be read of it and from the mirror",
+                "make the newest list of files anew, from what can be read of it, the catalog and the mirror",
                 problem,
                 old,
                 lambda repairer: repairer.rebuild_list(newest, path),
             )
+            self.makes_list = True
+            self._list = path
+            self._digested = files_to_digest(self._tree, self._path, self._layout, self._state, newest)
             files = MetadataFiles(path, None if files is None else files.diff)
             self._state = self._state._replace(metadata={**self._state.metadata, newest: files})
         self._tell_lost({each.path for each in self.repairs} | ({path} if problem else set()))

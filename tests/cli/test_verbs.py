@@ -583,4 +583,11 @@ class TestRepair:
             "repairs": [{"what": "make the list anew", "why": "it is missing", "path": "rdiff-backup-data/x"}],
             "lost": [],
             "aside": "aside",
+            "digested": 0,
         }
+
+    def test_digests_that_may_be_of_damage(self, cli):
+        lost = (DamagedError("the digests"),)
+        ran = self.run(cli, self.PLAN._replace(lost=lost, digested=3))
+        assert ran.code == 4
+        assert "in the newest list the digests of 3 files are those of what is there now: damage" in ran.out

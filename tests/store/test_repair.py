@@ -106,6 +106,62 @@ def test_what_can_be_read_of_the_list_is_the_truth(rich_sessions: Sessions) -> N
     assert b"touched" in {finding.path for finding in outcome.findings}  # its older versions, which the lists tell of
 
 
+def _rot(path: Path) -> None:
+    """Other bytes, and nothing that shows it."""
+    status = path.stat()
+    path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _damaged_now(sessions: Sessions) -> set[object]:
+    reported: list[HistfsError] = []
+    sessions.verify(sessions.now, reported.append)
+    return {error.path for error in reported}
+
+
+@pytest.mark.parametrize("damage", [_cut, Path.unlink])
+def test_the_catalog_tells_what_a_damaged_file_was(rich_sessions: Sessions, damage: Callable[[Path], object]) -> None:
+    """Or the new list would take what is damaged for what was backed up."""
+    _rot(rich_sessions.repository / "changed")
+    _rot(rich_sessions.repository / "kept/same")
+    (rich_sessions.repository / "touched").write_bytes(b"")
+    damaged = _damaged_now(rich_sessions)
+    assert len(damaged) >= 3
+    damage(newest_list(rich_sessions))
+    outcome = run(rich_sessions)
+    assert (outcome.digested, outcome.lost) == (0, ())
+    assert _damaged_now(rich_sessions) == damaged
+
+
+@pytest.mark.parametrize("what", ["missing", "damaged", "of another session"])
+def test_digests_of_what_is_there_now_are_told(rich_sessions: Sessions, what: str) -> None:
+    catalog = rich_sessions.data / "histfs/catalog.sqlite"
+    if what == "missing":
+        catalog.unlink()
+    elif what == "damaged":
+        _cut(catalog)
+    else:
+        before = catalog.read_bytes()
+        rich_sessions.backup()
+        catalog.write_bytes(before)
+    _rot(rich_sessions.repository / "changed")
+    newest_list(rich_sessions).unlink()
+    outcome = run(rich_sessions)
+    assert outcome.digested > 0
+    assert [error.problem for error in outcome.lost] == [
+        f"the digests of {outcome.digested} files are those of what is there now:"
+        " damage from before cannot be told any more"
+    ]
+    assert outcome.digested >= len({path.stat().st_ino for path in _files(rich_sessions.repository)}) > 10
+    assert _damaged_now(rich_sessions) == set()
+    assert run(rich_sessions) == RepairOutcome((), (), None)
+
+
+def _files(mirror: Path) -> list[Path]:
+    files = (path for path in mirror.rglob("*") if path.is_file() and not path.is_symlink())
+    return [path for path in files if "rdiff-backup-data" not in path.parts]
+
+
 def test_extended_attributes(rich_sessions: Sessions) -> None:
     files = sorted(rich_sessions.data.glob("extended_attributes.*.gz"))
     if not files or not is_root():

@@ -4,7 +4,13 @@ with open_catalog(repository, cache=place) as catalog:
     for version in catalog.children(catalog.root(time).directory, time): ...
 """
 
-from histfs.store.catalog.place import catalog_problem, discard_catalog, open_catalog, update_catalog
+from histfs.store.catalog.place import (
+    catalog_problem,
+    discard_catalog,
+    open_catalog,
+    open_recorded,
+    update_catalog,
+)
 from histfs.store.catalog.reading import Catalog
 from histfs.store.catalog.rows import Access, Listed, Version
 from histfs.store.catalog.schema import LIVE
@@ -18,5 +24,6 @@ __all__ = [
     "catalog_problem",
     "discard_catalog",
     "open_catalog",
+    "open_recorded",
     "update_catalog",
 ]

@@ -123,6 +123,28 @@ def _open_own(repository: Repository) -> sqlite3.Connection | None:
             return None
 
 
+def open_recorded(repository: Repository, session_time: int) -> Catalog | None:
+    """The catalog in the repository as it is, whatever has become of the lists: what it says of its newest session.
+
+    None unless it is intact, and has all of the session of `session_time` as its newest.
+    """
+    own = _open_own(repository)
+    if own is None:
+        return None
+    with ExitStack() as stack:
+        stack.callback(own.close)
+        with contextlib.suppress(*DATABASE_ERRORS, HistfsError):
+            known = read_known(own)
+            if known.sessions[-1:] != (session_time,) or session_time in known.problems:
+                return None
+            if any(row != ("ok",) for row in own.execute("pragma integrity_check")):
+                return None
+            catalog = Catalog(own, repository, repository.distrust_catalog)
+            stack.pop_all()
+            return catalog
+    return None
+
+
 def _wait_for_writer(place: Tree) -> None:
     """Wait until nothing lies beside the database. Raises FileExistsError if it stays there."""
     until = time.monotonic() + _READER_WAITS_S
