@@ -130,6 +130,9 @@ class MountError(HistfsError):
     """The file system could not be mounted or unmounted."""
 
 
+WHO_MAY = "run histfs as the user who makes the backups, or as root (sudo)"
+
+
 @contextmanager
 def storage_errors(*, at: int | None = None, advice: str = "") -> Iterator[None]:
     """Turn an OSError of the block into a StorageError that names the path the error carries.
@@ -140,5 +143,5 @@ def storage_errors(*, at: int | None = None, advice: str = "") -> Iterator[None]
         yield
     except OSError as exc:
         if isinstance(exc, PermissionError) and os.geteuid() != 0:
-            advice = "run histfs as the user who makes the backups, or as root (sudo)"
+            advice = WHO_MAY
         raise StorageError(exc.strerror or str(exc), path=exc.filename, at=at, advice=advice) from exc

@@ -34,7 +34,7 @@ examples:
 exit codes (added up):
   0  every file is what it was
   1  no such repository, session or path, or unreadable; --all: damage was found
-  4  some files are damaged or missing, each is named
+  4  some files are damaged or missing, or may not be read; each is named
   8  some files have no recorded digest, and could not be checked"""
 
 IF_STOPPED = "not every file has been checked"
@@ -107,7 +107,9 @@ def _run_all(arguments: argparse.Namespace, output: Output) -> int:
         output.tell(_summary(outcome))
     if options.wants_document(arguments):
         output.document(_document(outcome))
-    exit_code = EXIT_ERROR if outcome.findings or outcome.problems else 0
+    exit_code = EXIT_ERROR if outcome.problems or any(each.is_damage for each in outcome.findings) else 0
+    if not all(each.is_damage for each in outcome.findings):
+        exit_code |= EXIT_FILE_ERROR
     return exit_code | (EXIT_FILE_WARNING if outcome.counts.without_digest else 0)
 
 
@@ -116,9 +118,12 @@ def _summary(outcome: "AllOutcome") -> str:
 
     counts = outcome.counts
     lists = f", and {len(outcome.problems)} places in lists" if outcome.problems else ""
+    damaged = sum(finding.is_damage for finding in outcome.findings)
+    unread = len(outcome.findings) - damaged
+    denied = f", {unread} that this user may not read" if unread else ""
     return (
         f"{counts.versions} versions of files ({format_size(counts.size_bytes)}) in {outcome.sessions} sessions"
-        f" checked: {len(outcome.findings)} damaged{lists}, {counts.without_digest} without a digest"
+        f" checked: {damaged} damaged{lists}{denied}, {counts.without_digest} without a digest"
     )
 
 
@@ -139,6 +144,8 @@ def _document(outcome: "AllOutcome") -> dict[str, object]:
                 "readable": [moment(each) for each in finding.readable],
             }
             for finding in outcome.findings
+            if finding.is_damage
         ],
+        "unread": [finding.path for finding in outcome.findings if not finding.is_damage],
         "problems": [str(problem) for problem in outcome.problems],
     }

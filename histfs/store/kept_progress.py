@@ -15,18 +15,22 @@ from histfs.store.files import WritableTree
 from histfs.store.repository import Repository
 from histfs.store.tree import Tree
 
-_FORMAT = 1
+_FORMAT = 2
 _NEW = b"new"
 _MOST_BYTES = 256 << 20
 
 
 class Finding(NamedTuple):
-    """A version that cannot be read: of which path, in which sessions (newest first), why, and which ones can be."""
+    """A version that cannot be read: of which path, in which sessions (newest first), why, and which ones can be.
+
+    `is_damage`: nobody can read it; else this user may not.
+    """
 
     path: bytes
     sessions: tuple[int, ...]
     problem: str
     readable: tuple[int, ...]
+    is_damage: bool = True
 
 
 class Counts(NamedTuple):
@@ -89,7 +93,8 @@ class KeptProgress:
 
 def _format(position: Position) -> bytes:
     findings = [
-        [_text(finding.path), finding.sessions, finding.problem, finding.readable] for finding in position.findings
+        [_text(finding.path), finding.sessions, finding.problem, finding.readable, finding.is_damage]
+        for finding in position.findings
     ]
     path = None if position.path is None else _text(position.path)
     return json.dumps([_FORMAT, position.newest, position.part, path, position.counts, findings]).encode()
@@ -106,8 +111,8 @@ def _parse(data: bytes) -> Position:
         None if path is None else _bytes(path),
         Counts(*map(int, counts)),
         tuple(
-            Finding(_bytes(where), tuple(map(int, sessions)), str(problem), tuple(map(int, readable)))
-            for where, sessions, problem, readable in findings
+            Finding(_bytes(where), tuple(map(int, sessions)), str(problem), tuple(map(int, readable)), bool(is_damage))
+            for where, sessions, problem, readable, is_damage in findings
         ),
     )
 

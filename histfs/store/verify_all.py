@@ -21,7 +21,15 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from histfs.errors import DamagedError, HistfsError, NotFoundError, StorageError, printable_time, storage_errors
+from histfs.errors import (
+    WHO_MAY,
+    DamagedError,
+    HistfsError,
+    NotFoundError,
+    StorageError,
+    printable_time,
+    storage_errors,
+)
 from histfs.store import plan
 from histfs.store.content.backwards import Held, contents_backwards
 from histfs.store.entry import ALL_EXTRAS, Entry, Kind, sort_key
@@ -78,12 +86,14 @@ def verify_all(
     return outcome
 
 
-def sentence(finding: Finding) -> DamagedError:
-    """What is wrong with a version, and what can be had in its place."""
+def sentence(finding: Finding) -> HistfsError:
+    """What is wrong with a version, and what can be had in its place; or who may read it."""
     newest, oldest = finding.sessions[0], finding.sessions[-1]
     problem = finding.problem
     if len(finding.sessions) > 1:
         problem += f"; the same back to {printable_time(oldest)} ({len(finding.sessions)} sessions)"
+    if not finding.is_damage:
+        return StorageError(problem, path=finding.path, at=newest, advice=WHO_MAY)
     return DamagedError(problem, path=finding.path, at=newest, advice=_what_is_left(finding))
 
 
@@ -102,6 +112,11 @@ class _Result(NamedTuple):
     path: bytes
     counts: Counts
     findings: tuple[Finding, ...]
+
+
+class _Trouble(NamedTuple):
+    problem: str
+    is_damage: bool
 
 
 class _Check:
@@ -223,7 +238,7 @@ class _Check:
         regular = [version for version in path.of if version.entry.kind is Kind.REGULAR]
         counts = Counts()
         good: list[int] = []
-        bad: list[tuple[tuple[int, ...], str]] = []
+        bad: list[tuple[tuple[int, ...], _Trouble]] = []
         places: dict[object, list[Version]] = {}
         for version in regular:
             places.setdefault(self._place(version.entry), []).append(version)
@@ -235,13 +250,14 @@ class _Check:
                     bad.append((session_times, error))
                 counts = counts.plus(Counts(1, version.entry.size_bytes, version.sha1 is None))
         readable = tuple(sorted(good, reverse=True))
-        return _Result(path.path, counts, tuple(Finding(path.path, at, why, readable) for at, why in bad))
+        findings = (Finding(path.path, at, why.problem, readable, why.is_damage) for at, why in bad)
+        return _Result(path.path, counts, tuple(findings))
 
     def _place(self, entry: Entry) -> object:
         layout = self._repository.layout
         return layout.increments_of(entry), layout.mirror_path(entry)
 
-    def _check_place(self, of_place: Sequence[Version]) -> Iterator[tuple[Version, tuple[int, ...], str | None]]:
+    def _check_place(self, of_place: Sequence[Version]) -> Iterator[tuple[Version, tuple[int, ...], _Trouble | None]]:
         """Each version, the sessions that have it and share what it is made of, and why it cannot be read if so."""
         entry = of_place[0].entry
         increments = sorted(self._repository.shared.listings.find(entry), reverse=True)  # the newest first
@@ -287,14 +303,14 @@ class _Check:
         if self._is_stopped.is_set():
             raise _StoppedError("it was stopped")
 
-    def _trouble(self, version: Version, session_time: int) -> str | None:
+    def _trouble(self, version: Version, session_time: int) -> _Trouble | None:
         """Why a version cannot be read, as any reader is told; None if it can."""
         try:
             with self._repository.snapshot(session_time).open(version.entry, version.sha1) as content:
                 for block in content.blocks():
                     self._go_on(len(block))
         except (DamagedError, StorageError) as error:
-            return error.problem
+            return _Trouble(error.problem, is_damage=not isinstance(error.__cause__, PermissionError))
         except NotFoundError:  # the session was removed meanwhile
             return None
         return None

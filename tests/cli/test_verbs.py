@@ -421,8 +421,17 @@ class TestVerify:
                 }
             ]
             * len(findings),
+            "unread": [],
             "problems": ["rdiff-backup-data/x: is damaged"] * len(problems),
         }
+
+    def test_what_this_user_may_not_read_is_no_damage(self, cli):
+        findings = (Finding(b"sub/x", (NEWEST,), "Permission denied", (), is_damage=False),)
+        cli.outcomes["verify_all"] = AllOutcome(NEWEST, 3, Counts(7, 4096, 0), findings, (), was_resumed=False)
+        ran = cli("verify", "--all", "--json", "repo/sub")
+        assert ran.code == 4
+        document = json.loads(ran.out)
+        assert (document["damaged"], document["unread"]) == ([], ["sub/x"])
 
     def test_a_check_of_all_that_was_interrupted(self, cli):
         cli.outcomes["verify_all"] = AllOutcome(SECOND, 2, Counts(), (), (), was_resumed=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from histfs.errors import HistfsError, NotFoundError
+from histfs.errors import WHO_MAY, HistfsError, NotFoundError
 from histfs.store import kept_progress
 from histfs.store import verify_all as operation
 from histfs.store.content import backwards
@@ -17,6 +17,7 @@ from histfs.store.verify_all import AllOutcome, sentence, verify_all
 from histfs.store.versions import versions
 from tests.store.sessions import DAY, FIRST, Sessions, stamp
 from tests.trees import Dir, File, build
+from tests.users import as_ordinary_user, give_away
 
 TIMES = [FIRST + number * DAY for number in range(4)]
 
@@ -62,7 +63,7 @@ def test_what_is_damaged_is_told_with_what_is_left(history: Sessions) -> None:
     [first] = (history.data / "increments").glob(f"a.{stamp(FIRST)}.diff.gz")
     first.unlink()
     outcome, reported = run(history)
-    assert [finding[:2] + finding[3:] for finding in outcome.findings] == [
+    assert [finding[:2] + finding[3:4] for finding in outcome.findings] == [
         (b"a", (TIMES[0],), (TIMES[3], TIMES[2], TIMES[1])),
         (b"d/x", (TIMES[2], TIMES[1]), (TIMES[0],)),
     ]
@@ -76,6 +77,22 @@ def test_what_is_damaged_is_told_with_what_is_left(history: Sessions) -> None:
         f"b at {_iso(TIMES[3])}: its file in the mirror is missing; the same back to {_iso(TIMES[0])} (4 sessions);"
         " no other version of it can be read"
     ]
+
+
+def test_what_the_user_may_not_read_is_no_damage(history: Sessions) -> None:
+    give_away(history.repository)
+    (history.repository / "b").chmod(0)
+    with history.open() as repository:
+
+        def check() -> None:
+            reported: list[HistfsError] = []
+            outcome = verify_all(repository, b"b", report=reported.append)
+            assert [(finding.path, finding.is_damage) for finding in outcome.findings] == [(b"b", False)]
+            [error] = reported
+            assert error.problem.startswith("Permission denied; the same back to ")
+            assert error.advice == WHO_MAY
+
+        as_ordinary_user(check)
 
 
 def _iso(session_time: int) -> str:
@@ -246,7 +263,7 @@ def test_nothing_is_written_to_the_repository(history: Sessions, tmp_path: Path)
 
 
 def test_a_position_is_kept_as_it_is(history: Sessions, tmp_path: Path) -> None:
-    finding = Finding(b"\xff\n", (3, 2), "is bad", (1,))
+    finding = Finding(b"\xff\n", (3, 2), "is bad", (1,), is_damage=False)
     for position in (Position(5, 3, None), Position(5, 3, b"a\xfe/b", Counts(1, 2, 3), (finding, finding))):
         with history.open() as repository:
             kept = KeptProgress(repository, b"", tmp_path / "cache")
