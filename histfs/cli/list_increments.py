@@ -6,7 +6,7 @@ from itertools import accumulate
 
 from histfs.cli import options
 from histfs.cli.output import Output, asctime
-from histfs.errors import NotFoundError, printable
+from histfs.errors import printable
 
 DESCRIPTION = """\
 Print the increments of a repository, the oldest first, and the time of the
@@ -28,9 +28,10 @@ examples:
   histfs list increments --size /mnt/disk/home
   histfs list increments /mnt/disk/home/anna/thesis.tex
 
-exit codes:
+exit codes (added up):
   0  the increments were listed
-  1  there is no such repository or path, or it cannot be read"""
+  1  there is no such repository or path, or it cannot be read
+  4  with a path: lists of files cannot be read, each is named"""
 
 _KINDS = {"reg": "regular", "dir": "directory"}
 
@@ -47,8 +48,8 @@ def add_to(subjects: "options.Verbs") -> None:
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
     with options.open_history(arguments) as history:
-        if history.path and not history.catalog.versions_of(history.path):
-            raise NotFoundError("nothing of this name was ever in the repository", path=history.path)
+        if history.path:
+            history.check_was_there(output)
         if arguments.size:
             _list_sizes(history, output, as_document=options.wants_document(arguments))
         else:

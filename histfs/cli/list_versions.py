@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from histfs.cli import options
 from histfs.cli.output import Output, iso_time, moment
-from histfs.errors import NotFoundError
 
 if TYPE_CHECKING:
     from histfs.store.entry import Entry
@@ -24,9 +23,10 @@ examples:
   histfs list versions /mnt/disk/home/anna/thesis.tex
   histfs list versions --json /mnt/disk/home/anna/thesis.tex
 
-exit codes:
+exit codes (added up):
   0  the versions were listed
-  1  there is no such repository, nothing of this name ever was in it, ..."""
+  1  there is no such repository, nothing of this name ever was in it, ...
+  4  versions are missing, as lists of files cannot be read; each is named"""
 
 
 def add_to(subjects: "options.Verbs") -> None:
@@ -43,10 +43,9 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     from histfs.store.when import snapshot_names
 
     with options.open_history(arguments) as history:
+        history.check_was_there(output)
         found = history_of(history.path, history.catalog)
         names = snapshot_names(history.catalog.sessions, None)
-    if not found:
-        raise NotFoundError("nothing of this name was ever in the repository", path=history.path)
     if options.wants_document(arguments):
         output.document([_described(change, names[change.time]) for change in found])
     else:

@@ -344,6 +344,17 @@ class History:
 
         return self._stack.enter_context(open_catalog(self.repository, cache=cache_directory()))
 
+    def check_was_there(self, output: Output) -> None:
+        """Tells which sessions cannot be read. Raises NotFoundError where no other one has the path."""
+        from histfs.store.inventory import unreadable_sessions
+
+        problems = unreadable_sessions(self.catalog)
+        for problem in problems:
+            output.report(problem)
+        if self.path and not self.catalog.versions_of(self.path):
+            where = "in any session that can be read" if problems else "ever in the repository"
+            raise NotFoundError(f"nothing of this name was {where}", path=self.path)
+
 
 @contextmanager
 def open_history(arguments: argparse.Namespace) -> Iterator[History]:

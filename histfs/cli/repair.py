@@ -14,9 +14,9 @@ DESCRIPTION = """\
 Make anew in a damaged repository what follows from the rest of it: the newest
 list of files (from what can be read of it, from the catalog and the mirror),
 its extended attributes and access control lists, markers, statistics, the
-catalog. A session that was cut off is undone first. What is to be done is said before it
-is done. What is replaced is moved to rdiff-backup-data/histfs/aside, and
-nothing is deleted.
+catalog. A session that was cut off is undone first. What is to be done is said
+before it is done. What is replaced is moved to rdiff-backup-data/histfs/aside,
+and nothing is deleted.
 
 Contents of files are not looked at: what is lost of them, nobody can make
 again. `histfs verify --all` tells what that is, and what can still be had."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, pairwise
 from typing import NamedTuple
 
-from histfs.errors import DamagedError, FormatError, NotFoundError, storage_errors
+from histfs.errors import DamagedError, FormatError, NotFoundError, printable_time, storage_errors
 from histfs.store.catalog import Catalog
 from histfs.store.entry import Entry, Kind, join
 from histfs.store.format.listing import changes
@@ -74,8 +74,11 @@ def _without_count(entry: Entry) -> Entry:
 
 
 def history_of(path: bytes, catalog: Catalog) -> list[PathChange]:
-    """Everything that ever happened to `path`, the oldest first; empty if it never was."""
-    sessions = catalog.sessions
+    """Everything that ever happened to `path`, the oldest first; empty if it never was.
+
+    Of sessions that cannot be read nothing is told: see `unreadable_sessions`.
+    """
+    sessions = catalog.readable_sessions
     found: list[PathChange] = []
     before: Entry | None = None
     extras: int | None = None
@@ -92,6 +95,30 @@ def history_of(path: bytes, catalog: Catalog) -> list[PathChange]:
     if found and found[-1].last != sessions[-1]:
         found.append(PathChange(_following(sessions, found[-1].last), ("deleted",), None, sessions[-1]))
     return found
+
+
+def unreadable_sessions(catalog: Catalog) -> list[DamagedError]:
+    """What is wrong with the lists that cost sessions, and which those are."""
+    readable = set(catalog.readable_sessions)
+    lost: list[tuple[DamagedError, list[int]]] = []
+    for session_time in sorted(set(catalog.sessions) - readable, reverse=True):
+        try:
+            catalog.root(session_time)
+        except DamagedError as error:
+            if lost and error.path in (None, lost[-1][0].path):  # it needs the list of a newer one
+                lost[-1][1].append(session_time)
+            else:
+                lost.append((error, [session_time]))
+    for problem, times in lost:
+        problem.at = None
+        problem.advice = f"versions of {_sessions(times[::-1])} are missing here"
+    return [problem for problem, _ in lost]
+
+
+def _sessions(times: list[int]) -> str:
+    if len(times) == 1:
+        return f"the session of {printable_time(times[0])}"
+    return f"{len(times)} sessions, of {printable_time(times[0])} to {printable_time(times[-1])},"
 
 
 def _following(sessions: Sequence[int], time: int) -> int:

@@ -87,6 +87,11 @@ class Catalog:
         """The sessions of the repository as of the last look, oldest first; some of them may not be readable."""
         return self._known.sessions
 
+    @property
+    def readable_sessions(self) -> tuple[int, ...]:
+        """The sessions that are in the catalog, oldest first."""
+        return self._known.readable
+
     def is_current(self, state: State) -> bool:
         """Whether the catalog is that of a repository whose data directory says `state`. Raises StorageError."""
         if not self.is_as_it_was():

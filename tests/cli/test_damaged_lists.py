@@ -1,0 +1,86 @@
+"""What verbs say where a list of files is damaged: which sessions that costs, and what to do."""
+
+import json
+
+import pytest
+
+from histfs.cli import main
+from histfs.store.backup import backup
+from tests.trees import MTIME, Dir, File, build
+
+DAY = 86_400
+TIMES = [1_700_000_000 + day * DAY for day in range(4)]
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(tmp_path, monkeypatch):
+    monkeypatch.setenv("TZ", "UTC")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    import time
+
+    time.tzset()
+
+
+@pytest.fixture
+def repository(tmp_path):
+    source, repository = tmp_path / "source", tmp_path / "repository"
+    build(source, Dir({"a": File(b"1" * 2000, mtime=MTIME), "d": Dir({"b": File(b"b" * 1000, mtime=MTIME)})}))
+    for number, time in enumerate(TIMES):
+        (source / "a").write_bytes(b"%d" % number * (2000 + number))
+        backup(source, repository, now=time, report=pytest.fail)
+    return repository
+
+
+def lists(repository):
+    return sorted((repository / "rdiff-backup-data").glob("mirror_metadata.*.gz"))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def run(capfd, *argv):
+    code = main(list(map(str, argv)))
+    out, err = capfd.readouterr()
+    return code, out, err
+
+
+@pytest.mark.parametrize("verb", ["versions", "increments"])
+def test_history_without_the_newest_list(repository, capfd, verb):
+    newest = lists(repository)[-1]
+    cut(newest)
+    code, out, err = run(capfd, "list", verb, repository / "a")
+    assert (code, out) == (5, "")
+    first, second = err.splitlines()
+    assert first.startswith(f"histfs: {newest}: ")
+    assert first.endswith(
+        "; versions of 4 sessions, of 2023-11-14T22:13:20+00:00 to 2023-11-17T22:13:20+00:00, are missing here"
+    )
+    assert second == f"histfs: {repository}/a: nothing of this name was in any session that can be read"
+
+
+def test_versions_without_an_older_list(repository, capfd):
+    cut(lists(repository)[1])
+    code, out, err = run(capfd, "list", "versions", "--json", repository / "a")
+    assert code == 4
+    assert [(version["seconds"], version["changed"][0]) for version in json.loads(out)] == [
+        (TIMES[2], "new"),
+        (TIMES[3], "content"),
+    ]
+    [line] = err.splitlines()
+    assert "versions of 2 sessions, of 2023-11-14T22:13:20+00:00 to 2023-11-15T22:13:20+00:00, are missing" in line
+
+
+def test_a_session_that_cannot_be_read_is_no_deletion(repository, capfd):
+    """Of the newest session nothing is known; all others have a list that is whole."""
+    import gzip
+
+    older, newest = lists(repository)[-2:]
+    whole = gzip.decompress(newest.read_bytes())
+    older.unlink()
+    older.with_name(older.name.replace(".diff.", ".snapshot.")).write_bytes(gzip.compress(whole))
+    cut(newest)
+    code, out, _ = run(capfd, "list", "versions", repository / "d/b")
+    assert code == 4
+    assert "deleted" not in out
+    assert len(out.splitlines()) == 1
