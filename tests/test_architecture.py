@@ -75,6 +75,7 @@ STORE_LAYERS = [
         "records",
         "recovery",
         "repairing",
+        "steps",
         "sweep",
         "target",
         "target_place",

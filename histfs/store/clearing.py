@@ -11,6 +11,7 @@ from histfs.errors import StorageError
 from histfs.store.entry import Entry, Kind, is_below, join
 from histfs.store.selection import Place, Selection
 from histfs.store.source import Found
+from histfs.store.steps import Steps
 from histfs.store.target import Step, Target, is_fatal, other_file_system
 
 
@@ -36,22 +37,19 @@ class Listed:
 
 
 class Clearing:
-    """Deletes in `target` what `selection` takes. `step` is told of each name, and says whether it is done indeed."""
+    """Deletes in `target` what `selection` takes, and tells it in `steps`."""
 
     def __init__(
         self,
         target: Target,
         selection: Selection | None,
-        step: Callable[[Step, bytes], bool],
+        steps: Steps,
         report: Callable[[StorageError], None],
-        *,
-        dry_run: bool,
     ) -> None:
         self._target = target
         self._selection = selection
-        self._step = step
+        self._steps = steps
         self._report = report
-        self._dry_run = dry_run
 
     def delete(self, directory: bytes, names: set[bytes], place: Place | None, *, is_elsewhere: bool) -> None:
         """Delete the `names` in the `directory` at `place`; what must stay, or cannot be deleted, is told.
@@ -61,7 +59,7 @@ class Clearing:
         if names and is_elsewhere:
             self._report(other_file_system(directory))
             return
-        if names and not self._dry_run:
+        if names and not self._steps.dry_run:
             self._target.sync()  # it may be the only copy of what was restored in another place
         for name in sorted(names):
             path = join(directory, name)
@@ -74,25 +72,29 @@ class Clearing:
                 else:
                     self._delete_all(found)
             except StorageError as error:
+                self._steps.failed(self._target.is_gone)
                 self._report(error)
             except OSError as exc:
+                self._steps.failed(self._target.is_gone)
                 if is_fatal(exc):
                     raise
                 self._report(StorageError(f"cannot be deleted completely ({exc.strerror})", path=path))
 
     def _delete_selected(self, found: Found, selection: Selection, place: Place) -> None:
         for item in self._target.selected_below(found, selection, place, self._report):
-            if self._step(Step.DELETED, item.path):
+            if self._steps.begin(Step.DELETED, item.path):
                 self._target.delete(item)
+            self._steps.done()
 
     def _delete_all(self, found: Found) -> None:
-        self.tell(found)
-        if not self._dry_run:
+        self.begin(found)
+        if not self._steps.dry_run:
             self._target.make_way(found)
+        self._steps.done()
 
-    def tell(self, found: Found, *, itself: bool = True) -> None:
-        """Tell of all that goes with what was `found`, if it may go. Raises StorageError."""
-        self._target.check_may_go(found, open_up=not self._dry_run)
-        for below in self._target.below(found.path, open_up=not self._dry_run):
+    def begin(self, found: Found, *, itself: bool = True) -> None:
+        """Begin a step for all that goes with what was `found`, if it may go. Raises StorageError."""
+        self._target.check_may_go(found, open_up=not self._steps.dry_run)
+        for below in self._target.below(found.path, open_up=not self._steps.dry_run):
             if itself or below != found.path:
-                self._step(Step.DELETED, below)
+                self._steps.begin(Step.DELETED, below)

@@ -44,6 +44,7 @@ from histfs.store.repository import Repository
 from histfs.store.selection import Place, Selection, selected
 from histfs.store.snapshot import Snapshot
 from histfs.store.source import Found
+from histfs.store.steps import Steps
 from histfs.store.target import Manner, MustStayError, Step, Target, is_fatal
 from histfs.store.target_place import check_target, check_what_is_there, resolved
 
@@ -101,6 +102,7 @@ class _Directory(NamedTuple):
     others: set[bytes]
     listed: set[bytes]
     was_there: bool
+    changes: bool  # what was there gets other attributes
     is_elsewhere: bool  # in a file system that is mounted in the target
     place: Place | None
 
@@ -141,6 +143,7 @@ class _Restore:
         self._top = b""  # the path of the target below the directory that `_target` was opened by
         self._target: Target
         self._clearing: Clearing
+        self._steps: Steps
         self._directories: list[_Directory] = []
         self._listed = Listed(path)
         self._ahead = ReadAhead(snapshot.repository, snapshot.time)
@@ -174,12 +177,12 @@ class _Restore:
         with Target.open(target, self._manner, self._dress.extras, repository, may_remove=may_remove) as self._target:
             self._top = self._target.top
             self._target.on_block = self._snapshot.repository.on_block
-            self._clearing = Clearing(
-                self._target, self._selection, self._step, self._stays, dry_run=self._manner.dry_run
-            )
+            self._steps = Steps(self._tell, self._top, dry_run=self._manner.dry_run)
+            self._clearing = Clearing(self._target, self._selection, self._steps, self._stays)
             check_what_is_there(self._target, entry.kind, target, self._manner, self._report)
             if entry.kind is Kind.DIRECTORY:
                 self._restore_entry(entry, self._top)  # what stops this stops all
+                self._steps.done()
                 self._restore_below(self._read_ahead(self._selected(entry, entries)))
             else:
                 self._restore(entry, self._top)
@@ -248,36 +251,34 @@ class _Restore:
         self._is_damaged = True
         self._failed(error)
 
-    def _step(self, step: Step, path: bytes) -> bool:
-        """Tell what is done at `path`; whether it shall be done indeed."""
-        self._tell(step, path[len(self._top) + 1 :] if self._top else path)
-        return not self._manner.dry_run
-
     def _replace(self, path: bytes, found: Found | None) -> bool:
-        """Tell that something takes the place of what was found; whether it shall be done indeed."""
+        """Begin that something takes the place of what was found; whether it shall be done indeed."""
         if found is not None and self._manner.dry_run and self._manner.backup_dir is None:
             self._let_go[_inode(found.status)] += 1
-        return self._step(Step.NEW if found is None else Step.CHANGED, path)
+        return self._steps.begin(Step.NEW if found is None else Step.CHANGED, path)
 
     def _restore(self, entry: Entry, path: bytes) -> bool:
         """Whether `entry` is at `path` in the target now."""
         try:
             self._restore_entry(entry, path)
         except (DamagedError, StorageError) as error:
+            self._steps.failed(self._target.is_gone)
             self._failed(error)
             return False
         except OSError as exc:
+            self._steps.failed(self._target.is_gone)
             if is_fatal(exc, elsewhere=self._is_elsewhere()):
                 raise
             self._failed(StorageError(f"cannot be restored ({exc.strerror})", path=entry.path))
             return False
+        self._steps.done()
         return True
 
     def _restore_entry(self, entry: Entry, path: bytes) -> None:
         is_new = self._directories and not self._directories[-1].was_there  # then nothing can be there
         found = None if is_new else self._target.find(path)
         if found is not None and found.entry.kind is not entry.kind:
-            self._clearing.tell(found, itself=False)
+            self._clearing.begin(found, itself=False)
         if entry.kind is Kind.DIRECTORY:
             self._restore_directory(entry, path, found)
         elif entry.kind is Kind.REGULAR:
@@ -293,16 +294,15 @@ class _Restore:
         listed = self._listed.names_in(entry.path)
         if found is not None and found.entry.kind is Kind.DIRECTORY:
             names = self._target.names(found, open_up=not self._manner.dry_run)
-            if self._dress.change(entry, found.entry) is not plan.Change.NONE:
-                self._step(Step.ATTRIBUTES, path)
+            changes = self._dress.change(entry, found.entry) is not plan.Change.NONE
             is_elsewhere = self._is_elsewhere() or self._target.is_elsewhere(path)
-            self._directories.append(_Directory(entry, names, listed, True, is_elsewhere, place))
+            self._directories.append(_Directory(entry, names, listed, True, changes, is_elsewhere, place))
             return
         if self._replace(path, found):
             if found is not None:
                 self._target.make_way(found)
             self._target.tree.make_directory(path)
-        self._directories.append(_Directory(entry, set(), listed, False, self._is_elsewhere(), place))
+        self._directories.append(_Directory(entry, set(), listed, False, False, self._is_elsewhere(), place))
 
     def _is_elsewhere(self) -> bool:
         return bool(self._directories) and self._directories[-1].is_elsewhere
@@ -323,6 +323,9 @@ class _Restore:
                 if found is None or self._dress.change(directory.entry, found.entry) is not plan.Change.NONE:
                     attributes = self._dress.attributes(directory.entry, directory.entry.mtime_s * 10**9)
                     self._target.tree.set_attributes(path, Kind.DIRECTORY, attributes)
+            if directory.changes:
+                self._steps.begin(Step.ATTRIBUTES, path)
+                self._steps.done()
         except OSError as exc:
             if is_fatal(exc, elsewhere=directory.is_elsewhere):
                 raise
@@ -339,7 +342,7 @@ class _Restore:
         if found is not None and found.entry.kind is Kind.REGULAR and self._may_stay(found, key):
             change = self._dress.change(entry, found.entry)
             if self._is_content_there(change, found, sha1) and (change is plan.Change.NONE or self._names(found) == 1):
-                if change is not plan.Change.NONE and self._step(Step.ATTRIBUTES, path):
+                if change is not plan.Change.NONE and self._steps.begin(Step.ATTRIBUTES, path):
                     self._set_file_attributes(entry, path, found, sha1)
                 if key is not None:
                     self._links[key] = _Link(path, found.status)
@@ -425,7 +428,7 @@ class _Restore:
         if change is plan.Change.NONE:
             return
         if found is not None and change is plan.Change.ATTRIBUTES and found.status.st_nlink == 1:
-            if self._step(Step.ATTRIBUTES, path):
+            if self._steps.begin(Step.ATTRIBUTES, path):
                 self._target.tree.set_attributes(path, entry.kind, attributes, expected=found.status)
             return
         if not self._replace(path, found):

@@ -174,6 +174,14 @@ class Target:
             entry = read_extras(self.tree, entry, self._extras)
         return Found(entry, status)
 
+    def is_gone(self, path: bytes) -> bool:
+        """Whether nothing is at `path`, as far as that can be seen."""
+        try:
+            self.tree.stat(path)
+        except OSError as exc:
+            return exc.errno in _NOTHING_THERE
+        return False
+
     def find_to_remove(self, path: bytes) -> Found | None:
         """As `find`. Raises MustStayError also where another file system begins."""
         found = self.find(path)

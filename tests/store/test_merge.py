@@ -148,7 +148,7 @@ def test_attributes_are_set_in_place(simple: Sessions, target: Path) -> None:
     (target / "d/x").chmod(0o600)
     os.utime(target / "d", (5, 5))
     inode = (target / "d/x").stat().st_ino
-    assert run(simple, target, MERGE).steps == [(Step.ATTRIBUTES, b"d"), (Step.ATTRIBUTES, b"d/x")]
+    assert run(simple, target, MERGE).steps == [(Step.ATTRIBUTES, b"d/x"), (Step.ATTRIBUTES, b"d")]
     assert difference(simple.states[FIRST], read(target)) == []
     assert (target / "d/x").stat().st_ino == inode
 
@@ -379,6 +379,55 @@ def test_directories_that_their_owner_must_not_write_to(scratch: Path) -> None:
     assert difference(sessions.states[FIRST], read(target), owners=False) == []
     for path in (target / "d", sessions.source / "d"):
         path.chmod(0o700)
+
+
+def test_only_what_was_done_is_told(scratch: Path) -> None:
+    """An ordinary user may not change what belongs to somebody else."""
+    scratch.chmod(0o755)
+    sessions, target = Sessions(scratch), scratch / "target"
+    build(sessions.source, Dir({"a": File(b"a"), "d": Dir({"x": File(b"x")}), "new": File(b"new")}))
+    sessions.backup()
+    build(target, Dir({"a": File(b"other"), "d": Dir({"x": File(b"x", mode=0o600)}), "gone": File()}))
+    give_away(sessions.repository)
+    for path in (target / "d", target):
+        path.chmod(0o555)
+
+    def restore_as_user() -> None:
+        for path, place in ((b"", target), (b"a", target / "a"), (b"a", target / "new")):
+            restored = run(sessions, place, DELETE, path)
+            assert restored.steps == []
+            assert restored.reported != []
+
+    before = look(target)
+    as_ordinary_user(restore_as_user)
+    assert touched(before, target) == set()
+    for path in (target, target / "d"):
+        path.chmod(0o700)
+
+
+@pytest.mark.skipif(not is_root(), reason="somebody else's files are needed")
+def test_of_what_is_deleted_in_part_that_part_is_told(scratch: Path) -> None:
+    scratch.chmod(0o755)
+    sessions, target = Sessions(scratch), scratch / "target"
+    build(sessions.source, Dir({}))
+    sessions.backup()
+    build(target, Dir({"gone": Dir({"a": File(), "closed": Dir({"b": File()})})}))
+    give_away(sessions.repository, target)
+    os.chown(target / "gone/closed", 0, 0)
+
+    def restore_as_user() -> None:
+        restored = run(sessions, target, DELETE)
+        left = {
+            os.path.relpath(os.path.join(above, name), target)
+            for above, *some in os.walk(target)
+            for names in some
+            for name in names
+        }
+        everything = {"gone", "gone/a", "gone/closed", "gone/closed/b"}
+        assert {os.fsdecode(path) for step, path in restored.steps if step is Step.DELETED} == everything - left
+        assert left
+
+    as_ordinary_user(restore_as_user)
 
 
 # --- interrupted ----------------------------------------------------------------------------------------------------
