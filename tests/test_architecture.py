@@ -71,6 +71,7 @@ STORE_LAYERS = [
         "moved",
         "naming",
         "ordered",
+        "reach",
         "rebuilding",
         "records",
         "recovery",

@@ -40,7 +40,7 @@ examples:
 
 exit codes (added up):
   0  everything was restored
-  1  nothing was restored: no such session or path, TARGET is not empty, ...
+  1  nothing was restored: no such path, ...; or it was stopped, and not all was
   2  --force replaced things, or the repository stays; added to 4: a refusal
   4  some files, each named, were not restored (damaged, ...); all others were"""
 

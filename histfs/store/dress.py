@@ -112,3 +112,10 @@ def refused_extras(target: str | os.PathLike[str]) -> StorageError:
         path=target,
         advice="--no-eas and --no-acls restore without them",
     )
+
+
+def mtime_ns_of(entry: Entry, found_ns: int | None) -> int:
+    """What was found on a file of the repository, if its seconds are those that were recorded."""
+    if found_ns is not None and found_ns // 10**9 == entry.mtime_s:
+        return found_ns
+    return entry.mtime_s * 10**9

@@ -33,11 +33,12 @@ from histfs.errors import (
 from histfs.store import plan
 from histfs.store.accounts import BY_NAME
 from histfs.store.clearing import Clearing, Listed
-from histfs.store.dress import Dress, refused_extras
+from histfs.store.dress import Dress, mtime_ns_of, refused_extras
 from histfs.store.entry import ALL_EXTRAS, Entry, Extras, Kind, LinkDigests, is_below, join
 from histfs.store.extras import SessionExtras, recorded_extras
 from histfs.store.files import Block, write_blocks
 from histfs.store.owners import Owners
+from histfs.store.reach import Reach
 from histfs.store.read_ahead import ReadAhead
 from histfs.store.recorded import Recorded
 from histfs.store.repository import Repository
@@ -46,7 +47,7 @@ from histfs.store.snapshot import Snapshot
 from histfs.store.source import Found
 from histfs.store.steps import Steps
 from histfs.store.target import Manner, MustStayError, Step, Target, is_fatal
-from histfs.store.target_place import check_target, check_what_is_there, resolved
+from histfs.store.target_place import check_target, check_what_is_there, resolved, target_errors
 
 
 class RestoreOutcome(NamedTuple):
@@ -134,6 +135,7 @@ class _Restore:
         self._tell = tell
         self._files = 0
         self._errors = 0
+        self._reach = Reach(snapshot, is_whole=not path and selection is None)
         self._is_damaged = False  # the list of files: then what it does not name may have been there
         self._digests = LinkDigests()
         self._links: dict[tuple[int, ...], _Link] = {}
@@ -174,16 +176,21 @@ class _Restore:
             raise NotFoundError("was not there at this time", path=self._path, at=self._snapshot.time)
         may_remove = self._manner.is_deleting and self._selection is None and not self._is_damaged
         repository = os.fstat(self._snapshot.repository.tree.root_fd)
-        with Target.open(target, self._manner, self._dress.extras, repository, may_remove=may_remove) as self._target:
+        manner, extras = self._manner, self._dress.extras
+        with (
+            target_errors(target, manner, lambda: self._files > 0),
+            Target.open(target, manner, extras, repository, may_remove=may_remove) as self._target,
+        ):
             self._top = self._target.top
             self._target.on_block = self._snapshot.repository.on_block
-            self._steps = Steps(self._tell, self._top, dry_run=self._manner.dry_run)
+            self._steps = Steps(self._tell, self._top, dry_run=manner.dry_run)
             self._clearing = Clearing(self._target, self._selection, self._steps, self._stays)
-            check_what_is_there(self._target, entry.kind, target, self._manner, self._report)
+            check_what_is_there(self._target, entry.kind, target, manner, self._report)
             if entry.kind is Kind.DIRECTORY:
                 self._restore_entry(entry, self._top)  # what stops this stops all
                 self._steps.done()
-                self._restore_below(self._read_ahead(self._selected(entry, entries)))
+                with closing(self._read_ahead(self._selected(entry, entries))) as below:  # threads end before all else
+                    self._restore_below(below)
             else:
                 self._restore(entry, self._top)
             if self._target.tree.owners_were_refused and self._is_root:
@@ -196,8 +203,9 @@ class _Restore:
 
     def _recorded(self, extras: SessionExtras) -> Generator[Entry, None, None]:
         """All entries, also those of links whose first one is not restored: it alone may have the digest."""
-        for entry in self._snapshot.entries(on_damage=self._damaged):
+        for entry in self._snapshot.entries(on_damage=self._reach.once(self._damaged)):
             self._digests.remember(entry)
+            self._reach.note(entry)
             yield extras.added_to(entry)
 
     def _selected(self, top: Entry, following: Iterator[Entry]) -> Iterator[Entry]:
@@ -211,9 +219,9 @@ class _Restore:
         found = selected(itertools.chain([top], below), self._selection, surroundings, root=self._path)
         return itertools.islice(found, 1, None)
 
-    def _read_ahead(self, entries: Iterator[Entry]) -> Iterator[Entry]:
+    def _read_ahead(self, entries: Iterator[Entry]) -> Generator[Entry, None, None]:
         """The same; contents are on their way, unless nothing is written, or little, as in what is there already."""
-        return entries if self._manner.dry_run or self._manner.is_merging else self._ahead.along(entries)
+        yield from entries if self._manner.dry_run or self._manner.is_merging else self._ahead.along(entries)
 
     def _restore_below(self, entries: Iterator[Entry]) -> None:
         lost: bytes | None = None  # a directory that is not there, so that nothing can be restored in it
@@ -227,7 +235,7 @@ class _Restore:
                 is_restored = self._restore(entry, self._place(entry.path))
                 lost = entry.path if not is_restored and entry.kind is Kind.DIRECTORY else None
         except DamagedError as error:
-            self._damaged(error)
+            self._damaged(self._reach.cut_off(error))
         while self._directories:
             self._leave()
 
@@ -267,8 +275,8 @@ class _Restore:
             return False
         except OSError as exc:
             self._steps.failed(self._target.is_gone)
-            if is_fatal(exc, elsewhere=self._is_elsewhere()):
-                raise
+            if not self._directories or is_fatal(exc, elsewhere=self._is_elsewhere()):
+                raise  # it was all that was to be restored, or the rest will fail as well
             self._failed(StorageError(f"cannot be restored ({exc.strerror})", path=entry.path))
             return False
         self._steps.done()
@@ -347,9 +355,7 @@ class _Restore:
                 if key is not None:
                     self._links[key] = _Link(path, found.status)
                 return
-        status = None
-        if self._replace(path, found):
-            status = self._write_file(entry, path, found, sha1)
+        status = self._write_file(entry, path, found, sha1) if self._replace(path, found) else None
         if key is not None:
             self._links[key] = _Link(path, status)
 
@@ -404,16 +410,16 @@ class _Restore:
         """What is in a file, in blocks, and its mtime."""
         made = self._ahead.take(entry)
         if made is not None:
-            yield iter([made.data]), _mtime_ns(entry, made.mtime_ns)
+            yield iter([made.data]), mtime_ns_of(entry, made.mtime_ns)
             return
         with self._snapshot.open(entry, sha1) as content:
-            yield content.blocks(), _mtime_ns(entry, content.mtime_ns)
+            yield content.blocks(), mtime_ns_of(entry, content.mtime_ns)
 
     def _set_file_attributes(self, entry: Entry, path: bytes, found: Found, sha1: bytes | None) -> None:
         mtime_ns = found.status.st_mtime_ns
         if mtime_ns // 10**9 != entry.mtime_s:
             with self._snapshot.open(entry, sha1) as content:
-                mtime_ns = _mtime_ns(entry, content.mtime_ns)
+                mtime_ns = mtime_ns_of(entry, content.mtime_ns)
         attributes = self._dress.attributes(entry, mtime_ns)
         self._target.tree.set_attributes(path, Kind.REGULAR, attributes, expected=found.status)
 
@@ -441,10 +447,3 @@ class _Restore:
 
 def _inode(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
-
-
-def _mtime_ns(entry: Entry, found_ns: int | None) -> int:
-    """What was found on a file of the repository, if its seconds are those that were recorded."""
-    if found_ns is not None and found_ns // 10**9 == entry.mtime_s:
-        return found_ns
-    return entry.mtime_s * 10**9

@@ -1,10 +1,11 @@
 """Whether a restore may write to its target, by its place and by what is there."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from histfs.errors import HistfsError, UsageError
+from histfs.errors import EXIT_FILE_ERROR, HistfsError, StorageError, UsageError, printable
 from histfs.store.entry import Kind
 from histfs.store.mounts import are_on_one_mount, is_same_place_or_below
 from histfs.store.target import Manner, Target
@@ -44,6 +45,32 @@ def check_target(repository: Path, target: Path, manner: Manner = Manner()) -> N
                 path=manner.backup_dir,
                 advice="choose a directory beside the target",
             )
+
+
+@contextmanager
+def target_errors(target: Path, manner: Manner, has_begun: Callable[[], bool]) -> Iterator[None]:
+    """Turn an OSError of the block, which is about the target, into a StorageError that names it.
+
+    `has_begun`: whether something is in it by now. Then it says how to go on.
+    """
+    try:
+        yield
+    except OSError as exc:
+        place = exc.filename if isinstance(exc.filename, str | Path) else target  # not a name below it
+        error = StorageError(exc.strerror or str(exc), path=place)
+        if has_begun() and not manner.dry_run:
+            error.path = target
+            error.problem += ", so that what is in it is incomplete"
+            error.advice = f"the same command{'' if manner.is_merging else ' with --merge'} completes it"
+            error.exit_code = EXIT_FILE_ERROR
+        elif isinstance(exc, PermissionError):
+            error.advice = "choose a target that you may write to"
+        raise error from exc
+    except UsageError as error:  # what was asked for turned out to make no sense
+        if has_begun() and not manner.dry_run:
+            error.advice += f"; what is in {printable(target)} so far is incomplete"
+            error.exit_code = EXIT_FILE_ERROR
+        raise
 
 
 def check_what_is_there(
