@@ -6,6 +6,7 @@ Exit codes are rdiff-backup's bits: 1 error, 2 warning, 4 file error, 8 file war
 """
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -24,6 +25,14 @@ def printable(path: bytes | str | os.PathLike[str]) -> str:
     """
     text = os.fsencode(path).decode("utf-8", "surrogateescape")
     return "".join(map(_printable_character, text)) or "."
+
+
+def quoted(path: bytes | str | os.PathLike[str]) -> str:
+    """`path` for a command in a message: one word for a shell, printable as well."""
+    text = os.fsencode(path).decode("utf-8", "surrogateescape")
+    if text.isprintable():
+        return shlex.quote(text)
+    return "$'" + "".join(map(_printable_character, text)).replace("'", "\\'") + "'"
 
 
 def _printable_character(char: str) -> str:

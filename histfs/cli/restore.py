@@ -20,7 +20,8 @@ With --merge TARGET may hold something: what is as it was then is not touched,
 what differs is replaced, and what was not there then stays. --delete deletes
 that too. --backup-dir keeps what is replaced or deleted. --dry-run shows what
 would happen. --force, before the verb, means what it means in rdiff-backup:
-as --delete, and TARGET may even be a file in the place of a directory.
+as --delete, and TARGET may even be a file in the place of a directory. No
+directory with something in it makes way for a file, with --force neither.
 
 A restore that was interrupted is completed by the same with --merge.
 

@@ -89,7 +89,7 @@ def restore(
             report=report,
             untrusted=untrusted,
         )
-        return _Restore(snapshot, path, manner, dress, selection, report, tell).run(place)
+        return _Restore(snapshot, path, manner, dress, selection, report, tell).run(place, target)
 
 
 class _Directory(NamedTuple):
@@ -150,7 +150,7 @@ class _Restore:
         self._listed = Listed(path)
         self._ahead = ReadAhead(snapshot.repository, snapshot.time)
 
-    def run(self, target: Path) -> RestoreOutcome:
+    def run(self, target: Path, typed: Path) -> RestoreOutcome:
         if self._manner.is_deleting:
             self._check_list()
         # Without its list a mode may grant too much, so the list is read also where it is not restored.
@@ -158,7 +158,7 @@ class _Restore:
             self._snapshot.extras(self._dress.extras._replace(acls=True), self._failed) as extras,
             closing(self._recorded(extras)) as entries,
         ):
-            return self._run(target, entries)
+            return self._run(target, typed, entries)
 
     def _check_list(self) -> None:
         try:
@@ -168,7 +168,7 @@ class _Restore:
             problem = f"the list of files is damaged, so nothing is deleted: {error.problem}"
             self._damaged(DamagedError(problem, path=error.path, at=error.at, advice=advice))
 
-    def _run(self, target: Path, entries: Iterator[Entry]) -> RestoreOutcome:
+    def _run(self, target: Path, typed: Path, entries: Iterator[Entry]) -> RestoreOutcome:
         for entry in entries:
             if entry.path == self._path:
                 break
@@ -185,7 +185,7 @@ class _Restore:
             self._target.on_block = self._snapshot.repository.on_block
             self._steps = Steps(self._tell, self._top, dry_run=manner.dry_run)
             self._clearing = Clearing(self._target, self._selection, self._steps, self._stays)
-            check_what_is_there(self._target, entry.kind, target, manner, self._report)
+            check_what_is_there(self._target, entry, target, typed, manner, self._report)
             if entry.kind is Kind.DIRECTORY:
                 self._restore_entry(entry, self._top)  # what stops this stops all
                 self._steps.done()

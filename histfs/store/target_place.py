@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from histfs.errors import EXIT_FILE_ERROR, HistfsError, StorageError, UsageError, printable
-from histfs.store.entry import Kind
+from histfs.errors import EXIT_FILE_ERROR, HistfsError, StorageError, UsageError, printable, quoted
+from histfs.store.entry import Entry, Kind
 from histfs.store.mounts import are_on_one_mount, is_same_place_or_below
 from histfs.store.target import Manner, Target
 
@@ -74,12 +74,13 @@ def target_errors(target: Path, manner: Manner, has_begun: Callable[[], bool]) -
 
 
 def check_what_is_there(
-    target: Target, kind: Kind, place: Path, manner: Manner, report: Callable[[HistfsError], None]
+    target: Target, entry: Entry, place: Path, typed: Path, manner: Manner, report: Callable[[HistfsError], None]
 ) -> None:
     """Raises UsageError if what is in the place of the target must stay. A late look, as others may write there.
 
-    `kind`: what shall be there. What `force` is for is told to `report`.
+    `entry`: what shall be there. `typed`: the target as it was asked for. What `force` is for is told to `report`.
     """
+    kind = entry.kind
     found = target.find(target.top)
     if found is None:
         return
@@ -101,11 +102,12 @@ def check_what_is_there(
             )
         if manner.force:
             report(UsageError("is not empty: what the backup does not have is deleted", path=place))
-    elif manner.force:
-        if is_directory and target.tree.names(target.top):
-            report(UsageError("is a directory with something in it, which is replaced", path=place))
-    elif is_directory or kind is Kind.DIRECTORY or not manner.is_merging:
+    elif is_directory and (not manner.force or target.names(found, open_up=False)):
+        raise UsageError("is a directory", path=place, advice=f"write {quoted(typed / os.fsdecode(entry.name))}")
+    elif not manner.force and (kind is Kind.DIRECTORY or not manner.is_merging):
         advice = "choose a target that does not exist"
-        if not is_directory and kind is not Kind.DIRECTORY:
+        if kind is not Kind.DIRECTORY:
+            if place.is_dir():
+                advice = f"write {quoted(typed / os.fsdecode(entry.name))} for a place in the directory it leads to"
             advice += "; or --merge to replace it, also if a restore was cut off"
         raise UsageError("exists already", path=place, advice=advice)

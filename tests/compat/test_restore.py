@@ -69,7 +69,7 @@ def test_a_target_that_is_not_empty(scratch: Path, both: Both, states: list[Stat
 
 
 @pytest.mark.parametrize("force", [[], ["--force"]])
-@pytest.mark.parametrize("what", ["file", "link", "directory"])
+@pytest.mark.parametrize("what", ["file", "link", "directory", "empty"])
 @pytest.mark.parametrize("path", ["", "a"])
 def test_a_target_of_another_type(
     scratch: Path, rdiff_backup: Oracle, both: Both, force: list[str], what: str, path: str
@@ -83,9 +83,15 @@ def test_a_target_of_another_type(
         elif what == "link":
             build(place, Dir({"target": Symlink(scratch / "victim")}))
         else:
-            build(place, Dir({"target": Dir({"mine": File(b"mine")})}))
+            build(place, Dir({"target": Dir({} if what == "empty" else {"mine": File(b"mine")})}))
+    if path and (what == "empty" if not force else what == "directory"):
+        # rdiff-backup puts the file in its place; here a person is taken to have meant the file in the directory.
+        before = read(both.ours)
+        assert main(["--quiet", *force, "restore", str(scratch / "repository" / path), str(both.ours / "target")]) == 1
+        assert difference(before, read(both.ours)) == []
+        return
     code = both(*force, "restore", str(scratch / "repository" / path), target="target")
-    assert code == (1 if not force else 2 if what == "directory" else 0)
+    assert code == (2 if force and what == "directory" else 0 if force or what == "empty" else 1)
     assert read(scratch / "victim")[b"x"].size == 4
 
 

@@ -308,8 +308,7 @@ def test_a_target_of_another_type_is_refused(simple: Sessions, target: Path, man
     assert difference(before, after, root=False) == []
 
 
-@pytest.mark.parametrize("what", ["file", "link", "directory"])
-@pytest.mark.parametrize("path", [b"", b"a"])
+@pytest.mark.parametrize(("what", "path"), [*itertools.product(["file", "link", "empty"], [b"", b"a"]), ("full", b"")])
 def test_force_takes_the_place_of_anything(simple: Sessions, target: Path, what: str, path: bytes) -> None:
     victim = target.parent / "victim"
     build(victim, Dir({"x": File(b"keep")}))
@@ -319,15 +318,48 @@ def test_force_takes_the_place_of_anything(simple: Sessions, target: Path, what:
     elif what == "link":
         target.symlink_to("victim")
     else:
-        build(target, Dir({"mine": File(b"mine")}))
+        build(target, Dir({"mine": File(b"mine")} if what == "full" else {}))
     restored = run(simple, target, FORCE, path)
-    assert bool(restored.reported) == (what == "directory")
+    assert bool(restored.reported) == (what == "full")
     assert restored.outcome.errors == 0
     if path:
         assert target.read_bytes() == b"a"
     else:
         assert difference(simple.states[FIRST], read(target)) == []
     assert difference(before, read(victim)) == []
+
+
+@pytest.mark.parametrize(
+    "manner", [Manner(), MERGE, DELETE, FORCE, Manner(force=True, backup_dir=Path("/nowhere/kept"))]
+)
+@pytest.mark.parametrize("name", ["target", "two words", "odd\n\udcff'"])
+def test_a_file_never_takes_the_place_of_a_directory(
+    simple: Sessions, target: Path, manner: Manner, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever gives the name of one wants the file in it."""
+    monkeypatch.chdir(target.parent)
+    place = Path(name)
+    build(place, Dir({"mine": File(b"mine"), "a": File(b"mine too")}))
+    if manner.backup_dir is not None:
+        manner = manner._replace(backup_dir=target.parent / "kept")
+    before = read(place)
+    with pytest.raises(UsageError) as raised:
+        run(simple, place, manner, b"a")
+    write = {"target": "target/a", "two words": "'two words/a'"}.get(name, r"$'odd\n\xff\'/a'")
+    assert (raised.value.problem, raised.value.advice) == ("is a directory", f"write {write}")
+    assert difference(before, read(place)) == []
+
+
+@pytest.mark.parametrize("manner", [Manner(), MERGE, DELETE])
+def test_a_file_in_the_place_of_an_empty_directory(simple: Sessions, target: Path, manner: Manner) -> None:
+    target.mkdir()
+    with pytest.raises(UsageError, match="is a directory"):
+        run(simple, target, manner, b"a")
+    (target.parent / "link").symlink_to("target")
+    if not manner.is_merging:
+        with pytest.raises(UsageError) as raised:
+            run(simple, target.parent / "link", manner, b"a")
+        assert f"write {target.parent}/link/a " in raised.value.advice
 
 
 def test_the_directories_above_are_made(simple: Sessions, tmp_path: Path) -> None:
