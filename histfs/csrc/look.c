@@ -37,7 +37,25 @@ static int histfs_by_name(const void *one, const void *other, void *names)
     return strcmp((char *)names + *(const size_t *)one + 1, (char *)names + *(const size_t *)other + 1);
 }
 
-/* The names in `directory`, in their order. E2BIG if they take more than `most_bytes`. */
+/* Leave each of the sorted names there once: one that goes and comes while its directory is read may come twice. */
+static void histfs_drop_doubles(struct names *names)
+{
+    size_t kept = 0;
+    char *last, *next;
+
+    for (size_t i = 1; i < names->count; i++) {
+        last = names->names + names->places[kept];
+        next = names->names + names->places[i];
+        if (strcmp(last + 1, next + 1))
+            names->places[++kept] = names->places[i];
+        else if (*last != *next)
+            *last = DT_UNKNOWN;
+    }
+    if (names->count)
+        names->count = kept + 1;
+}
+
+/* The names in `directory`, in their order, each once. E2BIG if they take more than `most_bytes`. */
 static int histfs_list(int directory, struct names *names, size_t most_bytes)
 {
     size_t names_capacity = 0, places_capacity = 0, length;
@@ -67,6 +85,7 @@ static int histfs_list(int directory, struct names *names, size_t most_bytes)
         return errno;
     if (names->count)
         qsort_r(names->places, names->count, sizeof *names->places, histfs_by_name, names->names);
+    histfs_drop_doubles(names);
     return 0;
 }
 

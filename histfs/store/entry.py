@@ -166,6 +166,24 @@ def sort_key(path: bytes) -> bytes:
     return path.replace(b"/", b"\0")
 
 
+class Ascent:
+    """Where a sequence of paths in that order is. One that comes twice must not be taken for two, of which one went."""
+
+    def __init__(self) -> None:
+        self._key: bytes | None = None
+
+    def takes(self, path: bytes) -> bool:
+        """Whether `path` comes after all before it; then it is the last."""
+        key = sort_key(path)
+        if self._key is not None and key <= self._key:
+            return False
+        self._key = key
+        return True
+
+    def is_at(self, path: bytes) -> bool:
+        return sort_key(path) == self._key
+
+
 def is_below(path: bytes, directory: bytes) -> bool:
     """Whether `path` is `directory` itself or lies below it."""
     return not directory or path == directory or path.startswith(directory + b"/")

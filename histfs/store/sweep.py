@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from histfs.errors import DamagedError, FormatError
 from histfs.store.compression import read_decompressed
-from histfs.store.entry import Entry, Extras, is_below, sort_key
+from histfs.store.entry import Ascent, Entry, Extras, is_below, sort_key
 from histfs.store.format.attributes import parse_access_control_list, parse_extended_attributes
 from histfs.store.format.ledger import SEEN_BYTES, Header, Seen
 from histfs.store.format.metadata import parse_record
@@ -69,8 +69,14 @@ Step = Carried | Above | Pair
 _Skip = Callable[[bytes, os.stat_result], bool]
 
 
+def _is_next(ascent: Ascent, item: Found | Unreadable) -> bool:
+    """Whether it comes after all before it; what is said of a listing may follow its directory."""
+    return ascent.takes(item.path) or (isinstance(item, Unreadable) and item.is_listing and ascent.is_at(item.path))
+
+
 def pairs(old: Iterator[Entry], found: Iterator[Found | Unreadable]) -> Iterator[Pair]:
     """Each path of both, which are in metadata order, one by one."""
+    found = filter(partial(_is_next, Ascent()), found)
     entry = next(old, None)
     item = next(found, None)
     while entry is not None or item is not None:
@@ -112,6 +118,12 @@ class _Text:
         piece = self.peek(size)
         self._at += len(piece)
         return piece
+
+
+def _last_path(records: bytes) -> bytes:
+    """That of what C has passed over, whose names are written as they are."""
+    start = records.rfind(b"\nFile ") + 1
+    return records[start + len(b"File ") : records.index(b"\n", start)]
 
 
 class OldExtras:
@@ -178,6 +190,7 @@ class OldList:
         self._seen_blocks = ledger.blocks()
         self._dressed = dressed
         self._next: tuple[Entry, Seen] | None = None
+        self._ascent = Ascent()
         self.text = b""
         self.at = 0
         self.seen = b""
@@ -211,6 +224,7 @@ class OldList:
         self.at += passed.text_bytes
         self.seen_at += passed.files
         self._next = None
+        self._ascent.takes(_last_path(records))
         seen = self.seen[start * SEEN_BYTES : self.seen_at * SEEN_BYTES]
         assert self._extras is not None
         beside = self._extras.take(passed.xattrs_bytes, passed.acls_bytes)
@@ -224,7 +238,7 @@ class OldList:
 
     def peek(self) -> tuple[Entry, Seen] | None:
         """The next record; None at the end."""
-        if self._next is None and (self.at < len(self.text) or self.more_text()):
+        while self._next is None and (self.at < len(self.text) or self.more_text()):
             if self.seen_at * SEEN_BYTES == len(self.seen):
                 self.more_seen()
             seen = Seen.parse(self.seen, self.seen_at * SEEN_BYTES)
@@ -232,6 +246,9 @@ class OldList:
                 pass
             record = self.text[self.at : self.at + seen.record_bytes]
             entry = parse_record(record)
+            if not self._ascent.takes(entry.path):
+                self._skip(seen)
+                continue
             dressed = self._dressed(entry) if self._extras is None else self._extras.added_to(entry, seen)
             self._next = dressed, seen
         return self._next
@@ -239,12 +256,14 @@ class OldList:
     def take(self) -> None:
         """Go on to the record after the next one."""
         assert self._next is not None
-        seen = self._next[1]
+        self._skip(self._next[1])
+        self._next = None
+
+    def _skip(self, seen: Seen) -> None:
         if self._extras is not None:
             self._extras.take(seen.xattrs_bytes, seen.acl_bytes)
         self.at += seen.record_bytes
         self.seen_at += 1
-        self._next = None
 
 
 class Sweep:
@@ -290,9 +309,13 @@ class Sweep:
             yield step
 
     def _steps(self, is_skipped: _Skip) -> Iterator[Step]:
+        ascent = Ascent()
         for item in self._source.walk(is_skipped, self):
             if isinstance(item, Carried):
+                ascent.takes(_last_path(item.records))
                 yield item
+                continue
+            if not isinstance(item, _Went) and not _is_next(ascent, item):
                 continue
             yield from self._above(item.directory if isinstance(item, _Went) else item.path)
             if isinstance(item, _Went):
