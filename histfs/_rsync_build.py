@@ -26,7 +26,7 @@ from setuptools.command.build_ext import build_ext as _build_ext
 
 C_SOURCES = Path(__file__).parent / "csrc"
 HEADERS = ("maps.h", "reader.h", "calls.h", "checked.h", "small.h")
-BODIES = ("maps.c", "parser.c", "reader.c", "sha1.c", "checked.c", "small.c")
+BODIES = ("maps.c", "parser.c", "reader.c", "sha1.c", "times.c", "checked.c", "small.c")
 
 # The constants are here for the test that compares them with the numbers in `_rsync_types`.
 DECLARATIONS = """

@@ -16,7 +16,7 @@ from cffi import FFI
 
 C_SOURCES = Path(__file__).parent / "csrc"
 HEADERS = ["walk.h", "copy.h", "moved.h", "noise.h"]
-FILES = ["look.c", "scouts.c", "walk.c", "sha1.c", "copy.c", "moved.c", "noise.c"]
+FILES = ["times.c", "look.c", "scouts.c", "walk.c", "sha1.c", "copy.c", "moved.c", "noise.c"]
 
 SOURCE = r"""
 #ifndef _GNU_SOURCE

@@ -8,9 +8,10 @@ enum { HISTFS_OWNER_REFUSED = 1, HISTFS_HAS_XATTRS = 2 }; /* flags of a copy; th
 
 static int histfs_is_meant(const struct histfs_copy *copy, const struct stat *status)
 {
+    int64_t mtime_ns;
+
     return S_ISREG(status->st_mode) && status->st_ino == copy->inode && status->st_dev == copy->device &&
-        status->st_size == copy->size &&
-        status->st_mtim.tv_sec * INT64_C(1000000000) + status->st_mtim.tv_nsec == copy->mtime_ns;
+        status->st_size == copy->size && histfs_has_ns(status->st_mtim, &mtime_ns) && mtime_ns == copy->mtime_ns;
 }
 
 static int histfs_is_zeros(const char *data, size_t bytes)

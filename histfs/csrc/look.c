@@ -89,17 +89,17 @@ static int histfs_list(int directory, struct names *names, size_t most_bytes)
     return 0;
 }
 
-/* What `name` in `directory` is now. 0, or an error number. */
+/* What `name` in `directory` is now. 0, or an error number; EOVERFLOW: the caller has to look itself. */
 static int histfs_see(int directory, const char *name, int flags, struct histfs_seen *seen)
 {
     struct stat status;
 
     if (fstatat(directory, name, &status, flags))
         return errno;
+    if (!histfs_has_ns(status.st_mtim, &seen->mtime_ns) || !histfs_has_ns(status.st_ctim, &seen->ctime_ns))
+        return EOVERFLOW;
     seen->inode = status.st_ino;
     seen->device = status.st_dev;
-    seen->mtime_ns = status.st_mtim.tv_sec * INT64_C(1000000000) + status.st_mtim.tv_nsec;
-    seen->ctime_ns = status.st_ctim.tv_sec * INT64_C(1000000000) + status.st_ctim.tv_nsec;
     seen->size = status.st_size;
     seen->mode = status.st_mode;
     seen->uid = status.st_uid;

@@ -51,9 +51,8 @@ static int histfs_small_read(histfs_workshop_t *shop, int fd, histfs_buffer_t *i
 
     into->size = 0;
     if (fd < 0 || fstat(fd, &status) || !S_ISREG(status.st_mode) || status.st_size > HISTFS_SMALL_BYTES
-        || !histfs_buffer_grow(into, (size_t)status.st_size))
+        || !histfs_buffer_grow(into, (size_t)status.st_size) || !histfs_has_ns(status.st_mtim, &shop->mtime_ns))
         return 0;
-    shop->mtime_ns = status.st_mtim.tv_sec * INT64_C(1000000000) + status.st_mtim.tv_nsec;
     while (into->size < (size_t)status.st_size
            && (got = pread(fd, into->data + into->size, (size_t)status.st_size - into->size, (off_t)into->size)) > 0)
         into->size += (size_t)got;

@@ -265,7 +265,7 @@ static int histfs_walk_next(histfs_walk *walk, struct histfs_item *item)
     return 1;
 }
 
-/* What the current name is now. EBADF: the caller has to look itself. */
+/* What the current name is now. EBADF, EOVERFLOW: the caller has to look itself. */
 static int histfs_walk_look(histfs_walk *walk, struct histfs_seen *seen)
 {
     int directory = walk->depth ? walk->levels[walk->depth - 1].directory : -1;

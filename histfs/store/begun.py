@@ -40,7 +40,7 @@ from histfs.store.ledger import settled_ns
 from histfs.store.owners import Owners
 from histfs.store.source import Found, Source
 from histfs.store.tree import NotRegularError, Tree, read_at
-from histfs.store.walk import seen_of
+from histfs.store.walk import fits, seen_of
 
 log = logging.getLogger(__name__)
 
@@ -264,7 +264,8 @@ class FirstSession:
         """The mirror has all of the file. Raises what stopped the barrier."""
         status = found.status
         is_plain = record.kind is Kind.REGULAR and status.st_nlink == 1 and record.alternate_mirror is None
-        if is_plain and record.sha1 is not None and status.st_ctime_ns < self._settled_ns:
+        is_settled = status.st_ctime_ns < self._settled_ns and fits(status)
+        if is_plain and record.sha1 is not None and is_settled:
             self._pending += format_copied(Copied(record.path, record.sha1, seen_of(status)))
         is_time = time.monotonic() - self._noted_at >= INTERVAL_S or len(self._pending) >= _MOST_PENDING_BYTES
         if is_time and self._pending and (self._noting is None or self._noting.done()):

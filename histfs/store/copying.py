@@ -25,6 +25,7 @@ from histfs.store.entry import join, name_of, parent_of
 from histfs.store.files import Attributes, WritableTree, write_blocks
 from histfs.store.layout import DATA
 from histfs.store.source import Found, Source
+from histfs.store.walk import fits
 
 MAX_BYTES = 16 << 20  # of a file: others are copied by whoever meets them, block by block
 _THREADS = 2
@@ -340,9 +341,10 @@ class Copies:
         return found.status.st_size > MAX_BYTES
 
     def can_take(self, found: Found) -> bool:
-        """Whether the file has nothing beyond content, owner, mode and time."""
+        """Whether the file has nothing beyond content, owner, mode and a time that C can tell."""
         entry = found.entry
-        return not self.is_large(found) and found.status.st_nlink == 1 and not entry.xattrs and entry.acl == ()
+        is_plain = found.status.st_nlink == 1 and not entry.xattrs and entry.acl == ()
+        return is_plain and not self.is_large(found) and fits(found.status)
 
     def add(self, found: Found, path: bytes, attributes: Attributes) -> Copy:
         """Copy what was `found` to the new name `path` in the mirror. Raises SourceError, OSError."""

@@ -39,7 +39,7 @@ from histfs.store.format.ledger import (
 from histfs.store.layout import OWN, State
 from histfs.store.source import Found
 from histfs.store.tree import BLOCK_SIZE, NotRegularError, Tree, read_at
-from histfs.store.walk import seen_of
+from histfs.store.walk import fits, seen_of
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ class LedgerWriter:
     def add(self, entry: Entry, found: Found | None, lengths: Lengths, mirror_path: bytes) -> None:
         """The next path is `entry` in the list; `found`: what was seen of it, None if that says nothing."""
         record_bytes, *beside = lengths
-        if found is None:
+        if found is None or not fits(found.status):
             seen = Seen(0, 0, 0, 0, 0, 0, 0, 0, 0, record_bytes, 0, *beside)
         else:
             here = seen_of(found.status)

@@ -34,6 +34,7 @@ from histfs.store.look import entry_of, read_extras
 from histfs.store.owners import Owners
 from histfs.store.source import Found, Source
 from histfs.store.tree import Tree, file_blocks
+from histfs.store.walk import fits
 
 SMALLEST = 16 * 1024  # bytes; to copy a file that is smaller takes no longer than to find out where it was
 _MOST_ALIKE = 8
@@ -93,7 +94,7 @@ class _Records:
 def may_have_moved(found: Found) -> bool:
     """Whether something new is such that it is looked for under another path."""
     status = found.status
-    return found.entry.kind is Kind.REGULAR and status.st_nlink == 1 and status.st_size >= SMALLEST
+    return found.entry.kind is Kind.REGULAR and status.st_nlink == 1 and status.st_size >= SMALLEST and fits(status)
 
 
 class Before(NamedTuple):

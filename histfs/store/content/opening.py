@@ -147,7 +147,7 @@ class Opening:
         if node.entry.kind is not Kind.REGULAR or node.entry.size_bytes != status.st_size:
             return False
         if node.sha1 is None:
-            return node.entry.mtime_s == int(status.st_mtime // 1)
+            return node.entry.mtime_s == status.st_mtime_ns // 10**9
         return sha1_of(mirror) == node.sha1
 
     def _check_mirror_is_current(self, mirror: int | None) -> None:
