@@ -5,6 +5,7 @@ only `histfs.cli` maps errors to messages and exit codes, and only `histfs.fs` m
 Exit codes are rdiff-backup's bits: 1 error, 2 warning, 4 file error, 8 file warning or difference.
 """
 
+import errno
 import os
 import shlex
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ EXIT_ERROR = 1
 EXIT_WARNING = 2
 EXIT_FILE_ERROR = 4
 EXIT_FILE_WARNING = 8
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def printable(path: bytes | str | os.PathLike[str]) -> str:
@@ -143,14 +146,24 @@ WHO_MAY = "run histfs as the user who makes the backups, or as root (sudo)"
 
 
 @contextmanager
-def storage_errors(*, at: int | None = None, advice: str = "") -> Iterator[None]:
+def storage_errors(
+    *,
+    at: int | None = None,
+    advice: str = "",
+    on_full_disk: str = "",
+    place: str | os.PathLike[str] | None = None,
+) -> Iterator[None]:
     """Turn an OSError of the block into a StorageError that names the path the error carries.
 
-    Who may not do something is told who may, and not `advice`: no second attempt helps.
+    Who may not do something is told who may, and not `advice`: no second attempt helps. `on_full_disk`: the advice
+    where there is no room; then it is all of `place` that this is about, and not the file that was written just then.
     """
     try:
         yield
     except OSError as exc:
+        path = exc.filename
         if isinstance(exc, PermissionError) and os.geteuid() != 0:
             advice = WHO_MAY
-        raise StorageError(exc.strerror or str(exc), path=exc.filename, at=at, advice=advice) from exc
+        elif exc.errno in NO_ROOM and on_full_disk:
+            path, advice = place, on_full_disk
+        raise StorageError(exc.strerror or str(exc), path=path, at=at, advice=advice) from exc

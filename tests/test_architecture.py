@@ -81,6 +81,7 @@ STORE_LAYERS = [
         "target",
         "target_place",
         "touched",
+        "undoing",
     },
     {"read_ahead", "recorded", "repository", "snapshot", "extras", "listing", "versions", "content", "catalog"},
     {

@@ -42,7 +42,7 @@ from histfs.store.format.stats import SessionStatistics
 from histfs.store.increments import IncrementWriter
 from histfs.store.layout import CHARS_TO_QUOTE, DATA, INCREMENTS, SPECIAL_ESCAPES, Layout, State, read_state
 from histfs.store.ledger import Ledger, LedgerWriter, Lists, lists_of
-from histfs.store.lock import locked, marker_text
+from histfs.store.lock import locked, write_marker
 from histfs.store.mirror import MirrorUpdate
 from histfs.store.moved import Moves, Places
 from histfs.store.naming import DEFAULT_NAMING, Naming, check_naming, settle_layout
@@ -50,7 +50,7 @@ from histfs.store.ordered import Ordered
 from histfs.store.owners import Owners
 from histfs.store.plan import ALL_LINKS, Links
 from histfs.store.records import DEFAULT_STYLE, RecordStyle, SessionRecords, Tell, Update, tell_nobody
-from histfs.store.recovery import recover
+from histfs.store.recovery import recover, session_errors
 from histfs.store.repository import Repository
 from histfs.store.selection import Selection
 from histfs.store.source import Found, Source
@@ -120,7 +120,7 @@ def backup(
         emptying = check_emptying if force else None
         tree = stack.enter_context(_open_repository(repository, emptying, with_parents=with_parents))
         tree.waits_for_disk = fsync
-        with storage_errors(advice="the session is left open, and undone by the next one"):
+        with session_errors(tree, repository):
             with contextlib.suppress(FileExistsError):
                 tree.make_directory(DATA)
             stack.enter_context(locked(tree, verb="backup"))
@@ -211,7 +211,7 @@ class _Session:
             self._prepare()
             notes = stack.enter_context(Notes(self._tree, self._layout))
             if previous is not None:
-                self._write_marker()
+                write_marker(self._tree, self._marker)
                 notes.begin(Session(self._marker, self._now, previous, lists_of(self._state, previous)[0]))
             self._ledger = stack.enter_context(LedgerWriter(self._tree, ledger, self._started_ns))
             records = stack.enter_context(self._records(previous if becomes_diff else None))
@@ -273,10 +273,6 @@ class _Session:
         for path in (_KEEP, CHARS_TO_QUOTE, SPECIAL_ESCAPES):
             if not self._tree.exists(path):
                 self._tree.write_file(path, [])
-
-    def _write_marker(self) -> None:
-        self._tree.write_file(self._marker, [marker_text()], durable=True)
-        self._tree.sync_directory(DATA)
 
     def _update_mirror(self, previous: int | None, ledger: Ledger | None, records: SessionRecords) -> None:
         batch = Batch(self._tree, nothing_to_lose=previous is None)
@@ -432,7 +428,7 @@ class _Session:
     def _commit(self, previous: int | None, becomes_diff: bool) -> None:
         self._tree.sync()
         if previous is None:
-            self._write_marker()
+            write_marker(self._tree, self._marker)
             return
         if becomes_diff:
             snapshot = self._state.metadata[previous].snapshot

@@ -64,6 +64,7 @@ class WritableTree(Tree):
         self.owners_were_refused = False
         self.extras_were_refused = False
         self.before_change: Callable[[bytes, bool], None] | None = None  # a path, and whether all in it is meant
+        self.sync_has_failed = False  # then nobody knows what is on the disk
         self.waits_for_disk = True  # else the order of writes holds only as long as the system does not crash
 
     @classmethod
@@ -101,6 +102,7 @@ class WritableTree(Tree):
         """Wait until everything written to the file system of the tree is on the disk."""
         if self.waits_for_disk and self._libc.syncfs(self._root_fd):
             number = ctypes.get_errno()
+            self.sync_has_failed = True
             raise OSError(number, os.strerror(number), b"")
 
     def sync_directory(self, path: bytes) -> None:

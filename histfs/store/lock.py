@@ -5,12 +5,12 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from histfs.errors import LockedError, NotARepositoryError, storage_errors
+from histfs.errors import NO_ROOM, LockedError, NotARepositoryError, storage_errors
 from histfs.store.files import WritableTree, write_blocks
 from histfs.store.format.times import format_time
 from histfs.store.layout import DATA, LOCK
@@ -21,26 +21,30 @@ _TreeT = TypeVar("_TreeT", bound=Tree)
 # With the end of the line: half of a number is another process.
 _PID = re.compile(rb"^PID[ \t]*([0-9]{1,9})[ \t\r]*\n", re.IGNORECASE | re.MULTILINE)
 _CLOCK_SLACK_S = 2.0
+MAKE_ROOM = "make room, as with `histfs remove increments --older-than TIME`"
 # A line of /proc/locks: the process that holds a lock for itself, the device and the number of the file.
 _FLOCK = re.compile(rb"\d+: FLOCK +ADVISORY +WRITE (\d+) ([0-9a-f]+:[0-9a-f]+):(\d+) ")
 
 
 @contextmanager
-def open_locked(repository: Path, *, verb: str, advice: str, fsync: bool = True) -> Iterator[WritableTree]:
-    """Enter an existing repository to write in it, and hold its lock. `advice`: what to do when the disk refuses.
+def open_locked(
+    repository: Path, *, verb: str, advice: str, on_full_disk: str, fsync: bool = True
+) -> Iterator[WritableTree]:
+    """Enter an existing repository to write in it, and hold its lock.
 
-    Without `fsync` a crash of the system may cost the repository.
-    Raises NotARepositoryError, LockedError, StorageError.
+    `advice`: what to do when the disk refuses something, `on_full_disk` when there is no room. Without `fsync` a crash
+    of the system may cost the repository. Raises NotARepositoryError, LockedError, StorageError.
     """
-    with entered(WritableTree, repository, advice) as tree:
+    with entered(WritableTree, repository, "nothing was changed") as tree:
         tree.waits_for_disk = fsync
-        with locked(tree, verb=verb):
+        on_full_disk = f"every finished session is intact; {on_full_disk}"
+        with locked(tree, verb=verb), storage_errors(advice=advice, on_full_disk=on_full_disk, place=repository):
             yield tree
 
 
 @contextmanager
 def entered(kind: type[_TreeT], repository: Path, advice: str = "") -> Iterator[_TreeT]:
-    """An existing repository as such a tree. `advice`: what to do when the disk refuses.
+    """An existing repository as such a tree. `advice`: what to say when the disk refuses.
 
     Raises NotARepositoryError, StorageError.
     """
@@ -59,7 +63,8 @@ def entered(kind: type[_TreeT], repository: Path, advice: str = "") -> Iterator[
 def locked(tree: WritableTree, *, verb: str) -> Iterator[None]:
     """Hold the exclusive lock of the repository; LockedError if another program holds it.
 
-    The text in the file is for people: it says who holds the lock, and is emptied at the end.
+    The text in the file is for people: it says who holds the lock, and is emptied at the end. On a full disk it is
+    left out, as whoever makes room must come in.
     """
     fd = tree.open_lock_file(LOCK)
     try:
@@ -70,9 +75,8 @@ def locked(tree: WritableTree, *, verb: str) -> Iterator[None]:
                 f"another program is using the repository ({_holder(fd)})",
                 advice="wait until it has finished and try again",
             ) from None
-        os.ftruncate(fd, 0)
         text = f"cmd: histfs {verb}\nhostname: {os.uname().nodename}\npid: {os.getpid()}\n"
-        write_blocks(fd, [text.encode(), b"timestamp: '" + format_time(int(time.time())) + b"'\n"])
+        _write_if_there_is_room(fd, [text.encode(), b"timestamp: '" + format_time(int(time.time())) + b"'\n"])
         try:
             yield
         finally:
@@ -80,6 +84,19 @@ def locked(tree: WritableTree, *, verb: str) -> Iterator[None]:
                 os.ftruncate(fd, 0)
     finally:
         os.close(fd)  # which also gives the lock up
+
+
+def _write_if_there_is_room(fd: int, blocks: Iterable[bytes]) -> None:
+    """Make `blocks` the text of the open file; an empty one on a full disk."""
+    try:
+        os.ftruncate(fd, 0)
+        write_blocks(fd, blocks)
+    except OSError as exc:
+        if exc.errno not in NO_ROOM:
+            exc.filename = LOCK
+            raise
+        with contextlib.suppress(OSError):  # of half a text nobody would know who it is
+            os.ftruncate(fd, 0)
 
 
 def _holder(fd: int) -> str:
@@ -95,6 +112,24 @@ def _said(fd: int) -> str:
 def marker_text() -> bytes:
     """The content of this process's `current_mirror` marker (docs/format.md 1.3)."""
     return b"PID %d\n" % os.getpid()
+
+
+def write_marker(tree: WritableTree, path: bytes, *, may_be_empty: bool = False) -> None:
+    """Write this process's marker, durably; after an OSError there is none, so that nothing has begun.
+
+    `may_be_empty`: on a full disk it does not name the process, for whom it is enough that the lock is held.
+    """
+    for blocks in ([marker_text()], []):
+        try:
+            tree.write_file(path, blocks, durable=True)
+            break
+        except OSError as exc:
+            if not isinstance(exc, FileExistsError):
+                with contextlib.suppress(OSError):
+                    tree.unlink(path)
+            if not (blocks and may_be_empty and exc.errno in NO_ROOM):
+                raise
+    tree.sync_directory(DATA)
 
 
 def living_writer(marker: bytes, written_at: float) -> int | None:

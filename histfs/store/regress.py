@@ -14,8 +14,8 @@ from histfs.store.accounts import BY_NAME
 from histfs.store.entry import Entry, Kind, LinkDigests
 from histfs.store.files import WritableTree
 from histfs.store.format.listing import difference
-from histfs.store.layout import DATA, read_layout, read_state
-from histfs.store.lock import marker_text, open_locked
+from histfs.store.layout import read_layout, read_state
+from histfs.store.lock import MAKE_ROOM, open_locked, write_marker
 from histfs.store.owners import Owners
 from histfs.store.recovery import recover, tell_nobody
 from histfs.store.repository import Repository
@@ -48,7 +48,8 @@ def regress(
     before. Raises HistfsError.
     """
     advice = "run `histfs regress` again when the cause is mended"
-    with open_locked(repository, verb="regress", advice=advice, fsync=fsync) as tree:
+    on_full_disk = f"{MAKE_ROOM}, then run `histfs regress` again"
+    with open_locked(repository, verb="regress", advice=advice, on_full_disk=on_full_disk, fsync=fsync) as tree:
         state = read_state(tree, read_layout(tree))
         undone, had_finished = state.unfinished, False
         if force and len(state.markers) == 1 and len(state.sessions) > 1:
@@ -66,8 +67,7 @@ def _open_again(tree: WritableTree, repository: Repository) -> None:
     repository.forget()
     discard(tree)  # what that session touched may have been changed since
     marker = repository.layout.data_path(b"current_mirror", previous, b"data")
-    tree.write_file(marker, [marker_text()], durable=True)
-    tree.sync_directory(DATA)
+    write_marker(tree, marker, may_be_empty=True)
 
 
 def _check_changed_files(repository: Repository, previous: int, newest: int) -> None:

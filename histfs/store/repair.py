@@ -33,7 +33,7 @@ from histfs.store.layout import (
     read_statistics,
 )
 from histfs.store.ledger import LEDGER, ledger_problem
-from histfs.store.lock import entered, open_locked
+from histfs.store.lock import MAKE_ROOM, entered, open_locked
 from histfs.store.owners import Owners
 from histfs.store.rebuilding import files_to_digest
 from histfs.store.repairing import Repairer
@@ -92,7 +92,8 @@ def repair(
     `force`: a session is undone although its process seems to run. Raises HistfsError.
     """
     advice = "run `histfs repair` again when the cause is mended: it goes on"
-    with open_locked(repository, verb="repair", advice=advice) as tree:
+    on_full_disk = f"{MAKE_ROOM}, then run `histfs repair` again"
+    with open_locked(repository, verb="repair", advice=advice, on_full_disk=on_full_disk) as tree:
         found = _Examination(tree, repository)
         outcome = found.outcome()
         show(outcome)

@@ -35,7 +35,7 @@ from histfs.store.format.names import IncrementName, parse_increment_name
 from histfs.store.format.stats import parse_file_statistic
 from histfs.store.increments import mtime_ns
 from histfs.store.layout import DATA, INCREMENTS, OWN, STATISTICS_DO_NOT_HOLD, TEMPORARY, State, read_state
-from histfs.store.lock import open_locked
+from histfs.store.lock import MAKE_ROOM, open_locked
 from histfs.store.repository import Repository
 from histfs.store.tree import NotRegularError
 
@@ -66,7 +66,9 @@ def remove_paths(
     `tell` is called with the size of each list that was read. Without `fsync` a crash of the system may cost the
     repository. Raises HistfsError.
     """
-    with open_locked(repository, verb="remove", advice="run it again to remove the rest", fsync=fsync) as tree:
+    again = "run it again to remove the rest"
+    on_full_disk = f"{MAKE_ROOM}, and {again}"
+    with open_locked(repository, verb="remove", advice=again, on_full_disk=on_full_disk, fsync=fsync) as tree:
         opened = Repository(tree, repository)
         state = read_state(tree, opened.layout)
         if state.unfinished is not None or state.mirror_time is None:

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from histfs.errors import NO_ROOM
 from histfs.store.catalog import update_catalog
 from histfs.store.entry import is_below, join, sort_key
 from histfs.store.files import WritableTree
@@ -50,7 +51,13 @@ def remove_sessions(
     `tell` is called for each file that goes. Without `fsync` a crash of the system may cost the repository. Raises
     HistfsError.
     """
-    with open_locked(repository, verb="remove", advice="run it again to remove the rest", fsync=fsync) as tree:
+    with open_locked(
+        repository,
+        verb="remove",
+        advice="run it again to remove the rest",
+        on_full_disk="free a little space, and run it again to remove the rest",
+        fsync=fsync,
+    ) as tree:
         opened = Repository(tree, repository)
         state = read_state(tree, opened.layout)
         if state.unfinished is not None:
@@ -195,7 +202,13 @@ class _Removal:
         return b""
 
     def _keep_swept(self, path: bytes) -> None:
+        """On a full disk it is not kept: the next sweep begins at the beginning."""
         self._tree.unlink(_SWEPT, missing_ok=True)
         if path:
-            self._tree.make_directories(OWN)
-            self._tree.write_file(_SWEPT, [path])
+            try:
+                self._tree.make_directories(OWN)
+                self._tree.write_file(_SWEPT, [path])
+            except OSError as exc:
+                if exc.errno not in NO_ROOM:
+                    raise
+                self._tree.unlink(_SWEPT, missing_ok=True)
