@@ -53,6 +53,7 @@ from histfs.store.records import DEFAULT_STYLE, RecordStyle, SessionRecords, Tel
 from histfs.store.recovery import recover, session_errors
 from histfs.store.repository import Repository
 from histfs.store.selection import Selection
+from histfs.store.snapshot import newest_list_advice
 from histfs.store.source import Found, Source
 from histfs.store.sweep import Above, Carried, OldExtras, OldList, Step, Sweep, pairs, text_of
 from histfs.store.touched import Notes, Session
@@ -261,10 +262,8 @@ class _Session:
             else:
                 snapshot.check_list()
         except DamagedError as exc:
-            exc.advice = (
-                "no session can follow it, and nothing was changed; bring this file back from a copy of the repository,"
-                " or begin a new repository and keep this one for what is in it"
-            )
+            how = newest_list_advice(self._repository.path)
+            exc.advice = f"no session can follow it, and nothing was changed; {how}"
             raise
 
     def _prepare(self) -> None:

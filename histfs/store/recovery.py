@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from histfs.errors import DamagedError, HistfsError, LockedError, storage_errors
+from histfs.errors import DamagedError, HistfsError, LockedError, quoted, storage_errors
 from histfs.store.begun import undo_first_session
 from histfs.store.files import WritableTree
 from histfs.store.layout import DATA, INCREMENTS, read_layout, read_state
@@ -52,8 +52,7 @@ def recover(
         raise DamagedError(
             "has sessions but no current_mirror marker",
             path=path,
-            advice="make an empty file rdiff-backup-data/current_mirror.TIME.data with the time of the newest"
-            " mirror_metadata snapshot",
+            advice=f"`histfs repair {quoted(path)}` writes it (`--dry-run` shows what it would do)",
         )
     unfinished = state.unfinished
     good = state.mirror_time

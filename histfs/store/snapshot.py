@@ -5,15 +5,17 @@ import logging
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from histfs.errors import DamagedError, FormatError, storage_errors
+from histfs.errors import DamagedError, FormatError, quoted, storage_errors
 from histfs.store.compression import read_decompressed
 from histfs.store.content import Content, open_content
 from histfs.store.entry import Entry, Extras, Kind, is_below, join, sort_key
 from histfs.store.extras import SessionExtras
 from histfs.store.format.listing import merge
 from histfs.store.format.metadata import read_entries, with_lost
+from histfs.store.layout import State
 from histfs.store.listing import Listing
 from histfs.store.tree import NotRegularError
 
@@ -27,6 +29,24 @@ log = logging.getLogger(__name__)
 _ATTEMPTS = 5
 _BEGIN = b"File "  # of every list that is not empty
 _OTHERS_CAN_BE_READ = "sessions that do not need this list can still be read"
+
+
+def list_advice(path: Path, state: State, list_path: bytes | None) -> str:
+    """What to do about the list at `list_path` (None: one is missing) in the repository at `path`, which is damaged."""
+    newest = state.mirror_time
+    files = None if newest is None else state.metadata.get(newest)
+    snapshot = None if files is None else files.snapshot
+    if newest is None or list_path != snapshot or state.unfinished is not None:
+        return _OTHERS_CAN_BE_READ
+    return newest_list_advice(path)
+
+
+def newest_list_advice(path: Path) -> str:
+    """What to do where the newest list of the repository at `path` is damaged."""
+    return (
+        f"`histfs repair {quoted(path)}` makes it anew (`--dry-run` shows what it would do), and the newest files lie"
+        " in the repository's directory as plain files"
+    )
 
 
 class Snapshot:
@@ -94,9 +114,14 @@ class Snapshot:
             yield
         except DamagedError as exc:
             if exc.path is None and exc.at is None:
-                exc.path, exc.at = self.repository.state().listing_files(self.time)[0], self.time
-                exc.advice = _OTHERS_CAN_BE_READ
+                exc.at = self.time
+                with contextlib.suppress(DamagedError):
+                    exc.path = self.repository.state().listing_files(self.time)[0]
+                exc.advice = self._advice(exc.path if isinstance(exc.path, bytes) else None)
             raise
+
+    def _advice(self, path: bytes | None) -> str:
+        return list_advice(self.repository.path, self.repository.state(), path)
 
     def extras(self, which: Extras, report: Callable[[DamagedError], None]) -> SessionExtras:
         """What belongs to the entries and is not in their records; the caller closes it."""
@@ -135,13 +160,19 @@ class Snapshot:
     def _open_lists_once(self, stack: ExitStack) -> list[tuple[bytes, int]]:
         lists = []
         with ExitStack() as opened, storage_errors(at=self.time):
-            for path in self.repository.state().listing_files(self.time):
+            try:
+                needed = self.repository.state().listing_files(self.time)
+            except DamagedError as exc:
+                exc.advice = self._advice(None)
+                raise
+            for path in needed:
                 try:
                     fd = self.repository.tree.open_file(path)
                 except FileNotFoundError as exc:
-                    raise DamagedError("is missing", path=path, at=self.time) from exc
+                    raise DamagedError("is missing", path=path, at=self.time, advice=self._advice(path)) from exc
                 except NotRegularError as exc:
-                    raise DamagedError("is not a regular file", path=path, at=self.time) from exc
+                    advice = self._advice(path)
+                    raise DamagedError("is not a regular file", path=path, at=self.time, advice=advice) from exc
                 opened.callback(os.close, fd)
                 lists.append((path, fd))
             stack.enter_context(opened.pop_all())
@@ -166,7 +197,7 @@ class Snapshot:
             if exc.path is None:
                 exc.path = path
                 exc.at = self.time
-                exc.advice = _OTHERS_CAN_BE_READ
+                exc.advice = self._advice(path)
             raise
 
 

@@ -2,7 +2,8 @@
 
 Nothing is written and nothing locked: to try the lock, even for a moment, could keep a session from starting, so the
 kernel's own list of locks is asked. Looked at are the names in the data directory, the statistics of the newest
-session, and the beginning of every list of files. What files hold, `verify --all` reads, and `repair` makes anew what
+session, the beginning of every list of files, and the sums of the newest one, without which no session can follow. What
+files hold, `verify --all` reads, and `repair` makes anew what
 can be.
 """
 
@@ -15,6 +16,7 @@ from histfs.errors import DamagedError, HistfsError, NotARepositoryError, storag
 from histfs.store.format.stats import SessionStatistics
 from histfs.store.layout import CATALOG, DATA, INCREMENTS, Layout, State, read_layout, read_state, read_statistics
 from histfs.store.lock import Writer, lock_holder, marker_writer
+from histfs.store.snapshot import list_blocks
 from histfs.store.tree import Tree, file_blocks
 
 _GZIP = b"\x1f\x8b"
@@ -23,6 +25,7 @@ _TELLS_WHICH = "`histfs repair` sets aside what is wrong"
 _MAKES_IT_ANEW = "`histfs repair` makes it anew"
 _FROM_A_COPY = "bring this file back from a copy of the repository"
 _SMALLEST_GZIP_BYTES = 18  # the header and the sums
+_MOST_LIST_BYTES = 32 << 20  # which take about a second
 
 
 class Status(NamedTuple):
@@ -68,6 +71,9 @@ def _status(tree: Tree, layout: Layout) -> Status:
         writer = marker_writer(tree, state.markers[state.unfinished])
     newest = state.mirror_time
     bad = {path: problem for path in _lists(state) if (problem := _list_problem(tree, path))}
+    newest_list = None if newest is None else _newest_list(state, newest)
+    if newest_list is not None and newest_list not in bad and (problem := _problem_in(tree, newest_list)):
+        bad[newest_list] = problem
     return Status(
         sessions=state.sessions,
         unfinished=state.unfinished,
@@ -139,6 +145,30 @@ def _can_be_read(state: State, time: int, bad: dict[bytes, str]) -> bool:
 
 def _lists(state: State) -> list[bytes]:
     return [path for _, files in sorted(state.metadata.items()) for path in files if path is not None]
+
+
+def _newest_list(state: State, newest: int) -> bytes | None:
+    files = state.metadata.get(newest)
+    return None if files is None else files.snapshot
+
+
+def _problem_in(tree: Tree, path: bytes) -> str:
+    """What its sums tell of the newest list, which `backup` looks at as well before it begins; not of a long one."""
+    try:
+        fd = tree.open_file(path)
+    except OSError:  # a session has replaced it meanwhile
+        return ""
+    try:
+        if os.fstat(fd).st_size <= _MOST_LIST_BYTES:
+            for _ in list_blocks(path, fd):
+                pass
+    except DamagedError as error:
+        return error.problem
+    except OSError as exc:
+        return f"cannot be read ({exc.strerror})"
+    finally:
+        os.close(fd)
+    return ""
 
 
 def _list_problem(tree: Tree, path: bytes) -> str:

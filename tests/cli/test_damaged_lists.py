@@ -84,3 +84,51 @@ def test_a_session_that_cannot_be_read_is_no_deletion(repository, capfd):
     assert code == 4
     assert "deleted" not in out
     assert len(out.splitlines()) == 1
+
+
+REPAIR = "histfs repair '{}'` makes it anew (`--dry-run` shows what it would do), and the newest files lie in"
+
+
+@pytest.fixture
+def blank(repository):
+    """With a blank in its name, so that a command needs quotes."""
+    return repository.rename(repository.with_name("my repository"))
+
+
+@pytest.mark.parametrize("damage", [cut, lambda path: path.unlink()])
+@pytest.mark.parametrize(
+    "command",
+    ["backup {source} {}", "restore {}/a {target}", "list files {}", "verify {}", "compare {source} {}"],
+)
+def test_the_newest_list_can_be_repaired(blank, tmp_path, capfd, command, damage):
+    damage(lists(blank)[-1])
+    places = {"source": tmp_path / "source", "target": tmp_path / "target"}
+    words = [word.format(blank, **places) for word in command.split(" ")]
+    code, _, err = run(capfd, *words)
+    assert code & 1
+    assert REPAIR.format(blank) in err
+    assert run(capfd, "repair", blank)[0] == 0
+    assert run(capfd, *words)[0] & 5 == 0
+
+
+def test_an_older_list_cannot(blank, capfd):
+    cut(lists(blank)[1])
+    code, _, err = run(capfd, "list", "files", "--at", TIMES[1], blank)
+    assert (code, "sessions that do not need this list can still be read" in err, "repair" in err) == (5, True, False)
+
+
+def test_a_lost_marker_can_be_repaired(blank, tmp_path, capfd):
+    next((blank / "rdiff-backup-data").glob("current_mirror.*")).unlink()
+    code, _, err = run(capfd, "backup", tmp_path / "source", blank)
+    assert code & 1
+    assert f"`histfs repair '{blank}'` writes it" in err
+    assert run(capfd, "repair", blank)[0] == 0
+    assert run(capfd, "backup", tmp_path / "source", blank)[0] == 0
+
+
+def test_status_tells_that_backup_will_refuse(blank, capfd):
+    cut(lists(blank)[-1])
+    code, out, err = run(capfd, "status", blank)
+    assert code == 4
+    assert "refuses, because of the damage" in out
+    assert "`histfs repair` makes it anew" in err

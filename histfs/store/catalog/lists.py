@@ -21,7 +21,7 @@ from histfs.store.format.columns import SAME_RECORD, Record, absent_record, key_
 from histfs.store.format.metadata import quote_path, with_lost
 from histfs.store.layout import State
 from histfs.store.repository import Repository
-from histfs.store.snapshot import list_blocks
+from histfs.store.snapshot import list_advice, list_blocks
 from histfs.store.tree import NotRegularError
 
 log = logging.getLogger(__name__)
@@ -262,7 +262,7 @@ class Lists:
         except DamagedError as exc:
             if exc.path is None:
                 exc.path, exc.at = path, session_time
-                exc.advice = "sessions that do not need this list can still be read"
+                exc.advice = list_advice(self._repository.path, self._state, path)
             raise
 
     def _warn(self, error: DamagedError) -> None:
