@@ -105,9 +105,9 @@ class WritableTree(Tree):
             self.sync_has_failed = True
             raise OSError(number, os.strerror(number), b"")
 
-    def sync_directory(self, path: bytes) -> None:
-        """Wait until the names in the directory `path` are on the disk."""
-        if not self.waits_for_disk:
+    def sync_directory(self, path: bytes, *, always: bool = False) -> None:
+        """Wait until the names in the directory `path` are on the disk; `always`: also where nothing else waits."""
+        if not (self.waits_for_disk or always):
             return
         fd = self.open_directory(path)
         try:
@@ -154,10 +154,13 @@ class WritableTree(Tree):
         with self._changing(path) as (directory, name):
             return os.open(name, _OPEN | os.O_RDWR | os.O_CREAT, 0o600, dir_fd=directory)
 
-    def open_to_change(self, path: bytes) -> int:
-        """A descriptor to read and write the regular file `path`."""
+    def open_to_change(self, path: bytes, *, size: int | None = None) -> int:
+        """A descriptor to read and write the regular file `path`; what it has beyond `size` bytes goes."""
         with self._changing(path) as (directory, name):
-            return _regular(os.open(name, _OPEN | os.O_RDWR, dir_fd=directory), path)
+            fd = _regular(os.open(name, _OPEN | os.O_RDWR, dir_fd=directory), path)
+            if size is not None and os.fstat(fd).st_size > size:
+                os.ftruncate(fd, size)
+            return fd
 
     def open_to_append(self, path: bytes) -> int:
         """A descriptor to write at the end of the regular file `path`, made if it is missing."""

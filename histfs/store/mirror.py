@@ -193,7 +193,7 @@ class MirrorUpdate:
         elif is_marked:
             path = self._layout.mirror_path(directory.new)
             if self._first is not None:
-                self._first.leave(path)
+                self._first.leave(path, directory.new.path)
             attributes = self._attributes(directory.new, directory.status)
             self._batch.set_attributes(path, Kind.DIRECTORY, attributes)
 
@@ -221,10 +221,10 @@ class MirrorUpdate:
                 # The barrier must come before the directory can be made, as its children are written at once.
                 self._batch.unlink(self._layout.mirror_path(old))
                 self._apply()
-            self._make_directory(path)
+            self._make_directory(path, new.path)
         elif not self._open_up(new):
             self._report(DamagedError("is missing in the mirror, and is made again", path=new.path))
-            self._make_directory(path)
+            self._make_directory(path, new.path)
             self._touch()
         self._directories.append(Directory(new.path, old, new, status, None))
         if change is not plan.Change.NONE:
@@ -234,8 +234,8 @@ class MirrorUpdate:
     def _open_up(self, entry: Entry) -> bool:
         return held.open_up(self._tree, self._layout.mirror_path(entry))
 
-    def _make_directory(self, path: bytes) -> None:
-        if (self._first is not None and self._first.enter(path)) or not path:
+    def _make_directory(self, path: bytes, named: bytes) -> None:
+        if (self._first is not None and self._first.enter(path, named)) or not path:
             return  # as the root of the repository is always
         try:
             self._tree.make_directory(path)

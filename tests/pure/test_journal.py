@@ -9,11 +9,14 @@ from histfs.store.format.journal import (
     BEGIN,
     FILES,
     HEADER_BYTES,
+    REVOKED,
     Copied,
     format_block,
     format_copied,
+    format_revoked,
     parse_block,
     parse_copied,
+    parse_revoked,
 )
 from histfs.store.format.ledger import SEEN_BYTES, Seen
 
@@ -23,7 +26,7 @@ SHA1 = st.binary(min_size=20, max_size=20).map(lambda digest: digest.hex().encod
 COPIED = st.builds(Copied, st.binary(max_size=300), SHA1, SEEN)
 
 
-@given(st.lists(COPIED, max_size=5), st.sampled_from([BEGIN, FILES]))
+@given(st.lists(COPIED, max_size=5), st.sampled_from([BEGIN, FILES, REVOKED]))
 def test_what_was_written_is_read(files: list[Copied], kind: bytes) -> None:
     payload = b"".join(map(format_copied, files))
     data = format_block(kind, payload)
@@ -32,6 +35,15 @@ def test_what_was_written_is_read(files: list[Copied], kind: bytes) -> None:
     assert (block.kind, block.size_bytes) == (kind, len(payload))
     assert block.is_of(data[HEADER_BYTES:])
     assert list(parse_copied(payload)) == files
+
+
+@given(st.lists(st.binary(max_size=300), max_size=5), st.integers(1, 4))
+def test_what_is_revoked_is_read(paths: list[bytes], missing: int) -> None:
+    payload = b"".join(map(format_revoked, paths))
+    assert list(parse_revoked(payload)) == paths
+    if paths:
+        with pytest.raises(FormatError):
+            list(parse_revoked(payload[:-missing] if len(paths[-1]) >= missing else payload + b"\0"))
 
 
 @given(st.binary(max_size=400))

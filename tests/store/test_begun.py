@@ -20,6 +20,7 @@ from histfs.errors import HistfsError, NotARepositoryError
 from histfs.store import begun, copying
 from histfs.store.backup import backup
 from histfs.store.begun import BEGUN, FirstSession, Left, has_begun
+from histfs.store.files import WritableTree
 from histfs.store.naming import Naming
 from histfs.store.regress import regress
 from histfs.store.tree import Tree
@@ -199,12 +200,126 @@ def test_what_was_not_noted_is_not_trusted(
     assert go_on(tree, copied) == 10
 
 
+def _lose_data(path: Path) -> None:
+    """As after a power cut: the name is there, with size and time, and no data."""
+    status = path.stat()
+    path.write_bytes(bytes(status.st_size))
+    os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns))
+
+
+def _copied_again(sessions: Sessions, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Sessions after one that was cut off at `d`, of which the last copies b/2 once more and notes nothing."""
+    with monkeypatch.context() as context:
+        context.setattr(begun, "INTERVAL_S", 10**6)
+        gone = sessions.source.parent / "gone"
+        match how:
+            case "compared":
+                stop(sessions, monkeypatch, b"d", checksum=True)
+            case "left out":
+                (sessions.source / "b/2").rename(gone)
+                stop(sessions, monkeypatch, b"c/1")
+                gone.rename(sessions.source / "b/2")
+            case "left out with its directory":
+                (sessions.source / "b").rename(gone)
+                stop(sessions, monkeypatch, b"z")
+            case "a directory meanwhile":
+                (sessions.source / "b/2").rename(gone)
+                build(sessions.source / "b/2", Dir({"in": File(b"in")}))
+                stop(sessions, monkeypatch, b"c")
+                shutil.rmtree(sessions.source / "b/2")
+                gone.rename(sessions.source / "b/2")
+            case "a file for the directory":
+                (sessions.source / "b").rename(gone)
+                (sessions.source / "b").write_bytes(b"a file")
+                stop(sessions, monkeypatch, b"c")
+                (sessions.source / "b").unlink()
+            case "half undone":
+                _stop_regress(sessions, monkeypatch)
+            case "gone":
+                (sessions.repository / "b/2").unlink()
+            case "damaged":
+                (sessions.repository / "b/2").write_bytes(b"2")
+        if not (sessions.source / "b").exists():
+            gone.rename(sessions.source / "b")
+        if how != "compared":
+            stop(sessions, monkeypatch, b"d")
+
+
+def _stop_regress(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As soon as something of the mirror is gone."""
+    real = WritableTree.remove_tree
+
+    def remove_tree(tree: WritableTree, path: bytes) -> None:
+        real(tree, path)
+        if path == b"b":
+            raise Stopped
+
+    with monkeypatch.context() as context:
+        context.setattr(WritableTree, "remove_tree", remove_tree)
+        with pytest.raises(Stopped):
+            regress(sessions.repository, report=sessions.reported.append)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("compared", "left out", "left out with its directory", "a directory meanwhile", "a file for the directory"),
+        *("half undone", "gone", "damaged"),
+    ],
+)
+@pytest.mark.parametrize("chars", [None, b"b"])
+def test_no_note_outlives_its_copy(
+    tree: Sessions, monkeypatch: pytest.MonkeyPatch, notes_all: None, how: str, chars: bytes | None
+) -> None:
+    """What is copied again has no data after a power cut, and the session after that must not believe the old note."""
+    options: dict[str, Any] = {} if chars is None else {"naming": Naming(chars)}
+    if chars is not None and how in ("half undone", "gone", "damaged"):
+        pytest.skip("names the directory as it is")
+    real = tree.backup
+    monkeypatch.setattr(tree, "backup", lambda **others: real(**{**options, **others}))
+    stop(tree, monkeypatch, b"d")
+    _copied_again(tree, monkeypatch, how)
+    _lose_data(tree.repository / ("b" if chars is None else ";098") / "2")
+    tree.backup()
+    tree.assert_all_readable()
+    assert tree.verify(tree.now)[1:] == (0, 0)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_session_that_does_not_wait_for_the_disk_keeps_no_journal(
+    tree: Sessions, copied: list[bytes], monkeypatch: pytest.MonkeyPatch, notes_all: None, is_first: bool
+) -> None:
+    if not is_first:
+        stop(tree, monkeypatch, b"c")
+        copied.clear()
+    stop(tree, monkeypatch, b"d", fsync=False)
+    assert len(copied) == (15 if is_first else 5)  # what is noted may be kept: it is on the disk
+    assert not (tree.repository / os.fsdecode(BEGUN)).exists()
+    _lose_data(tree.repository / "b/2")
+    assert go_on(tree, copied) == 0
+
+
+def test_many_notes_are_revoked_with_few_waits(
+    tree: Sessions, copied: list[bytes], monkeypatch: pytest.MonkeyPatch, notes_all: None
+) -> None:
+    """And what is kept all the same is noted once more."""
+    build(tree.source / "a/many", Dir({f"{number:03}": File(b"%03d" % number) for number in range(200)}))
+    stop(tree, monkeypatch, b"b")
+    blocks: list[bytes] = []
+    real = FirstSession._append
+    monkeypatch.setattr(FirstSession, "_append", lambda first, block: (blocks.append(block), real(first, block))[1])
+    for number in range(0, 200, 2):
+        (tree.source / f"a/many/{number:03}").chmod(0o600)
+    stop(tree, monkeypatch, b"b")
+    assert len([block for block in blocks if block.startswith(b"histfJ3R")]) < 12
+    assert go_on(tree, copied) == 205
+
+
 def _noted(repository: Path) -> set[bytes]:
     with Tree.open(repository) as opened:
         left = Left.open(opened, None)
         assert left is not None
-        found = {left._next[1].path} if left._next else set()
-        found |= {copied.path for _, copied in left._files}
+        found = {note.path for note in (*left._next, *left._notes)}
         left.close()
         return found
 
