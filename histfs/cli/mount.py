@@ -5,7 +5,7 @@ from datetime import UTC
 
 from histfs.cli import options
 from histfs.cli.output import Output
-from histfs.errors import printable
+from histfs.errors import printable, quoted
 from histfs.store.rights import OldModes
 
 DESCRIPTION = """\
@@ -79,7 +79,7 @@ def add_to(verbs: "options.Verbs") -> None:
 def run(arguments: argparse.Namespace, output: Output) -> int:
     from histfs.mount import mount
 
-    where = printable(arguments.mountpoint)
+    where, word = printable(arguments.mountpoint), quoted(arguments.mountpoint)
     mount(
         arguments.repository,
         arguments.mountpoint,
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         debug=arguments.debug,
         cache=options.cache_directory(),
         memory_bytes=arguments.cache_size << 20,
-        on_ready=lambda: output.tell(f"the past is in {where}; `histfs umount {where}` unmounts it"),
+        on_ready=lambda: output.tell(f"the past is in {where}; `histfs umount {word}` unmounts it"),
         on_progress=lambda records: output.note(f"reading the history: {records} records"),
     )
     return 0

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from histfs.cli.output import Output
-from histfs.errors import EXIT_ERROR, NotFoundError, UsageError, printable
+from histfs.errors import EXIT_ERROR, NotFoundError, UsageError, printable, printable_time, quoted
 
 if TYPE_CHECKING:
     from histfs.store.catalog import Catalog
@@ -286,9 +286,21 @@ def open_past(arguments: argparse.Namespace) -> Iterator[Past]:
             yield past
         except NotFoundError as exc:
             if exc.path == past.path and exc.at is not None and not exc.advice:
-                place = printable(root / os.fsdecode(past.path))
-                exc.advice = f"`histfs list versions {place}` shows when it was"
+                exc.advice = _when_it_was(past, exc.at)
             raise
+
+
+def _when_it_was(past: Past, session_time: int) -> str:
+    from histfs.store.inventory import nearest_time
+
+    is_known, nearest = nearest_time(past.repository, past.path, session_time)
+    if is_known and nearest is None:
+        return "it was never in the repository: check how it is spelt"
+    command = f"`histfs list versions {quoted(past.repository.path / os.fsdecode(past.path))}`"
+    if nearest is None:
+        return f"{command} shows when it was"
+    which = "last there" if nearest < session_time else "there first"
+    return f"it was {which} at {printable_time(nearest)}; {command} shows all that became of it"
 
 
 def _past(arguments: argparse.Namespace, repository: "Repository", below: bytes) -> Past:

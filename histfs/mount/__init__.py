@@ -22,7 +22,7 @@ from urllib.parse import quote_from_bytes
 
 import trio
 
-from histfs.errors import HistfsError, MountError, UsageError, printable
+from histfs.errors import HistfsError, MountError, UsageError, quoted
 from histfs.fs import Operations
 from histfs.mount import background, place, session
 from histfs.mount.place import unmount
@@ -155,7 +155,7 @@ def _run(request: _Request, on_progress: Callable[[int], None], on_ready: Callab
             raise MountError(
                 "a bug has ended the mount, which stays there so that nobody takes it for an empty directory",
                 path=request.mountpoint,
-                advice=f"`histfs umount {printable(request.mountpoint)}` takes it away",
+                advice=f"`histfs umount {quoted(request.mountpoint)}` takes it away",
             ) from exc
         finally:
             operations.close()

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from histfs.errors import MountError, UsageError, printable
+from histfs.errors import MountError, UsageError, printable, quoted
 
 FILE_SYSTEM = "fuse.histfs"
 FUSE_DEVICE = Path("/dev/fuse")
@@ -192,7 +192,7 @@ def clear_dead_mounts(mountpoint: Path) -> None:
             raise UsageError(
                 f"is mounted already ({source})",
                 path=mountpoint,
-                advice=f"`histfs umount {printable(mountpoint)}` ends it",
+                advice=f"`histfs umount {quoted(mountpoint)}` ends it",
             )
         _detach(mountpoint, lazy=True)
     raise MountError("too many dead mounts lie on top of each other", path=mountpoint)
@@ -270,6 +270,6 @@ def _detach(point: Path, *, lazy: bool) -> None:
         raise MountError(
             "is busy: a program has a file open in it, or works in one of its directories",
             path=point,
-            advice=f"`fuser -vm {printable(point)}` shows who, and `histfs umount --lazy` takes it away all the same",
+            advice=f"`fuser -vm {quoted(point)}` shows who, and `histfs umount --lazy` takes it away all the same",
         )
     raise MountError(f"cannot be unmounted: {said}", path=point)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, pairwise
 from typing import NamedTuple
 
-from histfs.errors import DamagedError, FormatError, NotFoundError, printable_time, storage_errors
-from histfs.store.catalog import Catalog
+from histfs.errors import DamagedError, FormatError, HistfsError, NotFoundError, printable_time, storage_errors
+from histfs.store.catalog import Catalog, open_current
 from histfs.store.entry import Entry, Kind, join
 from histfs.store.format.listing import changes
 from histfs.store.format.names import IncrementName, parse_increment_name
@@ -95,6 +95,25 @@ def history_of(path: bytes, catalog: Catalog) -> list[PathChange]:
     if found and found[-1].last != sessions[-1]:
         found.append(PathChange(_following(sessions, found[-1].last), ("deleted",), None, sessions[-1]))
     return found
+
+
+def nearest_time(repository: Repository, path: bytes, session_time: int) -> tuple[bool, int | None]:
+    """Whether it can be told at once when `path` was there; and the last time before a session that has nothing of it.
+
+    The first one after it, if there is none before; None if it was never there.
+    """
+    with contextlib.suppress(HistfsError):
+        catalog = open_current(repository)
+        if catalog is None:
+            return False, None
+        with catalog:
+            if catalog.readable_sessions != catalog.sessions:
+                return False, None
+            found = catalog.versions_of(path)
+            before = [time for version in found if (time := catalog.time_of(version)) < session_time]
+            after = [version.first for version in found if version.first > session_time]
+            return True, max(before, default=None) or min(after, default=None)
+    return False, None
 
 
 def unreadable_sessions(catalog: Catalog) -> list[DamagedError]:

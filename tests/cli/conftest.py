@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from histfs.cli import main
-from histfs.errors import NotARepositoryError
+from histfs.errors import NotARepositoryError, StorageError
 from histfs.store.compare import Difference, Method
 from histfs.store.entry import Entry, Kind
 from histfs.store.layout import Layout
@@ -27,6 +27,9 @@ class FakeRepository:
         self.paths = [b"", b"etc", b"etc/passwd"]
         self.damage = []
         self.asked = []
+
+    def state(self):
+        raise StorageError("has nothing beside what is here")
 
     def __enter__(self):
         return self

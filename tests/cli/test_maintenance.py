@@ -216,7 +216,33 @@ def test_what_was_not_there_then_and_when_it_was(repository, tmp_path, capfd, co
     assert (code, out) == (1, "")
     assert err == (
         f"histfs: {repository}/d/c\\n at 2023-11-17T22:13:20+00:00: was not there at this time; "
-        f"`histfs list versions {repository}/d/c\\n` shows when it was\n"
+        "it was never in the repository: check how it is spelt\n"
+    )
+    (repository / "rdiff-backup-data/histfs/catalog.sqlite").unlink()
+    _, _, err = run(capfd, *command.format(repository / "d/c\n", **places).split(" "))
+    assert err.endswith(f"; `histfs list versions $'{repository}/d/c\\n'` shows when it was\n")
+
+
+@pytest.mark.parametrize("command", NAMING)
+def test_what_was_there_at_other_times(repository, tmp_path, capfd, command):
+    source = tmp_path / "source"
+    (source / "d/b").rename(source / "d/it's new")
+    backup(source, repository, now=TIMES[-1] + DAY, report=pytest.fail)
+    places = {"source": source, "target": tmp_path / "target"}
+    _, _, err = run(capfd, *command.format(repository / "d/b", **places).split(" "))
+    assert err.endswith(
+        f"was not there at this time; it was last there at 2023-11-17T22:13:20+00:00; `histfs list versions"
+        f" {repository}/d/b` shows all that became of it\n"
+    )
+    if "compare" in command:
+        return
+    words = command.format("REPO", **places).split(" ")
+    words[words.index("REPO")] = str(repository / "d/it's new")
+    verb = 2 if words[0] == "list" else 1
+    _, _, err = run(capfd, *words[:verb], "--at", "1B", *words[verb:])
+    assert err.endswith(
+        f"it was there first at 2023-11-18T22:13:20+00:00; `histfs list versions '{repository}/d/it'\"'\"'s new'`"
+        " shows all that became of it\n"
     )
 
 

@@ -494,7 +494,7 @@ class TestMount:
         del cli.calls["mount"][2]["on_progress"]
         assert cli.calls["mount"] == (Path("repo"), Path("m\x1b"), {**options, **defaults})
         assert (ran.code, ran.err) == (0, "")
-        assert ran.out == "the past is in m\\x1b; `histfs umount m\\x1b` unmounts it\n"
+        assert ran.out == "the past is in m\\x1b; `histfs umount $'m\\x1b'` unmounts it\n"
         assert cli("-q", "mount", "repo", "mnt").out == ""
 
     def test_options(self, cli):

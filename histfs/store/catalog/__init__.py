@@ -8,6 +8,7 @@ from histfs.store.catalog.place import (
     catalog_problem,
     discard_catalog,
     open_catalog,
+    open_current,
     open_recorded,
     update_catalog,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "catalog_problem",
     "discard_catalog",
     "open_catalog",
+    "open_current",
     "open_recorded",
     "update_catalog",
 ]

@@ -123,6 +123,21 @@ def _open_own(repository: Repository) -> sqlite3.Connection | None:
             return None
 
 
+def open_current(repository: Repository) -> Catalog | None:
+    """The catalog in the repository, if there is one that is up to date. Raises StorageError, DamagedError."""
+    identity = Lists(repository, repository.state()).identity()
+    own = _open_own(repository)
+    if own is None:
+        return None
+    with ExitStack() as stack:
+        stack.callback(own.close)
+        if not _is_of(own, identity):
+            return None
+        catalog = Catalog(own, repository, repository.distrust_catalog)
+        stack.pop_all()
+        return catalog
+
+
 def open_recorded(repository: Repository, session_time: int) -> Catalog | None:
     """The catalog in the repository as it is, whatever has become of the lists: what it says of its newest session.
 
