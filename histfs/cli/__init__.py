@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from histfs.cli import (
     backup,
@@ -112,22 +113,33 @@ def _parse(argv: Sequence[str], arguments: argparse.Namespace) -> None:
     general_parser = make_parser()
     unknown = general_parser.parse_known_args(argv, arguments)[1]
     if unknown:
-        parser: options.Parser = arguments.parser_of_verb
-        parser.error(_not_understood(unknown, general_parser, parser))
+        _refuse(unknown, argv, general_parser, arguments.parser_of_verb)
 
 
-def _not_understood(unknown: Sequence[str], general_parser: options.Parser, parser: options.Parser) -> str:
-    """What is wrong with words that are left over. What stands behind an option that nobody knows may be its value."""
+def _refuse(
+    unknown: Sequence[str], argv: Sequence[str], general_parser: options.Parser, parser: options.Parser
+) -> NoReturn:
+    """Say what is wrong with words that are left over. What stands behind an option that nobody knows may be its value.
+
+    Raises SystemExit.
+    """
     verb = parser.prog.removeprefix("histfs ")
-    names = [word.partition("=")[0] for word in unknown if word.startswith("-") and word != "--"]
+    names = [word for word in unknown if word.startswith("-") and word != "--"]
     if not names:
-        return f"{verb} does not take so many names: {' '.join(map(printable, unknown))}"
-    option = printable(names[0])
-    if parser.has_option(names[0]):
-        return f"{option} belongs behind the verb: histfs {verb} {option}"
-    if general_parser.has_option(names[0]):
-        return f"{option} belongs before the verb: histfs {option} {verb}"
-    return f"{verb} has no option {option}"
+        parser.error(f"{verb} does not take so many names: {' '.join(map(printable, unknown))}")
+    name = names[0].partition("=")[0]
+    option = printable(name)
+    if parser.has_option(name):
+        parser.error(f"{option} belongs behind the verb: histfs {verb} {option}")
+    if general_parser.has_option(name):
+        parser.error(f"{option} belongs before the verb: histfs {option} {verb}")
+    first = verb.split()[0]
+    is_general = first in argv and names[0] in argv[: argv.index(first)]
+    place, whose = (general_parser, "histfs") if is_general else (parser, verb)
+    similar = place.similar_option(name)
+    if similar is None and not is_general and (similar := general_parser.similar_option(name)) is not None:
+        similar = f"histfs {similar} {verb}"
+    place.error(f"{whose} has no option {option}" + (f"; did you mean {similar}?" if similar else ""))
 
 
 def make_parser() -> options.Parser:

@@ -7,7 +7,7 @@ and all its output goes through `histfs.cli.output`.
 import argparse
 import functools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
@@ -60,8 +60,8 @@ class Parser(argparse.ArgumentParser):
         return any(option.startswith(name) for option in self._option_string_actions)
 
     def error(self, message: str) -> NoReturn:
-        """Says how the command is written and what is wrong; exit code 1."""
-        Output().usage(self.format_usage(), f"{message}; see `{self.prog} --help`")
+        """Says what is wrong, and where it is told how the command is written; exit code 1."""
+        Output().error(message if message.endswith("?") else f"{message}; see `{self.prog} --help`")
         raise SystemExit(EXIT_ERROR)
 
     def _print_message(self, message: str, file: object = None) -> None:  # help and version
@@ -89,10 +89,34 @@ class Parser(argparse.ArgumentParser):
             raise SystemExit(0)
         if words[0] in _OF_OTHER_COMPUTERS:
             raise UsageError(_OF_OTHER_COMPUTERS[words[0]])
-        raise UsageError(
-            f"'{printable(words[0])}' is no verb",
-            advice="to back it up, write backup before it" if "/" in words[0] else f"`{self.prog} --help` shows them",
-        )
+        advice = f"`{self.prog} --help` shows them"
+        if "/" in words[0]:
+            advice = "to back it up, write backup before it"
+        elif not words[0].startswith("-") and (similar := _most_similar(words[0], self._verbs())):
+            advice = f"did you mean `{self.prog} {similar}`?"
+        raise UsageError(f"'{printable(words[0])}' is no verb", advice=advice)
+
+    def _verbs(self) -> dict[str, str]:
+        """All verbs behind this by their last words; of two the one that is nearer or comes first."""
+        found: dict[str, str] = {}
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found.update((name, name) for name in action.choices)
+                for name, parser in action.choices.items():
+                    found = {word: f"{name} {verb}" for word, verb in parser._verbs().items()} | found
+        return found
+
+    def similar_option(self, name: str) -> str | None:
+        """The option that may have been meant by `name`, which is none."""
+        return _most_similar(name, {option: option for option in self._option_string_actions if option[:2] == "--"})
+
+
+def _most_similar(word: str, known: Mapping[str, str]) -> str | None:
+    """What `known` has for the key that `word` is most like, if one is."""
+    import difflib
+
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    return known[found[0]] if found else None
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -213,11 +213,6 @@ class Output:
         self.begin_log()  # an operation that reports has the repository
         self.warn(problem)
 
-    def usage(self, usage: str, problem: str) -> None:
-        """Says how a command is written and what is wrong with the one that was."""
-        _write_if_possible(sys.stderr, usage)
-        self._say(problem)
-
     def bug(self, exception: Exception, *, with_traceback: bool) -> None:
         """Says that histfs itself has failed, and how to find out more."""
         with_traceback = with_traceback or self.verbosity >= TRACEBACKS
