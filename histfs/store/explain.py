@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from histfs.errors import NotFoundError, printable, storage_errors
+from histfs.errors import EXIT_FILE_WARNING, NotFoundError, printable, storage_errors
 from histfs.store import plan
 from histfs.store.entry import ALL_EXTRAS, Entry, Kind, sort_key
 from histfs.store.format.ledger import VALID, Seen
@@ -45,11 +45,19 @@ def _explain(source: Source, selection: Selection, path: bytes) -> Explanation |
         place = selection.enter(place, name)
         found = source.look(place.path)
         if isinstance(found, Unreadable):
-            return NotFoundError("is not there, or cannot be looked at", path=path)
+            return _not_seen(found, path)
         verdict = selection.verdict(place, source.subject(found))
         if verdict.outcome is Outcome.EXCLUDED:
             break
     return Explanation(path, verdict, place.path)
+
+
+def _is_missing(found: Unreadable) -> bool:
+    return found.error.exit_code == EXIT_FILE_WARNING  # it vanished
+
+
+def _not_seen(found: Unreadable, path: bytes) -> NotFoundError:
+    return NotFoundError("is not there" if _is_missing(found) else found.error.problem, path=path)
 
 
 class Reasons(NamedTuple):
@@ -104,9 +112,11 @@ def _reasons(
 ) -> Reasons | NotFoundError:
     found = source.look(path)
     if isinstance(found, Unreadable):
+        if not _is_missing(found):
+            return _not_seen(found, path)
         if old is None:
-            return NotFoundError("is not there, and was not", path=path)
-        return Reasons(path, ("it is not there any more, or cannot be looked at",))
+            return NotFoundError("is not there, and was not in the last session", path=path)
+        return Reasons(path, ("it is not there any more",))
     new = found.entry
     if old is None:
         return Reasons(path, (_what_is_new(source, found, places),))

@@ -297,9 +297,7 @@ class TestExplain:
         ran = run("explain", source, "a", "b/no", "a/b")
         assert ran.code == 4
         assert ran.out == "a: included, as no rule is about it\n"
-        assert ran.err.splitlines() == [
-            f"histfs: {path}: is not there, or cannot be looked at" for path in ("b/no", "a/b")
-        ]
+        assert ran.err.splitlines() == [f"histfs: {path}: is not there" for path in ("b/no", "a/b")]
         for path in ("../x", "/elsewhere"):
             ran = run("explain", source, path)
             assert (ran.code, ran.out) == (1, "")
@@ -340,9 +338,9 @@ class TestExplain:
         names = ("same", "moved", "longer", "touched", "gone", "mode", "new", "never")
         ran = run("explain", "--why", tmp_path / "repo", source, *names)
         assert ran.code == 4
-        assert ran.err == "histfs: never: is not there, and was not\n"
+        assert ran.err == "histfs: never: is not there, and was not in the last session\n"
         assert ran.out.splitlines() == [
-            "gone: it is not there any more, or cannot be looked at",
+            "gone: it is not there any more",
             "longer: its content is another; its time is another",
             "mode: its mode is another",
             "moved: it is another file of the same size and time (its inode number is another)",
