@@ -20,7 +20,7 @@ examples:
 
 exit codes:
   0  all can be used
-  1  some, each named, are no directories or cannot be listed"""
+  1  some, each named, are no directories or cannot be listed or read"""
 
 
 def add_to(verbs: "options.Verbs") -> None:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from histfs.errors import HistfsError, UsageError, storage_errors
+from histfs.errors import HistfsError, StorageError, UsageError, storage_errors
 from histfs.store.repository import Repository
 from histfs.store.tree import Tree
 
@@ -18,7 +18,10 @@ class Usable(NamedTuple):
 
 
 def usable(path: Path) -> Usable:
-    """Look at the directory `path`. Raises UsageError if it is none, StorageError if it cannot be listed or entered."""
+    """Look at the directory `path`. Raises UsageError if it is none.
+
+    Raises StorageError if it cannot be listed or entered, or is a repository that this user cannot read.
+    """
     with storage_errors():
         try:
             tree = Tree.open(path)
@@ -37,6 +40,17 @@ def usable(path: Path) -> Usable:
 def _sessions(path: Path) -> int | None:
     try:
         with Repository.open(path) as repository:
+            newest = repository.sessions()[-1]
+            for name in repository.state().listing_files(newest):  # without which nothing can be read
+                os.close(repository.tree.open_file(name))
             return len(repository.sessions())
-    except HistfsError:
+    except (StorageError, PermissionError) as exc:
+        if isinstance(exc, PermissionError) or isinstance(exc.__cause__, PermissionError):
+            raise StorageError(
+                "is a repository that this user cannot read",
+                path=path,
+                advice="run histfs as the user who makes the backups, or as root (sudo)",
+            ) from exc
+        return None
+    except (HistfsError, OSError):
         return None
