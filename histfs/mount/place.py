@@ -26,6 +26,7 @@ FUSE_DEVICE = Path("/dev/fuse")
 FUSE_CONFIGURATION = Path("/etc/fuse.conf")
 _MOUNT_TABLE = Path("/proc/self/mountinfo")
 _DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
+WITHOUT_FUSE = "`histfs restore` works without FUSE"
 _STACK_MAX = 100  # dead mounts on top of each other that are cleaned up
 _ANSWER_WITHIN_S = 5.0
 _GONE_AFTER_S = 10.0
@@ -154,12 +155,13 @@ def check_fuse(*, allow_other: bool, configuration: Path = FUSE_CONFIGURATION) -
         raise MountError(
             "there is no such device, so nothing can be mounted",
             path=FUSE_DEVICE,
-            advice="load the kernel's module with `modprobe fuse`, or give your container the device",
+            advice=f"load the kernel's module with `modprobe fuse`, or give your container the device; {WITHOUT_FUSE}",
         )
     if os.geteuid() == 0:
         return
     if shutil.which("fusermount3") is None:
-        raise MountError("the program fusermount3 is missing", advice="install the package fuse3")
+        advice = f"install the package fuse3; {WITHOUT_FUSE}"
+        raise MountError("the program fusermount3 is missing", advice=advice)
     if allow_other and not _others_are_allowed(configuration):
         raise UsageError(
             "users may not use --allow-other on this machine",

@@ -20,6 +20,7 @@ import trio
 from histfs.errors import MountError, printable
 from histfs.fs import Operations
 from histfs.fuse import pyfuse3
+from histfs.mount.place import WITHOUT_FUSE
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def _mount(operations: Operations, mountpoint: Path, options: set[str]) -> None:
             # libfuse and fusermount3 tell the reason to the standard error output alone.
             os.lseek(stderr, 0, os.SEEK_SET)
             said = "; ".join(printable(line) for line in os.read(stderr, 10_000).splitlines() if line.strip())
-            raise MountError(f"cannot be mounted: {said or exc}", path=mountpoint) from exc
+            raise MountError(f"cannot be mounted: {said or exc}", path=mountpoint, advice=WITHOUT_FUSE) from exc
 
 
 @contextmanager
