@@ -526,6 +526,8 @@ static int histfs_compare(histfs_walk *walk, struct histfs_run *run, struct wait
             if (histfs_walk_look(walk, &now) || !histfs_is_as_seen(walk, then, &now))
                 return HISTFS_DIFFERS;
         }
+        if (S_ISDIR(now.mode) && walk->depth >= HISTFS_OPEN_LEVELS)
+            return HISTFS_DIFFERS; /* the caller looks at what lies in it, and has to know it for that */
         if ((then->flags & HISTFS_SCANNED) && !waiting->depth) {
             waiting->depth = walk->depth;
             waiting->before = *run;

@@ -97,7 +97,7 @@ class Forward(Protocol[_Told]):
         """Go on as far as nothing has changed."""
 
     def error(self) -> int:
-        """Why the directory that was passed over last cannot be listed; EBADF: it has to be opened; 0: it was."""
+        """Why the directory that was passed over last cannot be listed; 0: it was."""
 
     def mirror_ctime_ns(self, path: bytes) -> int:
         """When the directory in the mirror was last changed; 0: nothing in `path` may be passed over."""
@@ -203,9 +203,9 @@ class Source:
         if isinstance(root, Unreadable):
             return
         walk = self._walks.enter_context(Walk() if forward is None else forward.new_walk())
-        unlisted = self._enter(walk, b"", forward)
-        if unlisted is not None:
-            yield unlisted
+        trouble = self._enter(walk, b"", forward)
+        if trouble is not None:
+            yield trouble
             return
         yield from self._walk(walk, is_skipped, forward)
 
@@ -219,9 +219,7 @@ class Source:
             if forward is not None and not walk.is_ahead:
                 yield from forward.pass_over(walk)
                 if error := forward.error():
-                    unlisted = self._enter_again(walk, walk.here(), error)
-                    if unlisted is not None:
-                        yield unlisted
+                    yield unlisted(walk.here(), OSError(error, os.strerror(error)))
                     continue
             if selection is None and not walk.is_ahead:
                 walk.look_ahead()
@@ -258,10 +256,10 @@ class Source:
                 yield found
             if is_directory:
                 places.keep(place)
-                unlisted = self._enter(walk, path, forward)
-                if unlisted is not None:
+                trouble = self._enter(walk, path, forward)
+                if trouble is not None:
                     yield from scanned.release(path)
-                    yield unlisted
+                    yield trouble
 
     def _enter(self, walk: Walk, path: bytes, forward: Forward[_Told] | None) -> Unreadable | None:
         """Go into a directory that was just looked at; Unreadable if it cannot be listed."""
@@ -271,16 +269,6 @@ class Source:
                 walk.push(self._tree.open_directory(path), is_trusted=mirror_ctime_ns != 0)
             elif not walk.enter(mirror_ctime_ns):
                 walk.push(self._tree.open_directory(path))
-        except OSError as exc:
-            return unlisted(path, exc)
-        return None
-
-    def _enter_again(self, walk: Walk, path: bytes, error: int) -> Unreadable | None:
-        """Go into a directory that could not be entered for the reason `error`."""
-        try:
-            if error != errno.EBADF:
-                raise OSError(error, os.strerror(error))
-            walk.push(self._tree.open_directory(path))
         except OSError as exc:
             return unlisted(path, exc)
         return None
