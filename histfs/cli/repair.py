@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     from histfs.store.repair import plan_repair, repair
 
     if arguments.dry_run:
-        outcome = plan_repair(arguments.repository)
+        outcome = plan_repair(arguments.repository, force=arguments.force)
         _show(arguments, output, outcome)
     else:
         general.keep_log(arguments, output, arguments.repository, "repair")

@@ -71,10 +71,7 @@ def locked(tree: WritableTree, *, verb: str) -> Iterator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise LockedError(
-                f"another program is using the repository ({_holder(fd)})",
-                advice="wait until it has finished and try again",
-            ) from None
+            raise _is_used(_said(fd)) from None
         text = f"cmd: histfs {verb}\nhostname: {os.uname().nodename}\npid: {os.getpid()}\n"
         _write_if_there_is_room(fd, [text.encode(), b"timestamp: '" + format_time(int(time.time())) + b"'\n"])
         try:
@@ -99,8 +96,18 @@ def _write_if_there_is_room(fd: int, blocks: Iterable[bytes]) -> None:
             os.ftruncate(fd, 0)
 
 
-def _holder(fd: int) -> str:
-    return _said(fd) or "it does not say which"
+def check_unlocked(tree: Tree) -> None:
+    """Raises LockedError if another program is seen to hold the lock, which is not tried."""
+    holder = lock_holder(tree)
+    if holder is not None:
+        raise _is_used(holder.says or f"process {holder.pid}")
+
+
+def _is_used(by: str) -> LockedError:
+    return LockedError(
+        f"another program is using the repository ({by or 'it does not say which'})",
+        advice="wait until it has finished and try again",
+    )
 
 
 def _said(fd: int) -> str:

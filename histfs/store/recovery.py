@@ -11,6 +11,7 @@ from histfs.store.layout import DATA, INCREMENTS, read_layout, read_state
 from histfs.store.lock import MAKE_ROOM, living_writer
 from histfs.store.owners import Owners
 from histfs.store.repository import Repository
+from histfs.store.tree import Tree
 from histfs.store.undoing import Undoing
 
 
@@ -76,7 +77,7 @@ def recover(
     return True
 
 
-def check_writer_is_gone(tree: WritableTree, marker: bytes, advice: str = "use --force") -> None:
+def check_writer_is_gone(tree: Tree, marker: bytes, advice: str = "use --force") -> None:
     """Raises LockedError if the session of `marker` seems to run; `advice`: what to do if that is known to be wrong.
 
     Other writers may not hold the lock, so the process that the marker names counts too.

@@ -33,9 +33,10 @@ from histfs.store.layout import (
     read_statistics,
 )
 from histfs.store.ledger import LEDGER, ledger_problem
-from histfs.store.lock import MAKE_ROOM, entered, open_locked
+from histfs.store.lock import MAKE_ROOM, check_unlocked, entered, open_locked
 from histfs.store.owners import Owners
 from histfs.store.rebuilding import files_to_digest
+from histfs.store.recovery import check_writer_is_gone
 from histfs.store.repairing import Repairer
 from histfs.store.repository import Repository
 from histfs.store.snapshot import list_blocks, well_formed
@@ -71,10 +72,11 @@ class RepairOutcome(NamedTuple):
         return f"the {files} of what is there now: damage from before cannot be told any more"
 
 
-def plan_repair(repository: Path) -> RepairOutcome:
-    """What `repair` would do; nothing is changed. Raises NotARepositoryError, StorageError."""
+def plan_repair(repository: Path, *, force: bool = False) -> RepairOutcome:
+    """What `repair` would do; nothing is changed. Raises NotARepositoryError, LockedError, StorageError."""
     with entered(Tree, repository) as tree:
-        found = _Examination(tree, repository)
+        check_unlocked(tree)
+        found = _Examination(tree, repository, force=force)
         return found.outcome()
 
 
@@ -94,7 +96,7 @@ def repair(
     advice = "run `histfs repair` again when the cause is mended: it goes on"
     on_full_disk = f"{MAKE_ROOM}, then run `histfs repair` again"
     with open_locked(repository, verb="repair", advice=advice, on_full_disk=on_full_disk) as tree:
-        found = _Examination(tree, repository)
+        found = _Examination(tree, repository, force=force)
         outcome = found.outcome()
         show(outcome)
         repairer = Repairer(tree, repository, now, report, owners, force)
@@ -110,9 +112,12 @@ def repair(
 
 
 class _Examination:
-    """Looks at everything but the contents of files, and makes the plan."""
+    """Looks at everything but the contents of files, and makes the plan.
 
-    def __init__(self, tree: Tree, path: Path) -> None:
+    Raises LockedError if the writer of a session that has not finished seems to run, unless `force`.
+    """
+
+    def __init__(self, tree: Tree, path: Path, *, force: bool) -> None:
         self._tree = tree
         self._path = path
         self._layout = read_layout(tree)
@@ -128,6 +133,8 @@ class _Examination:
             return
         self._state = state
         if state.unfinished is not None:
+            if not force:
+                check_writer_is_gone(tree, state.markers[state.unfinished])
             self._look_at_unfinished(newest)
         self._look_at_lists(newest)
         self._look_at_extras(newest)

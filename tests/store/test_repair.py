@@ -11,15 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from histfs.errors import HistfsError
+from histfs.errors import HistfsError, LockedError
+from histfs.store.files import WritableTree
 from histfs.store.format.ledger import HEADER_BYTES
+from histfs.store.lock import locked
 from histfs.store.repair import RepairOutcome, plan_repair, repair
 from histfs.store.verify_all import verify_all
 from tests.comparison import difference
 from tests.store.catalogs import fresh_rows, own_rows
 from tests.store.killing import Killer
 from tests.store.places import is_root
-from tests.store.sessions import Sessions, stamp
+from tests.store.sessions import DAY, Sessions, stamp
 
 NOW = 1_800_000_000
 
@@ -308,3 +310,40 @@ def test_killed_at_every_step(rich_sessions: Sessions, killer: Killer, tmp_path:
         subprocess.run(["rm", "-rf", rich_sessions.repository], check=True)
         subprocess.run(["cp", "-a", original, rich_sessions.repository], check=True)
     assert at > 15
+
+
+# --- sessions that did not finish -----------------------------------------------------------------------------------
+
+
+def cut_off(sessions: Sessions, pid: int) -> None:
+    name = f"current_mirror.{stamp(sessions.now + DAY)}.data"
+    (sessions.data / name).write_bytes(b"PID %d\n" % pid)
+
+
+def both(sessions: Sessions) -> list[Callable[[], object]]:
+    def show(_plan: RepairOutcome) -> None:
+        raise AssertionError
+
+    return [
+        lambda: plan_repair(sessions.repository),
+        lambda: repair(sessions.repository, now=NOW, show=show, report=sessions.reported.append),
+    ]
+
+
+def test_a_session_that_runs_is_not_taken_for_one_that_was_cut_off(rich_sessions: Sessions) -> None:
+    cut_off(rich_sessions, os.getpid())
+    with WritableTree.open(rich_sessions.repository) as tree, locked(tree, verb="backup"):
+        for action in both(rich_sessions):
+            with pytest.raises(LockedError, match=f"another program is using .*pid: {os.getpid()}"):
+                action()
+    assert len(plan_repair(rich_sessions.repository).repairs) == 1
+
+
+def test_nor_is_one_of_a_program_that_does_not_lock(rich_sessions: Sessions) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        cut_off(rich_sessions, process.pid)
+        for action in both(rich_sessions):
+            with pytest.raises(LockedError, match=f"a session of process {process.pid} is running"):
+                action()
+        assert len(plan_repair(rich_sessions.repository, force=True).repairs) == 1
+        process.kill()
