@@ -87,7 +87,11 @@ def _show(arguments: argparse.Namespace, output: Output, plan: "RepairOutcome") 
         output.tell(f"{'would' if arguments.dry_run else 'will'} {each}{place}")
     for problem in plan.lost:
         output.warn(problem)
-    if not plan.repairs:
+    if plan.goes_on:
+        output.tell(
+            "there is nothing to repair: the first session was cut off, and the next `histfs backup` goes on with it"
+        )
+    elif not plan.repairs:
         output.tell("there is nothing to repair" if not plan.lost else "nothing of this can be repaired")
 
 

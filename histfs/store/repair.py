@@ -65,6 +65,7 @@ class RepairOutcome(NamedTuple):
     lost: tuple[DamagedError, ...]
     aside: bytes | None
     digested: int = 0  # files whose digests are those of what they hold now
+    goes_on: bool = False  # whether all there is is a first session that was cut off, with which the next one goes on
 
     @property
     def why_digested_matters(self) -> str:
@@ -127,6 +128,7 @@ class _Examination:
         self.makes_list = False
         self._digested = 0
         self._list = b""
+        self._goes_on = False
         state = self._with_right_markers()
         newest = state.mirror_time
         if newest is None:
@@ -142,7 +144,7 @@ class _Examination:
         self._look_at_derived()
 
     def outcome(self) -> RepairOutcome:
-        outcome = RepairOutcome(tuple(self.repairs), tuple(self.lost), None, self._digested)
+        outcome = RepairOutcome(tuple(self.repairs), tuple(self.lost), None, self._digested, self._goes_on)
         if not self._digested:
             return outcome
         return outcome._replace(lost=(*outcome.lost, DamagedError(outcome.why_digested_matters, path=self._list)))
@@ -157,6 +159,9 @@ class _Examination:
         state = self._state
         if not state.markers:
             newest = self._newest_finished()
+            self._goes_on = newest is None and self._is_first_session()
+            if self._goes_on:
+                return state
             if newest is None:
                 self.lost.append(
                     DamagedError(
@@ -189,6 +194,16 @@ class _Examination:
                 state.markers[time], f"the marker of {printable_time(time)}", "a newer session has finished"
             )
         return state._replace(markers={time: path for time, path in state.markers.items() if time in right})
+
+    def _is_first_session(self) -> bool:
+        """Whether there is what a first session leaves that was cut off, and nothing of any other."""
+        if not self._state.is_failed_first_session or not self._tree.is_directory(INCREMENTS):
+            return False
+        unquote = self._layout.quoting.unquote
+        found = [parse_increment_name(unquote(name)) for name in self._tree.names(DATA)]
+        if any(parsed is not None and parsed.base == b"session_statistics" for parsed in found):
+            return False  # which come last: then a list was lost
+        return not any(parse_increment_name(unquote(name)) for _, name in self._tree.files_below(INCREMENTS))
 
     def _newest_finished(self) -> int | None:
         """The newest session with a list and statistics, which come before its marker; without any, with a list."""

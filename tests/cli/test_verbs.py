@@ -574,6 +574,11 @@ class TestRepair:
     def test_nothing_to_repair(self, cli):
         assert self.run(cli, self.PLAN._replace(repairs=()), "--dry-run").out == "there is nothing to repair\n"
 
+    def test_a_first_session_is_left_to_the_next_backup(self, cli):
+        ran = self.run(cli, RepairOutcome((), (), None, goes_on=True), "--dry-run")
+        assert ran.code == 0
+        assert ran.out.startswith("there is nothing to repair: the first session was cut off, and the next")
+
     def test_what_is_lost(self, cli):
         ran = self.run(cli, self.LOST, "--dry-run")
         assert (ran.code, ran.out) == (4, "nothing of this can be repaired\n")

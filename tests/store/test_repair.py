@@ -347,3 +347,22 @@ def test_nor_is_one_of_a_program_that_does_not_lock(rich_sessions: Sessions) -> 
                 action()
         assert len(plan_repair(rich_sessions.repository, force=True).repairs) == 1
         process.kill()
+
+
+def test_a_first_session_that_was_cut_off_is_no_damage(sessions: Sessions) -> None:
+    (sessions.data / "increments").mkdir(parents=True)
+    (sessions.data / "increments/.keep").touch()
+    (sessions.repository / "copied").touch()
+    assert run(sessions) == ((), (), None, True)
+    (sessions.data / f"mirror_metadata.{stamp(sessions.now)}.snapshot.gz").touch()
+    assert run(sessions) == ((), (), None, True)
+
+
+def test_a_session_that_has_lost_its_list_is_no_first_one_that_was_cut_off(sessions: Sessions) -> None:
+    sessions.source.mkdir()
+    sessions.backup()
+    for base in ("mirror_metadata", "current_mirror"):
+        for path in sessions.data.glob(f"{base}.*"):
+            path.unlink()
+    [lost] = run(sessions).lost
+    assert "no current_mirror marker" in lost.problem
