@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self, TypeVar
 
-from histfs.errors import NotARepositoryError, NotFoundError, printable_time, storage_errors
+from histfs.errors import HistfsError, NotARepositoryError, NotFoundError, printable, printable_time, storage_errors
 from histfs.rsync import Made
 from histfs.store.content.shared import DEFAULT_SIZES, Shared, Sizes
 from histfs.store.content.small import SmallFile, read_small
@@ -50,9 +50,9 @@ class Repository:
             try:
                 tree = Tree.open(path)
             except FileNotFoundError:
-                raise NotARepositoryError("there is no such directory", path=path) from None
+                raise no_repository(path, "there is no such directory") from None
             except NotADirectoryError:
-                raise NotARepositoryError("is not a directory, so not a repository", path=path) from None
+                raise no_repository(path, "is not a directory, so not a repository") from None
             try:
                 return cls._opened(tree, path, sizes)
             except BaseException:
@@ -62,11 +62,7 @@ class Repository:
     @classmethod
     def _opened(cls, tree: Tree, path: Path, sizes: Sizes) -> Self:
         if not tree.is_directory(DATA):
-            raise NotARepositoryError(
-                "is not a repository: it has no directory rdiff-backup-data",
-                path=path,
-                advice="make one with `histfs backup SOURCE REPOSITORY`",
-            )
+            raise no_repository(path)
         repository = cls(tree, path, sizes)
         if not repository.sessions():
             raise NotARepositoryError(
@@ -165,6 +161,24 @@ class Repository:
         if self._reference is not None:
             self._reference.close()
             self._reference = None
+
+
+NAME_THAT = "name that"
+
+
+def no_repository(path: Path, problem: str = "") -> NotARepositoryError:
+    """That `path` is no repository; because of a `problem`, or as it lacks what one has. It may lie in one."""
+    with suppress(HistfsError):
+        return NotARepositoryError(
+            f"lies in the repository {printable(find_repository(path)[0])}", path=path, advice=NAME_THAT
+        )
+    if problem:
+        return NotARepositoryError(problem, path=path)
+    return NotARepositoryError(
+        "is not a repository: it has no directory rdiff-backup-data",
+        path=path,
+        advice="make one with `histfs backup SOURCE REPOSITORY`",
+    )
 
 
 def _check_may_be_entered(directory: Path) -> None:

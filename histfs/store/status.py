@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from histfs.errors import DamagedError, HistfsError, NotARepositoryError, storage_errors
+from histfs.errors import DamagedError, HistfsError, storage_errors
 from histfs.store.format.stats import SessionStatistics
 from histfs.store.layout import CATALOG, DATA, INCREMENTS, Layout, State, read_layout, read_state, read_statistics
 from histfs.store.lock import Writer, lock_holder, marker_writer
+from histfs.store.repository import no_repository
 from histfs.store.snapshot import list_blocks
 from histfs.store.tree import Tree, file_blocks
 
@@ -51,16 +52,12 @@ def status(repository: Path) -> Status:
         try:
             tree = Tree.open(repository)
         except FileNotFoundError:
-            raise NotARepositoryError("there is no such directory", path=repository) from None
+            raise no_repository(repository, "there is no such directory") from None
         except NotADirectoryError:
-            raise NotARepositoryError("is not a directory, so not a repository", path=repository) from None
+            raise no_repository(repository, "is not a directory, so not a repository") from None
         with tree:
             if not tree.is_directory(DATA):
-                raise NotARepositoryError(
-                    "is not a repository: it has no directory rdiff-backup-data",
-                    path=repository,
-                    advice="make one with `histfs backup SOURCE REPOSITORY`",
-                )
+                raise no_repository(repository)
             return _status(tree, read_layout(tree))
 
 
