@@ -5,18 +5,21 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from itertools import product
+from typing import NamedTuple, NoReturn
 
-from histfs.errors import UsageError, printable
+from histfs.errors import DamagedError, UsageError, printable
 from histfs.store import plan
 from histfs.store.cloned import clone
 from histfs.store.compression import compress_seekable
+from histfs.store.content.opening import sha1_of
 from histfs.store.delta import Changed, make_delta
 from histfs.store.entry import Entry, Kind, join
 from histfs.store.files import Attributes, WritableTree
 from histfs.store.layout import Layout
 from histfs.store.owners import Owners
 from histfs.store.special import make_special
+from histfs.store.touched import discard
 from histfs.store.tree import file_blocks
 
 # Content that is compressed already; the list is part of the format's defaults (docs/format.md 6.3).
@@ -58,7 +61,7 @@ class IncrementWriter:
     """Writes the increments that preserve the states of the session at `session_time`.
 
     `since_ns` is the change time of the running session's marker: an increment that is older was left behind when
-    another session was undone, and makes way.
+    another session was undone, and makes way if nothing is lost with it.
     """
 
     def __init__(
@@ -141,7 +144,7 @@ class IncrementWriter:
         try:
             make_special(self._tree, path, old, attributes)
         except FileExistsError:
-            self._make_way(path)
+            self._make_way(path, old, b"snapshot")
             make_special(self._tree, path, old, attributes)
         return 0
 
@@ -164,7 +167,7 @@ class IncrementWriter:
             blocks = compress_seekable(blocks, commands=type_ == b"diff")
         # Without setuid and setgid: an increment is not a program, and the record keeps these bits.
         attributes = Attributes(entry.mode & 0o777, *self._owners.of(entry), mtime_ns(entry, status))
-        fd = self._create_file(path)
+        fd = self._create_file(path, entry, type_)
         cloned = 0
         try:
             if blocks_fd is not None and not compressed:
@@ -175,20 +178,52 @@ class IncrementWriter:
             raise
         return cloned + self._tree.fill_file(fd, path, blocks, attributes=None if type_ == b"missing" else attributes)
 
-    def _create_file(self, path: bytes) -> int:
+    def _create_file(self, path: bytes, entry: Entry, type_: bytes) -> int:
         try:
             return self._tree.create_file(path)
         except FileNotFoundError:
             self._tree.make_directories(path.rpartition(b"/")[0])
         except FileExistsError:
-            self._make_way(path)
+            self._make_way(path, entry, type_)
         return self._tree.create_file(path)
 
-    def _make_way(self, path: bytes) -> None:
-        """Remove what an undone session left at `path`; anything else stays, and stops the session."""
+    def _make_way(self, path: bytes, old: Entry, type_: bytes) -> None:
+        """Remove what an undone session left at `path`; anything else stays, and stops the session.
+
+        Content may be all that is left of `old`, unless the mirror has that.
+        """
+        if not self._is_left(path):
+            return
+        if type_ in (b"diff", b"snapshot") and old.kind is Kind.REGULAR and not self._mirror_has(old):
+            self._refuse(path)
+        self._tree.unlink(path)
+
+    def check_damaged(self, old: Entry) -> None:
+        """The mirror does not have `old`. Raises DamagedError if there is an increment that may lead back to it."""
+        for type_, compressed in product((b"diff", b"snapshot"), (True, False)):
+            path = self._layout.increment_path(old, self._time, type_, compressed=compressed)
+            if self._tree.exists(path) and self._is_left(path):
+                self._refuse(path)
+
+    def _is_left(self, path: bytes) -> bool:
         status = self._tree.stat(path)
-        if not stat.S_ISDIR(status.st_mode) and status.st_ctime_ns < self._since_ns:
-            self._tree.unlink(path)
+        return not stat.S_ISDIR(status.st_mode) and status.st_ctime_ns < self._since_ns
+
+    def _refuse(self, path: bytes) -> NoReturn:
+        discard(self._tree)  # whoever undoes this session looks at all that there is
+        raise DamagedError(
+            "is an increment that was there before the session, and leads back to what the mirror does not have",
+            path=path,
+            advice="it was kept; the next `histfs backup`, or `histfs regress`, takes it for one of a session that"
+            " was cut off, and undoes that",
+        )
+
+    def _mirror_has(self, old: Entry) -> bool:
+        fd = self._tree.open_file(self._layout.mirror_path(old))
+        try:
+            return sha1_of(fd) == old.sha1
+        finally:
+            os.close(fd)
 
 
 def mtime_ns(entry: Entry, status: os.stat_result | None) -> int:

@@ -150,11 +150,38 @@ class State(NamedTuple):
     error_logs: dict[int, bytes]
     xattrs: dict[int, bytes]
     acls: dict[int, bytes]
+    statistics: set[int]  # the times of these
 
     @property
     def unfinished(self) -> int | None:
-        """The session that runs or died: with two markers the newer one (docs/format.md 7.3)."""
-        return max(self.markers) if len(self.markers) > 1 else None
+        """The session that runs or died: with two markers the newer one (docs/format.md 7.3).
+
+        If its marker is lost, what else it left tells its time; else it is taken for one of a second later.
+        """
+        if len(self.markers) > 1:
+            return max(self.markers)
+        if not self.has_lost_marker:
+            return None
+        good = min(self.markers)
+        left = {*self.metadata, *self.error_logs, *self.xattrs, *self.acls, *self.statistics}
+        return max((time for time in left if time > good), default=good + 1)
+
+    @property
+    def has_lost_marker(self) -> bool:
+        """Whether a session was cut off, and its marker is lost.
+
+        An increment of the root is the first thing that a session writes of the one before, and goes when it is undone:
+        one of the newest session is not there at rest (docs/format.md 7.3).
+        """
+        return len(self.markers) == 1 and max(self.root_increments, default=0) >= min(self.markers)
+
+    @property
+    def has_old_marker(self) -> bool:
+        """Whether sessions have finished after that of the only marker, so that more than one would be undone."""
+        if not self.has_lost_marker:
+            return False
+        good = min(self.markers)
+        return max(self.root_increments) > good or sum(time > good for time in self.metadata) > 1
 
     @property
     def mirror_time(self) -> int | None:
@@ -191,7 +218,7 @@ class State(NamedTuple):
 
 def parse_state(names: Iterable[bytes], quoting: Quoting) -> State:
     """The State that the `names` in the data directory make (docs/format.md 1.1, 1.2)."""
-    state = State({}, {}, {}, {}, {}, {})
+    state = State({}, {}, {}, {}, {}, {}, set())
     for name in sorted(names):
         parsed = parse_increment_name(quoting.unquote(name) if quoting.is_active else name)
         if parsed is None:
@@ -213,6 +240,8 @@ def parse_state(names: Iterable[bytes], quoting: Quoting) -> State:
                 state.xattrs[parsed.time] = path
             case base, b"snapshot" if base == ACLS:
                 state.acls[parsed.time] = path
+            case b"session_statistics" | b"file_statistics", b"data":
+                state.statistics.add(parsed.time)
     _join_split_sessions(state)
     return state
 

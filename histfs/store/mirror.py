@@ -359,7 +359,10 @@ class MirrorUpdate:
         return Update(new, True, self._preserve_and_replace(old, new, temporary))
 
     def _intact_mirror_file(self, old: Entry | None) -> os.stat_result | None:
-        return held.intact_file(self._tree, self._layout, old, self._report)
+        status = held.intact_file(self._tree, self._layout, old, self._report)
+        if status is None and old is not None and old.kind is Kind.REGULAR and self._increments is not None:
+            self._increments.check_damaged(old)
+        return status
 
     def _may_stay(self, status: os.stat_result, key: Key | None, change: plan.Change) -> bool:
         """Whether the file or link group `key` may go on with this mirror file, shared with nobody who would mind."""

@@ -7,10 +7,11 @@ from pathlib import Path
 from histfs.errors import DamagedError, HistfsError, LockedError, quoted, storage_errors
 from histfs.store.begun import undo_first_session
 from histfs.store.files import WritableTree
-from histfs.store.layout import DATA, INCREMENTS, read_layout, read_state
-from histfs.store.lock import MAKE_ROOM, living_writer
+from histfs.store.layout import DATA, INCREMENTS, State, read_layout, read_state
+from histfs.store.lock import MAKE_ROOM, living_writer, marker_text
 from histfs.store.owners import Owners
 from histfs.store.repository import Repository
+from histfs.store.touched import discard
 from histfs.store.tree import Tree
 from histfs.store.undoing import Undoing
 
@@ -55,6 +56,8 @@ def recover(
             path=path,
             advice=f"`histfs repair {quoted(path)}` writes it (`--dry-run` shows what it would do)",
         )
+    if state.has_lost_marker:
+        state = _mark_again(tree, repository, state)
     unfinished = state.unfinished
     good = state.mirror_time
     if unfinished is None or good is None:
@@ -75,6 +78,22 @@ def recover(
         state = read_state(tree, repository.layout)
         regress = Undoing(tree, repository, state, good, unfinished, report_once, owners, tell, saves_room=True)
     return True
+
+
+def _mark_again(tree: WritableTree, repository: Repository, state: State) -> State:
+    """Write the marker of a session that was cut off and has lost it, so that whoever comes next undoes it, too."""
+    if state.has_old_marker:
+        raise DamagedError(
+            "the current_mirror marker is older than other finished sessions",
+            path=repository.path,
+            advice="give it the time of the newest session that has finished; nothing was changed",
+        )
+    assert state.unfinished is not None
+    marker = repository.layout.data_path(b"current_mirror", state.unfinished, b"data")
+    discard(tree)
+    tree.write_file(marker, [marker_text()], durable=True)
+    tree.sync_directory(DATA)
+    return read_state(tree, repository.layout)
 
 
 def check_writer_is_gone(tree: Tree, marker: bytes, advice: str = "use --force") -> None:

@@ -52,7 +52,7 @@ def regress(
     with open_locked(repository, verb="regress", advice=advice, on_full_disk=on_full_disk, fsync=fsync) as tree:
         state = read_state(tree, read_layout(tree))
         undone, had_finished = state.unfinished, False
-        if force and len(state.markers) == 1 and len(state.sessions) > 1:
+        if force and undone is None and len(state.markers) == 1 and len(state.sessions) > 1:
             undone, had_finished = state.sessions[-1], True
             _open_again(tree, Repository(tree, repository))
         if not recover(tree, repository, report, owners, force=force, tell=tell, on_block=on_block):

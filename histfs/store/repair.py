@@ -134,6 +134,15 @@ class _Examination:
         if newest is None:
             return
         self._state = state
+        if state.has_old_marker:
+            self.lost.append(
+                DamagedError(
+                    "newer sessions have finished, and nothing that can be read tells which is the newest",
+                    path=state.markers[newest],
+                    advice=_FROM_A_COPY + "; until then nothing else is repaired",
+                )
+            )
+            return
         if state.unfinished is not None:
             if not force:
                 check_writer_is_gone(tree, state.markers[state.unfinished])
@@ -238,7 +247,8 @@ class _Examination:
         return ""
 
     def _look_at_unfinished(self, newest: int) -> None:
-        unfinished = max(self._state.markers)
+        unfinished = self._state.unfinished
+        assert unfinished is not None
         files = self._state.metadata.get(newest)
         if files is None or files.snapshot is None or self._newest_problem(newest):
             self.lost.append(
@@ -252,8 +262,8 @@ class _Examination:
             return
         self._add(
             f"undo the session of {printable_time(unfinished)}",
-            "it was cut off",
-            self._state.markers[unfinished],
+            "it was cut off, and its marker is lost" if self._state.has_lost_marker else "it was cut off",
+            self._state.markers.get(unfinished, b""),
             lambda repairer: repairer.undo_session(),
         )
 

@@ -130,7 +130,7 @@ class Repairer:
         state = self._state
         if state.unfinished is None:
             return
-        if not self._force:
+        if not self._force and state.unfinished in state.markers:
             check_writer_is_gone(self._tree, state.markers[state.unfinished])
         discard(self._tree)  # not only the session has changed something
         if not recover(self._tree, self._path, report=self._report, owners=self._owners, force=self._force):

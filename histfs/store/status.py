@@ -64,7 +64,7 @@ def status(repository: Path) -> Status:
 def _status(tree: Tree, layout: Layout) -> Status:
     state = read_state(tree, layout)
     writer = lock_holder(tree)
-    if writer is None and state.unfinished is not None:
+    if writer is None and state.unfinished in state.markers:
         writer = marker_writer(tree, state.markers[state.unfinished])
     newest = state.mirror_time
     bad = {path: problem for path in _lists(state) if (problem := _list_problem(tree, path))}
@@ -78,8 +78,12 @@ def _status(tree: Tree, layout: Layout) -> Status:
         writer=writer,
         statistics=None if newest is None else read_statistics(tree, layout, newest),
         damage=tuple(_damage(tree, state, bad)),
-        can_go_on=newest is None or (1 <= len(state.markers) <= 2 and _can_be_read(state, newest, bad)),
+        can_go_on=newest is None or (_has_right_markers(state) and _can_be_read(state, newest, bad)),
     )
+
+
+def _has_right_markers(state: State) -> bool:
+    return 1 <= len(state.markers) <= 2 and not state.has_old_marker
 
 
 def _damage(tree: Tree, state: State, bad: dict[bytes, str]) -> Iterator[HistfsError]:
@@ -91,6 +95,11 @@ def _damage(tree: Tree, state: State, bad: dict[bytes, str]) -> Iterator[HistfsE
     if len(state.markers) > 2:
         yield DamagedError(
             "there are more than two current_mirror markers: `histfs backup` will refuse", advice=_TELLS_WHICH
+        )
+    elif state.has_old_marker:
+        yield DamagedError(
+            "the current_mirror marker is older than other finished sessions: `histfs backup` will refuse",
+            path=state.markers[newest],
         )
     elif state.unfinished is not None and any(newest < time < state.unfinished for time in state.metadata):
         yield DamagedError(

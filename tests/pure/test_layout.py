@@ -108,6 +108,20 @@ def test_a_repository_at_rest() -> None:
     assert found.error_logs.keys() == {T1, T2}
 
 
+@pytest.mark.parametrize("left", [(), (SNAPSHOT % DAY2,), (LOG % DAY2,), (b"session_statistics.%b.data" % DAY2,)])
+def test_a_session_that_died_and_has_lost_its_marker(left: tuple[bytes, ...]) -> None:
+    """An increment of the newest session is there only while another one is made."""
+    found = state(MARKER % DAY1, SNAPSHOT % DAY1, ROOT % DAY1, *left)
+    assert (found.sessions, found.mirror_time) == ((T1,), T1)
+    assert found.unfinished == (T2 if left else T1 + 1)
+    assert (found.has_lost_marker, found.has_old_marker) == (True, False)
+
+
+def test_a_marker_that_is_too_old() -> None:
+    found = state(MARKER % DAY1, SNAPSHOT % DAY2, DIFF % DAY1, ROOT % DAY1, ROOT % DAY2)
+    assert (found.has_lost_marker, found.has_old_marker) == (True, True)
+
+
 @pytest.mark.parametrize(
     "names",
     [

@@ -13,6 +13,8 @@ from histfs.store.backup import backup
 from histfs.store.batch import Batch
 from histfs.store.files import WritableTree
 from histfs.store.regress import RegressOutcome, regress
+from histfs.store.repair import plan_repair, repair
+from histfs.store.status import status
 from tests.comparison import difference, read
 from tests.store import rich
 from tests.store.killing import Killed
@@ -115,6 +117,101 @@ def test_links_that_were_separated_by_a_recovery_come_together_again(
     sessions.backup()
     sessions.assert_all_readable()
     sessions.assert_mirror_is(sessions.now)
+
+
+# --- lost markers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["its own", "both"])
+def unmarked(
+    request: pytest.FixtureRequest, rich_sessions: Sessions, stop: Callable[[Sessions, str], None]
+) -> tuple[Sessions, int]:
+    """A session changed the mirror and was cut off; then its marker was lost, or both were. The second: its time."""
+    sessions = rich_sessions
+    build(sessions.source / "late", Dir({name: File(TEXT) for name in ("changed", "gone", "half.jpg")}))
+    sessions.backup()
+    (sessions.source / "late/changed").write_bytes(TEXT[100:] + b"more")
+    (sessions.source / "late/gone").unlink()
+    (sessions.source / "late/half.jpg").write_bytes(TEXT + b"more")
+    stop(sessions, "late")
+    lost = sessions.now + DAY
+    for time in (sessions.now, lost) if request.param == "both" else (lost,):
+        (sessions.data / f"current_mirror.{stamp(time)}.data").unlink()
+    for path in sessions.data.glob("*_statistics*") if request.param == "both" else ():
+        if stamp(lost) in path.name:  # else the session would look as if it had finished
+            path.unlink()
+    sessions.now = lost
+    return sessions, lost
+
+
+@pytest.mark.parametrize("way", ["backup", "regress", "repair"])
+def test_a_session_is_undone_though_its_marker_is_lost(unmarked: tuple[Sessions, int], way: str) -> None:
+    sessions, lost = unmarked
+    has_marker = any(sessions.data.glob("current_mirror*"))
+    found = status(sessions.repository)
+    if has_marker:
+        assert (found.unfinished, found.is_broken, found.can_go_on, found.damage) == (lost, True, True, ())
+    plan = plan_repair(sessions.repository)
+    assert any("undo the session" in str(each) for each in plan.repairs)
+    if way == "repair" or not has_marker:
+        outcome = repair(sessions.repository, now=lost, show=lambda _plan: None, report=sessions.reported.append)
+        assert outcome.lost == ()
+        sessions.assert_mirror_is(max(sessions.states))
+    elif way == "regress":
+        assert undo(sessions)[0] == RegressOutcome(lost, max(sessions.states))
+        sessions.assert_mirror_is(max(sessions.states))
+    else:
+        assert sessions.backup().regressed
+    assert status(sessions.repository).unfinished is None
+    sessions.assert_all_readable()
+    sessions.backup()
+    sessions.assert_all_readable()
+
+
+def test_more_than_one_session_is_never_undone(rich_sessions: Sessions) -> None:
+    """The marker of a session before the newest one is there: whose it is not was finished."""
+    [marker] = rich_sessions.data.glob("current_mirror*")
+    marker.rename(sorted(rich_sessions.data.glob("increments.*.dir"))[-2].with_name(_marker_of(rich_sessions, -3)))
+    before = read(rich_sessions.repository)
+    for run in (lambda: undo(rich_sessions), rich_sessions.backup):
+        with pytest.raises(DamagedError, match="older than other finished sessions"):
+            run()
+    assert status(rich_sessions.repository).can_go_on is False
+    assert len(plan_repair(rich_sessions.repository).lost) == 1
+    after = read(rich_sessions.repository)
+    for path in (b"rdiff-backup-data", b"rdiff-backup-data/lock.yml"):
+        before[path] = after[path]
+    assert difference(before, after) == []
+
+
+def _marker_of(sessions: Sessions, number: int) -> str:
+    return f"current_mirror.{stamp(sorted(sessions.states)[number])}.data"
+
+
+@pytest.mark.parametrize("size_bytes", [2590, 500])
+def test_content_that_may_be_needed_never_makes_way(
+    sessions: Sessions, stop: Callable[[Sessions, str], None], size_bytes: int
+) -> None:
+    """All that told of the session that was cut off is lost: the increments are what is left of two files."""
+    build(sessions.source, Dir({"a": File(TEXT), "b.jpg": File(TEXT), "c": File(b"c")}))
+    sessions.backup()
+    (sessions.source / "c").write_bytes(b"cc")
+    sessions.backup()
+    for name in ("a", "b.jpg"):
+        (sessions.source / name).write_bytes((TEXT[100:] + TEXT[:100])[:size_bytes])
+    stop(sessions, "late")
+    for path in sessions.data.glob(f"*.{stamp(sessions.now + DAY)}.*"):
+        path.unlink()
+    for name in (f"increments.{stamp(sessions.now)}.dir", f"mirror_metadata.{stamp(sessions.now)}.diff.gz"):
+        (sessions.data / name).unlink()
+    for name in ("a", "b.jpg"):
+        (sessions.source / name).write_bytes(TEXT[200:])
+    sessions.now += DAY
+    with pytest.raises(DamagedError, match=r"increments/a.*was there before the session"):
+        sessions.backup(may_report=True)
+    sessions.now -= DAY
+    assert sessions.backup().regressed
+    sessions.assert_all_readable()
 
 
 # --- first sessions -------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def remove_sessions(
     ) as tree:
         opened = Repository(tree, repository)
         state = read_state(tree, opened.layout)
-        if state.unfinished is not None:
+        if state.unfinished in state.markers:
             check_writer_is_gone(tree, state.markers[state.unfinished], "undo it with `histfs --force regress`")
         if state.mirror_time is None:
             return Removed((), 0)
