@@ -417,6 +417,14 @@ def test_sizes_are_capped():
         parsed(encode([Literal(b"ab")]), spool_offset=LARGEST - 1)
 
 
+def test_a_literal_behind_the_last_offset_is_not_one_of_another_source():
+    most = (2**48 - 1 - 13).to_bytes(8, "big")  # it ends at the last offset, and the next command begins there
+    assert rsync.ExtentMap.of_commands(MAGIC + b"\x44" + most + b"\0", 1).size_bytes == 2**48 - 14
+    for literal in (b"\x01", b"\x0d", b"\x41\x01"):
+        with pytest.raises(rsync.CorruptError):
+            rsync.ExtentMap.of_commands(MAGIC + b"\x44" + most + literal + b"\0", 1)
+
+
 def test_the_end_of_a_source_does_not_continue_in_the_next():
     parser = rsync.DeltaParser(1, spool_offset=LARGEST - 2)
     parser.feed(encode([Literal(b"ab")]))

@@ -47,7 +47,7 @@ static int histfs_parser_literal(histfs_parser_t *self)
         self->literal_left = length;
         return RS_DONE;
     }
-    if (length > HISTFS_LARGEST - self->literals_at)
+    if (self->literals_at > HISTFS_LARGEST || length > HISTFS_LARGEST - self->literals_at)
         return RS_CORRUPT;
     result = histfs_map_add(&self->map, self->source | self->literals_at, length);
     self->literals_at += length;
