@@ -511,7 +511,7 @@ static int histfs_compare(histfs_walk *walk, struct histfs_run *run, struct wait
             return HISTFS_NEEDS_SEEN;
         then = &run->seen[run->seen_at];
         found = histfs_is_about(walk, run);
-        needed = then->record_bytes + (run->is_last ? 0 : HISTFS_START_BYTES);
+        needed = (size_t)then->record_bytes + (run->is_last ? 0 : HISTFS_START_BYTES);
         if (found < 0 || (found && run->text_bytes - run->text_at < needed))
             return run->is_last ? HISTFS_DIFFERS : HISTFS_NEEDS_TEXT;
         if (!run->is_last && run->text_bytes - run->text_at < run->text_ahead)

@@ -4,6 +4,8 @@ import gzip
 import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from histfs.store.source import Source
 from histfs.store.walk import Passed
 from tests.store.comparing import comparing_walk
 from tests.store.passing import disturb, grow, ledger, of_session, set_list
-from tests.store.sessions import Sessions
+from tests.store.sessions import DAY, Sessions
 from tests.trees import MTIME, Dir, File, Link, Node, Symlink, build
 
 
@@ -304,6 +306,42 @@ def test_a_ledger_that_lies_does_no_harm_to_memory(sessions: Sessions, seed: int
     except Exception:
         return
     assert sessions.verify(sessions.now).mismatched == 0
+
+
+_SESSION = """
+import sys
+from pathlib import Path
+from histfs.store import ledger, sweep, walk
+from histfs.store.backup import backup
+
+def in_pieces(*arguments):
+    text = b"".join(real(*arguments))
+    return (text[at : at + 300] for at in range(0, len(text), 300))
+
+real, sweep.text_of = sweep.text_of, in_pieces
+import histfs.store.backup as module
+module.text_of = in_pieces
+ledger._SETTLED_AFTER_NS = -10**12
+walk._TEXT_AHEAD_BYTES = 0
+backup(Path(sys.argv[1]), Path(sys.argv[2]), now=int(sys.argv[3]), report=print)
+"""
+
+
+@pytest.mark.parametrize("record_bytes", [2**32 - 1, 2**32 - 5, 2**32 - 6])
+def test_a_record_of_4_gib_is_not_looked_for_in_less_text(sessions: Sessions, record_bytes: int) -> None:
+    """In a process of its own, which it might take along."""
+    build(sessions.source, Dir({name: File(b"A") for name in "abcdefgh"}))
+    sessions.backup()
+    data = ledger(sessions).read_bytes()
+    header = parse_header(data[:HEADER_BYTES])
+    assert header is not None
+    records = [Seen.parse(data, at) for at in range(HEADER_BYTES, len(data), SEEN_BYTES)]
+    records[1] = records[1]._replace(record_bytes=record_bytes)
+    rewrite(sessions, header, records)
+    command = [sys.executable, "-c", _SESSION, sessions.source, sessions.repository, str(sessions.now + DAY)]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode >= 0, ran
+    assert "FormatError" in ran.stderr, ran
 
 
 def test_a_list_that_ends_in_the_middle_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
