@@ -144,7 +144,7 @@ class _Examination:
             )
             return
         if state.unfinished is not None:
-            if not force:
+            if not force and not state.has_lost_marker:
                 check_writer_is_gone(tree, state.markers[state.unfinished])
             self._look_at_unfinished(newest)
         self._look_at_lists(newest)

@@ -353,9 +353,9 @@ def test_a_first_session_that_was_cut_off_is_no_damage(sessions: Sessions) -> No
     (sessions.data / "increments").mkdir(parents=True)
     (sessions.data / "increments/.keep").touch()
     (sessions.repository / "copied").touch()
-    assert run(sessions) == ((), (), None, True)
+    assert run(sessions) == ((), (), None, 0, True)
     (sessions.data / f"mirror_metadata.{stamp(sessions.now)}.snapshot.gz").touch()
-    assert run(sessions) == ((), (), None, True)
+    assert run(sessions) == ((), (), None, 0, True)
 
 
 def test_a_session_that_has_lost_its_list_is_no_first_one_that_was_cut_off(sessions: Sessions) -> None:
