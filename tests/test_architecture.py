@@ -86,6 +86,7 @@ STORE_LAYERS = [
     {"read_ahead", "recorded", "repository", "snapshot", "extras", "listing", "versions", "content", "catalog"},
     {
         "accounts",
+        "barrier",
         "batch",
         "cloned",
         "compression",

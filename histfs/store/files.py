@@ -4,8 +4,8 @@ Rules
 - Everything happens below a root that was entered by descriptor (see `tree`): no link is followed.
 - A file is created with O_EXCL and mode 0600, gets its owner before its mode, and its mode before anybody
   else sees it under a name that matters.
-- `sync` is the barrier between what preserves the old and what overwrites it. Its descriptor is opened
-  before the first write, so that the kernel reports every write-back error since (Linux >= 5.8, syncfs(2)).
+- `sync` is the barrier between what preserves the old and what overwrites it (see `barrier`). Its descriptors are
+  opened before the first write, so that the kernel reports every write-back error since (Linux >= 5.8, syncfs(2)).
 - A failed sync is final: nothing is retried, the session stops (fsync(2) does not report an error twice).
 """
 
@@ -20,10 +20,11 @@ from typing import NamedTuple, Self, TypeAlias
 
 from histfs.store import xattrs
 from histfs.store.accounts import resolved
+from histfs.store.barrier import BarrierTree
 from histfs.store.entry import Acl, Entry, Extras, Kind, Xattrs
 from histfs.store.format.columns import TYPE_BITS
 from histfs.store.owners import Owners
-from histfs.store.tree import NotRegularError, Tree
+from histfs.store.tree import NotRegularError
 
 Block: TypeAlias = bytes | bytearray | memoryview
 
@@ -51,7 +52,7 @@ class Attributes(NamedTuple):
         return Attributes(self.mode, self.uid, self.gid, self.mtime_ns, xattrs, acl)
 
 
-class WritableTree(Tree):
+class WritableTree(BarrierTree):
     """A tree that may be changed.
 
     Owners that cannot be set are left as they are, and `owners_were_refused`: that is how it is for an ordinary user,
@@ -64,8 +65,6 @@ class WritableTree(Tree):
         self.owners_were_refused = False
         self.extras_were_refused = False
         self.before_change: Callable[[bytes, bool], None] | None = None  # a path, and whether all in it is meant
-        self.sync_has_failed = False  # then nobody knows what is on the disk
-        self.waits_for_disk = True  # else the order of writes holds only as long as the system does not crash
 
     @classmethod
     def open(cls, path: Path | bytes, *, cached_directories: int = 128) -> Self:
@@ -97,13 +96,6 @@ class WritableTree(Tree):
         return self._at(path)
 
     # Durability
-
-    def sync(self) -> None:
-        """Wait until everything written to the file system of the tree is on the disk."""
-        if self.waits_for_disk and self._libc.syncfs(self._root_fd):
-            number = ctypes.get_errno()
-            self.sync_has_failed = True
-            raise OSError(number, os.strerror(number), b"")
 
     def sync_directory(self, path: bytes, *, always: bool = False) -> None:
         """Wait until the names in the directory `path` are on the disk; `always`: also where nothing else waits."""

@@ -59,6 +59,8 @@ class Session(NamedTuple):
         if self.list_path is None or mount is None:
             return None
         try:
+            if tree.stat(DATA).st_dev != tree.stat(b"").st_dev:
+                return None  # the number is that of another mount
             with open(_BOOT, "rb") as file:
                 boot = file.read(64).strip()
             status = tree.stat(self.marker)

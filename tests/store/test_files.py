@@ -4,6 +4,8 @@ import ctypes
 import errno
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -423,3 +425,9 @@ def test_a_write_that_takes_less_is_continued(tmp_path: Path, monkeypatch: pytes
     size, path = written(tmp_path, [data, b"end"], sparse=False)
     assert size == 10_003
     assert path.read_bytes() == data + b"end"
+
+
+def test_a_barrier_waits_for_each_file_system(other_file_systems: None, tmp_path: Path) -> None:
+    command = ["unshare", "-m", sys.executable, "-m", "tests.store.on_two", tmp_path]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
