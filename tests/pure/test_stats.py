@@ -108,6 +108,11 @@ def test_sizes_for_people(size, pretty):
     ("elapsed_s", "pretty"),
     [
         (0, b"0.00 seconds"),
+        (1, b"1 second"),
+        (60.5, b"1 minute"),
+        (61, b"1 minute 1 second"),
+        (3601.5, b"1 hour 1.50 seconds"),
+        (40669200.03, b"11297 hours"),
         (59.22, b"59.22 seconds"),
         (61.4, b"1 minute 1.40 seconds"),
         (3599.58, b"59 minutes 59.58 seconds"),

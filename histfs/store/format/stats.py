@@ -157,11 +157,15 @@ def _format_line(key: bytes, field: str, value: float, zone: tzinfo | None) -> b
 
 
 def _duration(seconds: float) -> str:
-    """`1 hour 2 minutes 3.45 seconds`; parts that are 0 are left out, except the seconds."""
+    """`1 hour 2 minutes 3.45 seconds`; parts that are 0 are left out, and less than a second behind another part."""
     minutes, second = divmod(abs(seconds), 60)
     hours, minute = divmod(int(minutes), 60)
     parts = [_counted(count, unit) for count, unit in ((hours, "hour"), (minute, "minute")) if count]
-    return ("-" if seconds < 0 else "") + " ".join([*parts, f"{second:.2f} seconds"])
+    if second == 1:
+        parts.append("1 second")
+    elif second > 1 or not parts:
+        parts.append(f"{second:.2f} seconds")
+    return ("-" if seconds < 0 else "") + " ".join(parts)
 
 
 def _counted(count: int, unit: str) -> str:
