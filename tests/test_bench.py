@@ -32,7 +32,7 @@ TINY = {
     "sessions": ("--sessions-files", "30", "--sessions-large-mib", "1", "--sessions-changed", "1"),
     "everyday": (
         *("--everyday-files", "60", "--everyday-image-mib", "2", "--everyday-many", "300"),
-        *("--everyday-killed", "400", "--everyday-changed", "1"),
+        *("--everyday-killed", "400", "--everyday-changed", "1", "--settled-s", "0"),
     ),
     "removal": ("--removal-files", "250", "--removal-sessions", "6"),
 }

@@ -58,9 +58,10 @@ class Sizes(NamedTuple):
     removal_sessions: int = 100
     random_reads: int = 1000
     repeats: int = 3
+    settled_s: int = 60
 
 
-QUICK = Sizes(1000, 2, 32, 6, 50, 50_000, 5, 500, 8, 2, 1000, 32, 20_000, 4000, 1, 5000, 20, 500, 2)
+QUICK = Sizes(1000, 2, 32, 6, 50, 50_000, 5, 500, 8, 2, 1000, 32, 20_000, 4000, 1, 5000, 20, 500, 2, 0)
 
 
 class Setting(NamedTuple):

@@ -82,6 +82,7 @@ class EverydayScenario(Scenario):
         history = RealTree(place / "source", self.setting.origins, self.sizes.everyday_files)
         self.results.data = str(history)
         history.advance(0)
+        self._let_settle()
         peers = [program(place, history.root) for program in self.setting.programs]
         for peer in peers:
             with self.trouble_of(peer):
@@ -197,6 +198,7 @@ class EverydayScenario(Scenario):
         peer = Histfs(place, place / "source")
         with self.trouble_of(peer):
             _write_tiny_files(peer.source, files)
+            self._let_settle()
             for session in range(4):
                 cost = self._measured(peer.backup(session), peer.environment())
                 if session > 1:  # of the first two the ledger may say that much has just changed
@@ -228,6 +230,7 @@ class EverydayScenario(Scenario):
         peer = Histfs(place, place / "source")
         with self.trouble_of(peer):
             _write_tiny_files(peer.source, self.sizes.everyday_killed)
+            self._let_settle()
             whole_s = self._measured(peer.backup(0), peer.environment()).took_s
             shutil.rmtree(peer.repository)
             reached = peer.repository / _place_of(self.sizes.everyday_killed * 8 // 10)
@@ -237,6 +240,10 @@ class EverydayScenario(Scenario):
             self.results.add(RESUMED.name, peer.name, took_s)
             self.results.add(RESUMABLE.name, peer.name, whole_s)
         shutil.rmtree(place, ignore_errors=True)
+
+    def _let_settle(self) -> None:
+        """What changed a moment before a session is not taken on trust by the next one: nor is it the everyday case."""
+        time.sleep(self.sizes.settled_s)
 
     def _new_place(self, name: str) -> Path:
         place = self.place / name
