@@ -211,8 +211,8 @@ class Left:
             at += HEADER_BYTES + block.size_bytes
 
     def _peek(self) -> _Note | None:
-        if not self._next:
-            self._next.extend(note for note in [next(self._notes, None)] if note is not None)
+        if not self._next and (note := next(self._notes, None)) is not None:
+            self._next.append(note)
         return self._next[0] if self._next else None
 
     def _pop(self, *, is_kept: bool = False) -> None:

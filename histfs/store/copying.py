@@ -21,7 +21,7 @@ from typing import Self
 from histfs._tree import ffi, lib
 from histfs.errors import SourceError, StorageError
 from histfs.store.cloned import Clone, is_scattered, try_clone
-from histfs.store.entry import join, name_of, parent_of
+from histfs.store.entry import name_of, parent_of
 from histfs.store.files import Attributes, WritableTree, write_blocks
 from histfs.store.layout import DATA
 from histfs.store.source import Found, Source
@@ -65,17 +65,8 @@ def remove_stranger(tree: WritableTree, path: bytes) -> None:
 
 def repository_in(tree: WritableTree, path: bytes) -> bytes | None:
     """A repository that `path`, which may be missing, is or holds. Raises OSError."""
-    pending = [path]
-    while pending:
-        directory = pending.pop()
-        try:
-            directories, _ = tree.names_by_kind(directory)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        if DATA in directories:
-            return directory
-        pending += [join(directory, name) for name in directories]
-    return None
+    below = tree.directories_below(path)
+    return next((directory for directory, directories, _ in below if DATA in directories), None)
 
 
 def _written_back(fd: int, blocks: Iterator[bytes]) -> Iterator[bytes]:

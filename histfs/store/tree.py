@@ -200,10 +200,10 @@ class Tree:
             os.close(fd)
         return directories, others
 
-    def files_below(self, path: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Everything below `path` that is not a directory, as (directory, name); nothing if there is no such directory.
+    def directories_below(self, path: bytes) -> Iterator[tuple[bytes, list[bytes], list[bytes]]]:
+        """`path` and each directory below it, with the names in it as `names_by_kind` gives them.
 
-        Directories that go meanwhile are passed over.
+        Nothing if there is no such directory. Directories that go meanwhile are passed over.
         """
         pending = [path]
         while pending:
@@ -213,7 +213,11 @@ class Tree:
             except (FileNotFoundError, NotADirectoryError):
                 continue
             pending += [directory + b"/" + name for name in directories]
-            yield from ((directory, name) for name in others)
+            yield directory, directories, others
+
+    def files_below(self, path: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Everything below `path` that is not a directory, as (directory, name); as `directories_below`."""
+        return ((directory, name) for directory, _, others in self.directories_below(path) for name in others)
 
     def readlink(self, path: bytes) -> bytes:
         with self._at(path) as (directory, name):

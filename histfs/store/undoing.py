@@ -85,9 +85,8 @@ class Undoing:
         self._is_root = os.geteuid() == 0
         self._extras = Extras(xattrs=good in state.xattrs, acls=good in state.acls)  # else nobody knows what they were
         self._rebuilt: dict[int, bytes] = {}  # the mirror paths of rebuilt files by the row of their inode
-        self._claimed: dict[
-            int, int
-        ] = {}  # of the mirror's files with several links: the row of the inode by its number
+        # Of the mirror's files with several links: the row of the inode by its number.
+        self._claimed: dict[int, int] = {}
         self._numbered: set[bytes] = set()  # what in that directory belongs to the mirror
         self._temporary = self._layout.temporary_names(secrets.randbits(62))
         self._attributes = MirrorAttributes(self._extras, owners).of
