@@ -5,30 +5,18 @@ import json
 import pytest
 
 from histfs.cli import main
-from histfs.store.backup import backup
-from tests.trees import MTIME, Dir, File, build
-
-DAY = 86_400
-TIMES = [1_700_000_000 + day * DAY for day in range(4)]
+from tests.cli import four_sessions
+from tests.cli.four_sessions import TIMES
 
 
 @pytest.fixture(autouse=True)
 def _surroundings(tmp_path, monkeypatch):
-    monkeypatch.setenv("TZ", "UTC")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    import time
-
-    time.tzset()
+    four_sessions.use_utc(tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def repository(tmp_path):
-    source, repository = tmp_path / "source", tmp_path / "repository"
-    build(source, Dir({"a": File(b"1" * 2000, mtime=MTIME), "d": Dir({"b": File(b"b" * 1000, mtime=MTIME)})}))
-    for number, time in enumerate(TIMES):
-        (source / "a").write_bytes(b"%d" % number * (2000 + number))
-        backup(source, repository, now=time, report=pytest.fail)
-    return repository
+    return four_sessions.make(tmp_path)
 
 
 def lists(repository):
