@@ -26,7 +26,7 @@ from histfs.store.layout import INCREMENTS, Layout
 from histfs.store.listing import Listing
 from histfs.store.regress import regress
 from histfs.store.touched import TOUCHED, Touched
-from tests.comparison import difference, read
+from tests.comparison import Attributes, difference, read
 from tests.store import rich
 from tests.store.killing import Killer
 from tests.store.sessions import DAY, Sessions, quote_names, stamp
@@ -110,16 +110,25 @@ def copied(broken: Sessions, name: str) -> Path:
 
 
 def found(repository: Path) -> dict[bytes, object]:
-    """All of a repository that means something, directories of increments without increments left out."""
+    """All of a repository that means something, directories of increments without increments left out.
+
+    Lists are written by each way at a time of its own, and directories change with what is in them.
+    """
     manifest = read(repository)
     kept = {os.path.dirname(path) for path, what in manifest.items() if what.type != "directory"}
     kept |= {above for path in kept for above in _above(path)}
     return {
-        path: what._replace(mtime=0) if path.startswith(_DATA[:-1]) and what.type == "directory" else what
+        path: what._replace(mtime=0) if _time_says_nothing(path, what) else what
         for path, what in manifest.items()
         if path not in {_DATA + name for name in _OWN_FILES}
         and (not path.startswith(_DATA) or what.type != "directory" or path in kept)
     }
+
+
+def _time_says_nothing(path: bytes, what: Attributes) -> bool:
+    if what.type == "directory":
+        return path.startswith(_DATA[:-1])
+    return path.startswith(_DATA) and not path.startswith(_DATA + b"increments")
 
 
 def _above(path: bytes) -> list[bytes]:
