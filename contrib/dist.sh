@@ -29,7 +29,7 @@ wheel=$1
 
 tar -tzf "$sdist" | sed 's,^[^/]*/,,' >"$scratch/sdist"
 for name in pyproject.toml README.md LICENSE Makefile contrib/setup.sh histfs/_rsync_build.py histfs/csrc/maps.h histfs/csrc/maps.c \
-    histfs/csrc/parser.c histfs/csrc/walk.h histfs/csrc/walk.c histfs/csrc/sha1.c histfs/csrc/calls.h histfs/csrc/checked.h histfs/csrc/checked.c histfs/csrc/copy.h histfs/csrc/copy.c histfs/csrc/moved.h histfs/csrc/moved.c histfs/csrc/noise.h histfs/csrc/noise.c histfs/csrc/times.c histfs/_rsync.pyi histfs/_fuse_build.py histfs/_fuse.pyi histfs/_tree_build.py histfs/_tree.pyi histfs/py.typed tests/conftest.py \
+    histfs/csrc/parser.c histfs/csrc/walk.h histfs/csrc/walk.c histfs/csrc/sha1.c histfs/csrc/calls.h histfs/csrc/checked.h histfs/csrc/checked.c histfs/csrc/copy.h histfs/csrc/copy.c histfs/csrc/moved.h histfs/csrc/moved.c histfs/csrc/noise.h histfs/csrc/noise.c histfs/csrc/pages.h histfs/csrc/pages.c histfs/csrc/times.c histfs/_rsync.pyi histfs/_fuse_build.py histfs/_fuse.pyi histfs/_tree_build.py histfs/_tree.pyi histfs/py.typed tests/conftest.py \
     man/histfs.1 man/histfs-restore.1 contrib/completion/_histfs; do
     grep -qx "$name" "$scratch/sdist" || fail "$name is missing in $sdist"
 done

@@ -7,6 +7,7 @@ the lock away for the whole of each function here.
   what an earlier session saw, record by record, until something is different.
 - `histfs_copy_files` copies files from one directory to another, and hashes them, for `histfs.store.copying`.
 - `histfs_noise_runs` tells what cannot be compressed, for `histfs.store.compression`.
+- `histfs_differing` compares two contents page by page, for `histfs.store.delta`.
 - `histfs_moved_*` finds the records of a ledger that may be of a file under another name, for `histfs.store.moved`.
 """
 
@@ -15,8 +16,8 @@ from pathlib import Path
 from cffi import FFI
 
 C_SOURCES = Path(__file__).parent / "csrc"
-HEADERS = ["walk.h", "copy.h", "moved.h", "noise.h"]
-FILES = ["times.c", "look.c", "scouts.c", "walk.c", "sha1.c", "copy.c", "moved.c", "noise.c"]
+HEADERS = ["walk.h", "copy.h", "moved.h", "noise.h", "pages.h"]
+FILES = ["times.c", "look.c", "scouts.c", "walk.c", "sha1.c", "pages.c", "copy.c", "moved.c", "noise.c"]
 
 SOURCE = r"""
 #ifndef _GNU_SOURCE

@@ -14,11 +14,6 @@ static int histfs_is_meant(const struct histfs_copy *copy, const struct stat *st
         status->st_size == copy->size && histfs_has_ns(status->st_mtim, &mtime_ns) && mtime_ns == copy->mtime_ns;
 }
 
-static int histfs_is_zeros(const char *data, size_t bytes)
-{
-    return !data[0] && !memcmp(data, data + 1, bytes - 1);
-}
-
 static int histfs_write(int file, const char *data, size_t bytes)
 {
     ssize_t written;

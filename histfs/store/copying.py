@@ -10,7 +10,6 @@ import ctypes
 import hashlib
 import os
 import struct
-import threading
 from binascii import hexlify
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,8 +20,10 @@ from typing import Self
 from histfs._tree import ffi, lib
 from histfs.errors import SourceError, StorageError
 from histfs.store.cloned import Clone, is_scattered, try_clone
+from histfs.store.direct import try_direct, write_direct
 from histfs.store.entry import name_of, parent_of
 from histfs.store.files import Attributes, WritableTree, write_blocks
+from histfs.store.growing import Growing
 from histfs.store.layout import DATA
 from histfs.store.source import Found, Source
 from histfs.store.walk import fits
@@ -35,7 +36,7 @@ _BATCH_BYTES = 8 << 20
 _BATCH_DIRECTORIES = 16
 _WRITE_BACK_BYTES = 8 << 20
 _BEGIN_WRITING = 2  # sync_file_range(2): SYNC_FILE_RANGE_WRITE
-_MOST_UPDATES = 8  # blocks that wait to be hashed
+_MOST_UPDATES = 3  # blocks or chunks that wait to be hashed; of the chunks in memory (`growing`) more are kept
 _MOST_BATCHES = 6  # that run or wait
 _COPY = struct.Struct("=iiIIQQqqIIIiI20s")  # struct histfs_copy in `csrc/copy.h`
 _OWNER_REFUSED, _HAS_XATTRS = 1, 2
@@ -81,6 +82,21 @@ def _written_back(fd: int, blocks: Iterator[bytes]) -> Iterator[bytes]:
         if end - begun >= _WRITE_BACK_BYTES:
             _libc.sync_file_range(fd, ctypes.c_long(begun), ctypes.c_long(end - begun), _BEGIN_WRITING)
             begun = end
+
+
+def _taken(chunks: Iterator[memoryview], content: Growing) -> Iterator[memoryview]:
+    """`chunks`, each of which can be compared from then on."""
+    for chunk in chunks:
+        content.took(len(chunk))
+        yield chunk
+
+
+def _told(blocks: Iterator[bytes], content: Growing) -> Iterator[bytes]:
+    """`blocks`, each of which is written before the next one is asked for."""
+    end = 0
+    for block in blocks:
+        yield block
+        content.wrote(end := end + len(block))
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -161,14 +177,11 @@ class LargeCopy:
     """
 
     def __init__(self, hashing: ThreadPoolExecutor | None) -> None:
+        self.content = Growing()
         self._digest = hashlib.sha1(usedforsecurity=False)
         self._hashing = hashing
         self._updates: deque[Future[None]] = deque()
-        self._there_bytes = 0
-        self._is_over = False
-        self._changed = threading.Condition()
         self._size: Future[int] = Future()
-        self.clone: Clone | None = None  # what it is written into, if it has begun as one of what is there already
 
     def start(self, thread: ThreadPoolExecutor | None, fill: Callable[[], int]) -> None:
         """Copy, by `fill`, which gives the size, at once or in a thread. At once, raises what `fill` raises."""
@@ -176,14 +189,9 @@ class LargeCopy:
             self._size.set_result(fill())
         else:
             self._size = thread.submit(fill)
-        self._size.add_done_callback(self._over)
+        self._size.add_done_callback(self.content.over)
 
-    def _over(self, _size: Future[int]) -> None:
-        with self._changed:
-            self._is_over = True
-            self._changed.notify_all()
-
-    def update(self, block: bytes) -> None:
+    def update(self, block: bytes | memoryview) -> None:
         """Hash a block."""
         if self._hashing is None:
             self._digest.update(block)
@@ -191,21 +199,6 @@ class LargeCopy:
         self._updates.append(self._hashing.submit(self._digest.update, block))
         if len(self._updates) > _MOST_UPDATES:
             self._updates.popleft().result()
-
-    def watched(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
-        """`blocks`, which are written before the next one is asked for."""
-        for block in blocks:
-            yield block
-            with self._changed:
-                self._there_bytes += len(block)
-                self._changed.notify_all()
-
-    def wait_for(self, end: int) -> None:
-        """Wait until so many bytes are there, or all. Raises what stopped the copy."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_over or self._there_bytes >= end)
-        if self._is_over:
-            self._size.result()
 
     def result(self) -> tuple[int, bytes]:
         """Size and SHA1 (hex), when all is there. Raises SourceError, OSError."""
@@ -224,13 +217,14 @@ class Copies:
         self._batch = _Batch(self)
         self._running: deque[_Batch] = deque()
         self._threads = ThreadPoolExecutor(_THREADS)
-        self._large, self._hashing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)  # they begin when they are needed
+        # These begin when they are needed.
+        self._large, self._hashing, self._writing = ThreadPoolExecutor(1), ThreadPoolExecutor(1), ThreadPoolExecutor(1)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for threads in (self._threads, self._large, self._hashing):
+        for threads in (self._threads, self._large, self._hashing, self._writing):  # the second uses the others
             threads.shutdown(cancel_futures=True)
         for batch in (*self._running, self._batch):
             batch.close()
@@ -268,13 +262,14 @@ class Copies:
             stack.callback(os.close, source_fd)
             fd = self._create(path)
             stack.callback(os.close, fd)
-            if old_path is not None:
-                copying.clone = self._clone(fd, path, old_path, found.status.st_size, stack)
+            clone = None if old_path is None else self._clone(fd, path, old_path, found.status.st_size, stack)
             used = stack.pop_all()
+        if clone is not None:
+            copying.content.changed = clone.changed
         try:
             copying.start(
                 self._large if is_large else None,
-                lambda: self._fill(found, path, attributes, source_fd, fd, copying, used),
+                lambda: self._fill(found, path, attributes, source_fd, fd, clone, copying, used),
             )
         except SourceError:
             self._tree.unlink(path)
@@ -300,26 +295,34 @@ class Copies:
         attributes: Attributes,
         source_fd: int,
         fd: int,
+        clone: Clone | None,
         copying: "LargeCopy",
         used: ExitStack,
     ) -> int:
         """`used`: closes what is read and written."""
         with used:
             try:
-                blocks = self._source.read(found, source_fd, copying)
-                if self.is_large(found) and self._tree.waits_for_disk:
-                    blocks = _written_back(fd, blocks)
-                blocks = copying.watched(blocks)
-                if copying.clone is not None:
-                    size = copying.clone.write(blocks)
+                if self.is_large(found) and clone is None and try_direct(fd):
+                    chunks = self._source.read_into(copying.content.chunks(), found, source_fd, copying)
+                    chunks = _taken(chunks, copying.content)
+                    size = write_direct(fd, chunks, found.status.st_size, self._writing, copying.content.wrote)
                 else:
-                    expected = found.status.st_size if self.is_large(found) else 0
-                    size = write_blocks(fd, blocks, sparse=True, expected_bytes=expected)
+                    blocks = self._source.read(found, source_fd, copying)
+                    size = self._write(fd, blocks, found, clone, copying.content)
                 self._tree.set_file_attributes(fd, attributes)
             except OSError as exc:
                 exc.filename = path
                 raise
         return size
+
+    def _write(self, fd: int, blocks: Iterator[bytes], found: Found, clone: Clone | None, content: Growing) -> int:
+        if not self.is_large(found):
+            return write_blocks(fd, blocks, sparse=True)
+        if self._tree.waits_for_disk:
+            blocks = _written_back(fd, blocks)
+        if clone is not None:
+            return clone.write(_told(blocks, content))
+        return write_blocks(fd, _told(blocks, content), sparse=True, expected_bytes=found.status.st_size)
 
     def _create(self, path: bytes) -> int:
         try:

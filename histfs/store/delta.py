@@ -16,13 +16,18 @@ import math
 import os
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import NamedTuple
 
 from histfs import rsync
+from histfs._tree import ffi, lib
+from histfs.store.direct import DirectReader
+from histfs.store.growing import Growing
 from histfs.store.tree import BLOCK_SIZE, read_at
 
 _LARGE = 64 << 10  # smaller files are the business of librsync alone
+_DIRECT = 16 << 20  # smaller ones may well be in the cache
 _PAGE = 4096
 _BY_CHANCE = 16  # bytes that are the same; fewer are not worth a second place to be read from
 _LONG = 64 << 10  # bytes that differ; fewer are not worth a search
@@ -34,30 +39,27 @@ _END = b"\0"
 _WIDTHS = ">B", ">H", ">I", ">Q"
 _LITERAL, _COPY = 0x41, 0x45  # the first commands of each kind
 
-Changed = Callable[[int, int], Iterator[tuple[int, int]]]
-
 
 def make_delta(
     old_fd: int,
     new_fd: int,
     new_size: int | None = None,
-    wait_for: Callable[[int], object] = lambda _end: None,
-    changed: Changed | None = None,
+    growing: Growing | None = None,
 ) -> Iterator[bytes]:
     """What leads from the content of `new_fd` to that of `old_fd`, in blocks.
 
-    The new content may still be written: it will have `new_size` bytes, and `wait_for` is called with the end of what
-    is read next. `changed`: the ranges of it, between two places, outside of which it is the old content at the same
-    place, as far as was waited for; then nothing else of it is read. Raises OSError.
+    The new content may still be `growing`: it will have `new_size` bytes. Raises OSError, and what stopped the growth.
     """
     size = os.fstat(new_fd).st_size if new_size is None else new_size
-    contents = _Contents(old_fd, new_fd, os.fstat(old_fd).st_size, size, wait_for, changed)
-    if min(size, contents.old_size) < _LARGE:
-        yield from rsync.delta(contents.signature(), old_fd)
-        return
-    yield _MAGIC
-    yield from _commands(_pieces(contents), contents)
-    yield _END
+    old_size = os.fstat(old_fd).st_size
+    with DirectReader(old_fd) if old_size >= _DIRECT else nullcontext() as reader:
+        contents = _Contents(old_fd, new_fd, old_size, size, reader, growing)
+        if min(size, old_size) < _LARGE:
+            yield from rsync.delta(contents.signature(), old_fd)
+            return
+        yield _MAGIC
+        yield from _commands(_pieces(contents), contents)
+        yield _END
 
 
 def block_len(size_bytes: int) -> int:
@@ -85,26 +87,36 @@ class _Contents:
         new_fd: int,
         old_size: int,
         new_size: int,
-        wait_for: Callable[[int], object],
-        changed: Changed | None,
+        reader: DirectReader | None,
+        growing: Growing | None,
     ) -> None:
         self._old_fd, self._new_fd = old_fd, new_fd
         self.old_size, self.new_size = old_size, new_size
-        self._wait_for = wait_for
-        self._changed = changed
+        self._reader = reader
+        self._growing = growing
+        self._changed = None if growing is None else growing.changed
 
     def old(self, start: int, end: int) -> bytes:
-        data = read_at(self._old_fd, end - start, start)
+        return bytes(self._old(start, end))
+
+    def _old(self, start: int, end: int) -> bytes | memoryview:
+        data = None if self._reader is None else self._reader.read(start, end)
+        if data is None:
+            data = read_at(self._old_fd, end - start, start)
         if len(data) != end - start:
             raise OSError(errno.EIO, "became shorter")
         return data
 
     def new(self, start: int, end: int) -> bytes:
         """Fewer bytes where the content ends."""
+        return bytes(self._new(start, end))
+
+    def _new(self, start: int, end: int) -> bytes | memoryview:
         start, end = min(start, self.new_size), min(end, self.new_size)
-        self._wait_for(end)
         if self._changed is None:
-            return read_at(self._new_fd, end - start, start)
+            recent = None if self._growing is None else self._growing.recent(start, end)
+            return read_at(self._new_fd, end - start, start) if recent is None else recent
+        self._wait_for(end)
         data = self.old(start, min(end, self.old_size)) if start < self.old_size else b""
         ranges = list(self._changed(start, end))
         if not ranges:
@@ -113,6 +125,10 @@ class _Contents:
         for first, last in ranges:
             mixed[first - start : last - start] = read_at(self._new_fd, last - first, first)
         return bytes(mixed)
+
+    def _wait_for(self, end: int) -> None:
+        if self._growing is not None:
+            self._growing.wait_for(end)
 
     def is_known_to_be_same(self, start: int, end: int, shift: int) -> bool:
         """Whether a range of the old content is the same in the new one, so shifted: without reading it."""
@@ -125,6 +141,20 @@ class _Contents:
         """Of the new content."""
         blocks = (self.new(at, at + BLOCK_SIZE) for at in range(0, self.new_size, BLOCK_SIZE))
         return rsync.Signature.of(blocks, rsync.recommend(block_len=block_len(self.new_size), magic=magic))
+
+    def differing(self, start: int, end: int, shift: int, page: int) -> bytes:
+        """For each page of a range of the old content, 1 if it is not the same in the new one, so shifted, else 0.
+
+        Nothing if no page differs.
+        """
+        if self.is_known_to_be_same(start, end, shift):
+            return b""
+        old, new = self._old(start, end), self._new(start + shift, end + shift)
+        pages = bytearray(-(-len(old) // page))
+        count = lib.histfs_differing(
+            *(ffi.from_buffer(old), len(old), ffi.from_buffer(new), len(new), page, ffi.from_buffer(pages))
+        )
+        return bytes(pages) if count else b""
 
     def equal_after(self, start: int, end: int, shift: int) -> int:
         """How many bytes of the old content from `start` on, up to `end`, are the same in the new one, so shifted."""
@@ -235,16 +265,12 @@ def _compared(contents: _Contents, start: int, end: int, shift: int, page: int) 
     """The pieces of a range, if it is shifted."""
     while start < end:
         stop = min(start + BLOCK_SIZE, end)
-        old = new = b""
-        if not contents.is_known_to_be_same(start, stop, shift):
-            old, new = contents.old(start, stop), contents.new(start + shift, stop + shift)
-        if old == new:
+        differing = contents.differing(start, stop, shift, page)
+        if not differing:
             yield _Piece(start, stop, shift)
-        else:
-            for at in range(0, len(old), page):
-                part = old[at : at + page]
-                same = part == new[at : at + page]
-                yield _Piece(start + at, start + at + len(part), shift if same else None)
+        for number, differs in enumerate(differing):
+            at = start + number * page
+            yield _Piece(at, min(at + page, stop), None if differs else shift)
         start = stop
 
 

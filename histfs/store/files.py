@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple, Self, TypeAlias
 
+from histfs._tree import ffi, lib
 from histfs.store import xattrs
 from histfs.store.accounts import resolved
 from histfs.store.barrier import BarrierTree
@@ -30,7 +31,6 @@ Block: TypeAlias = bytes | bytearray | memoryview
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_ZEROS = bytes(128 * 1024)
 
 
 class Attributes(NamedTuple):
@@ -416,7 +416,7 @@ def write_blocks(fd: int, blocks: Iterable[Block], *, sparse: bool = False, expe
     hole = False
     for block in blocks:
         size += len(block)
-        hole = sparse and _is_zeros(block)
+        hole = sparse and is_zeros(block)
         if hole:
             os.lseek(fd, len(block), os.SEEK_CUR)
         else:
@@ -431,9 +431,9 @@ def set_length(fd: int, size_bytes: int) -> None:
     os.ftruncate(fd, size_bytes)
 
 
-def _is_zeros(block: Block) -> bool:
-    view = memoryview(block)
-    return all(view[i : i + len(_ZEROS)] == _ZEROS[: len(view) - i] for i in range(0, len(view), len(_ZEROS)))
+def is_zeros(block: Block) -> bool:
+    """Whether all bytes are."""
+    return bool(lib.histfs_is_zeros(ffi.from_buffer(block), len(block)))
 
 
 def _write_all(fd: int, block: Block) -> None:

@@ -13,9 +13,10 @@ from histfs.store import plan
 from histfs.store.cloned import clone
 from histfs.store.compression import compress_seekable
 from histfs.store.content.opening import sha1_of
-from histfs.store.delta import Changed, make_delta
+from histfs.store.delta import make_delta
 from histfs.store.entry import Entry, Kind, join
 from histfs.store.files import Attributes, WritableTree
+from histfs.store.growing import Growing
 from histfs.store.layout import Layout
 from histfs.store.owners import Owners
 from histfs.store.special import make_special
@@ -85,14 +86,12 @@ class IncrementWriter:
         old: Entry | None,
         new: Entry | None,
         new_content: bytes | None = None,
-        wait_for: Callable[[int], object] = lambda _end: None,
-        changed: Changed | None = None,
+        growing: Growing | None = None,
     ) -> int:
         """Preserve `old`, whose place `new` takes; the size of the increment in bytes.
 
         The mirror must still hold `old`. `new_content`: where the content of a regular `new` lies (a path in the tree);
-        it may still be written, for this and `changed` see `delta.make_delta`. Raises OSError, also if the increment
-        exists.
+        it may still be `growing`. Raises OSError, also if the increment exists.
         """
         known = old or new
         assert known is not None
@@ -106,9 +105,7 @@ class IncrementWriter:
                 assert old is not None
                 assert new is not None
                 assert new_content is not None
-                return self._write_diff(
-                    old, new_content, partial(make_delta, new_size=new.size_bytes, wait_for=wait_for, changed=changed)
-                )
+                return self._write_diff(old, new_content, partial(make_delta, new_size=new.size_bytes, growing=growing))
             case _:
                 assert old is not None
                 return self._write_snapshot(old)

@@ -310,9 +310,11 @@ class MirrorUpdate:
         temporary = self._new_name(old, found.entry)
         attributes = self._attributes(found.entry, found.status)
         copying = self._copies.begin(found, temporary, attributes, self._layout.mirror_path(old))
-        changed = None if copying.clone is None else copying.clone.changed
         try:
-            increment_bytes = self._increments.write(old, found.entry, temporary, copying.wait_for, changed)
+            try:
+                increment_bytes = self._increments.write(old, found.entry, temporary, copying.content)
+            finally:
+                copying.content.let_go()
             size, sha1 = copying.result()
         except SourceError:
             self._increments.discard_diff(old)

@@ -81,7 +81,7 @@ class Found(NamedTuple):
 class Digest(Protocol):
     """What takes in the blocks of a file."""
 
-    def update(self, block: bytes, /) -> None: ...
+    def update(self, block: bytes | memoryview, /) -> None: ...
 
 
 _Told = TypeVar("_Told", covariant=True)
@@ -394,6 +394,31 @@ class Source:
                 self.on_block(len(block))
             digest.update(block)
             yield block
+        self._check_end(found, fd, size)
+
+    def read_into(self, chunks: Iterator[memoryview], found: Found, fd: int, digest: "Digest") -> Iterator[memoryview]:
+        """The same in `chunks`, which are full but for the last."""
+        size = 0
+        for chunk in chunks:
+            filled = 0
+            try:
+                while filled < len(chunk) and (some := os.readv(fd, [chunk[filled:]])):
+                    filled += some
+            except OSError as exc:
+                raise source_error(exc, found.path, "cannot be read") from exc
+            size += filled
+            if size > found.status.st_size:
+                raise changed(found.path)
+            if filled:
+                if self.on_block is not None:
+                    self.on_block(filled)
+                digest.update(chunk[:filled])
+                yield chunk[:filled]
+            if filled < len(chunk):
+                break  # also where more has come meanwhile
+        self._check_end(found, fd, size)
+
+    def _check_end(self, found: Found, fd: int, size: int) -> None:
         now = os.fstat(fd)
-        if size != found.status.st_size or now.st_mtime_ns != found.status.st_mtime_ns:
+        if not size == now.st_size == found.status.st_size or now.st_mtime_ns != found.status.st_mtime_ns:
             raise changed(found.path)

@@ -17,6 +17,7 @@ from histfs import rsync
 from histfs.store import cloned
 from histfs.store.cloned import PAGE, Clone, is_scattered, try_clone
 from histfs.store.delta import make_delta
+from histfs.store.growing import Growing
 from tests.faults import places
 from tests.store import on_xfs
 from tests.store.cloning import imitated_clone
@@ -76,7 +77,10 @@ def test_it_becomes_the_new_content_and_knows_where_it_differs(
                 kept[first:last] = new[first:last]
             file.seek(0)
             file.write(kept)
-            delta = b"".join(make_delta(old_file.fileno(), file.fileno(), changed=clone.changed))
+            growing = Growing()
+            growing.changed = clone.changed
+            growing.wrote(len(new))
+            delta = b"".join(make_delta(old_file.fileno(), file.fileno(), growing=growing))
             if min(len(new), len(old)) >= 64 << 10:
                 assert b"".join(rsync.patch(new, delta, len(old))) == old
     finally:

@@ -4,18 +4,18 @@ import hashlib
 import os
 import random
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from histfs.errors import EXIT_FILE_WARNING, SourceError, StorageError
-from histfs.store import copying
+from histfs.store import copying, growing
 from histfs.store.cloned import Clone
 from histfs.store.copying import Copies
 from histfs.store.entry import Kind
-from histfs.store.files import Attributes, WritableTree
+from histfs.store.files import Attributes, Block, WritableTree
 from histfs.store.source import Found, Source
 from tests.store.cloning import imitated_clone
 from tests.store.places import is_root, open_descriptors
@@ -240,18 +240,22 @@ def test_a_large_file_that_changes_meanwhile_stays_as_it_was(
     sessions: Sessions, image: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     _rewritten(image)
-    real = Source.read
 
-    def read(source: Source, found: Found, fd: int, digest: object):
-        size = 0
-        for block in real(source, found, fd, digest):
-            size += len(block)
-            if size > at:
-                os.utime(image, ns=(size, size))
-            yield block
+    def changing(real: Callable[..., Iterator[Block]]) -> Callable[..., Iterator[Block]]:
+        def read(*arguments: object) -> Iterator[Block]:
+            size = 0
+            for block in real(*arguments):
+                size += len(block)
+                if size > at:
+                    os.utime(image, ns=(size, size))
+                yield block
+
+        return read
 
     with monkeypatch.context() as patch:
-        patch.setattr(Source, "read", read)
+        patch.setattr(growing, "CHUNK_BYTES", 1 << 20)
+        patch.setattr(Source, "read", changing(Source.read))
+        patch.setattr(Source, "read_into", changing(Source.read_into))
         outcome = sessions.backup(may_report=True)
     assert (outcome.source_errors, outcome.source_warnings) == (0, 1)
     assert sessions.increments() == set()
@@ -305,6 +309,7 @@ def test_the_disk_begins_while_a_large_file_is_copied(
 
     _rewritten(image)
     changed = image.read_bytes()
+    monkeypatch.setattr(copying, "try_direct", lambda _fd: False)
     monkeypatch.setattr(copying, "_WRITE_BACK_BYTES", 500_000)
     monkeypatch.setattr(copying, "_libc", Libc())
     sessions.backup(fsync=waits)
@@ -323,6 +328,7 @@ def test_a_disk_that_is_full_when_a_large_file_is_copied(
 
     with monkeypatch.context() as patch:
         patch.setattr(copying, "write_blocks", full)
+        patch.setattr(copying, "write_direct", full)
         patch.setattr(Clone, "write", full)
         with pytest.raises(StorageError, match="No space"):
             sessions.backup()

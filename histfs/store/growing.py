@@ -1,0 +1,112 @@
+"""New content of a large file: one thread takes it from the source and writes it, another one compares it meanwhile.
+
+Who compares gets it from memory, where the last of it is kept, and need not read again what was just written. The two
+stay together: who writes waits for who has begun to compare.
+"""
+
+import mmap
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import TypeAlias
+
+from histfs.store.tree import BLOCK_SIZE
+
+Changed: TypeAlias = Callable[[int, int], Iterator[tuple[int, int]]]
+
+CHUNK_BYTES = 2 << 20  # taken and written at once
+_CHUNKS = 8  # in memory
+_MOST_AHEAD = (_CHUNKS - 2) * CHUNK_BYTES  # of who compares
+
+
+class Growing:
+    """What is known of the content while it is written to a file.
+
+    `changed`: the ranges of it, between two places, outside of which it is the old one at the same place, as far as was
+    waited for; then nothing else of it is read. None where nobody knows.
+    """
+
+    def __init__(self) -> None:
+        self.changed: Changed | None = None
+        self._ended: Future[int] | None = None
+        self._moved = threading.Condition()
+        self._chunks: list[memoryview] = []
+        self._kept_from = self._taken = self._written = 0
+        self._asked: int | None = None  # the end of what was; None if nobody compares
+
+    # --- who writes
+
+    def chunks(self) -> Iterator[memoryview]:
+        """Where to put the content, chunk after chunk; each is told by `took`, when all of it is there.
+
+        A chunk is used again after some others: all that was to be done with it, as it was taken, must be over then.
+        """
+        self._chunks = [memoryview(mmap.mmap(-1, CHUNK_BYTES)) for _ in range(_CHUNKS)]  # aligned as pages are
+        number = 0
+        while True:
+            with self._moved:
+                self._moved.wait_for(lambda: self._asked is None or self._taken - self._asked < _MOST_AHEAD)
+                self._kept_from = max(0, (number - _CHUNKS + 1) * CHUNK_BYTES)
+            yield self._chunks[number % _CHUNKS]
+            number += 1
+
+    def took(self, size: int) -> None:
+        """So many bytes more are there."""
+        with self._moved:
+            self._taken += size
+            self._moved.notify_all()
+
+    def wrote(self, end: int) -> None:
+        """All before `end` is in the file."""
+        with self._moved:
+            self._written = end
+            self._moved.notify_all()
+
+    def over(self, ended: Future[int]) -> None:
+        """Nothing more comes: all is in the file, or what stopped it is raised for whoever waits."""
+        with self._moved:
+            self._ended = ended
+            self._moved.notify_all()
+
+    # --- who compares
+
+    def recent(self, start: int, end: int) -> bytes | memoryview | None:
+        """These bytes, as soon as they are there; None when they are in the file, and only there.
+
+        A view is good until the next call. Raises what stopped the copy.
+        """
+        with self._moved:
+            if self._chunks:
+                self._asked = max(end, self._asked or 0)
+                self._moved.notify_all()
+                self._moved.wait_for(lambda: self._ended is not None or self._taken >= end)
+                if self._kept_from <= start <= end <= self._taken:
+                    return self._kept(start, end)
+        self.wait_for(end)
+        return None
+
+    def wait_for(self, end: int) -> None:
+        """Wait until so many bytes are in the file, or all. Raises what stopped the copy."""
+        with self._moved:
+            self._moved.wait_for(lambda: self._ended is not None or self._written >= end)
+        if self._ended is not None:
+            self._ended.result()
+
+    def let_go(self) -> None:
+        """Nobody compares any more."""
+        with self._moved:
+            self._asked = None
+            self._moved.notify_all()
+
+    def _kept(self, start: int, end: int) -> bytes | memoryview:
+        # Who writes is at most so far ahead of what was asked for that the last block of it stays where it is.
+        is_last = end == self._asked and end - start <= BLOCK_SIZE
+        if is_last and start // CHUNK_BYTES == (end - 1) // CHUNK_BYTES:
+            at = start % CHUNK_BYTES
+            return self._chunks[start // CHUNK_BYTES % _CHUNKS][at : at + end - start]
+        parts = []
+        while start < end:
+            at = start % CHUNK_BYTES
+            parts.append(bytes(self._chunks[start // CHUNK_BYTES % _CHUNKS][at : at + end - start]))
+            start += len(parts[-1])
+        return b"".join(parts)
