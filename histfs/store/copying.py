@@ -176,8 +176,8 @@ class LargeCopy:
     Without `hashing`, a thread of its own, all of it is done by the first.
     """
 
-    def __init__(self, hashing: ThreadPoolExecutor | None) -> None:
-        self.content = Growing()
+    def __init__(self, hashing: ThreadPoolExecutor | None, *, is_compared: bool) -> None:
+        self.content = Growing(is_compared=is_compared)
         self._digest = hashlib.sha1(usedforsecurity=False)
         self._hashing = hashing
         self._updates: deque[Future[None]] = deque()
@@ -252,11 +252,12 @@ class Copies:
     def begin(self, found: Found, path: bytes, attributes: Attributes, old_path: bytes | None = None) -> "LargeCopy":
         """The same, while the caller does something else if the file is large. Raises SourceError, OSError.
 
-        `old_path`: a file in the mirror that may have much of the same content. If waiting for the copy raises
-        SourceError, the caller removes what there is of `path`, who may be looking at it.
+        `old_path`: a file in the mirror that may have much of the same content; the caller compares the copy with it,
+        and lets it go then. If waiting for the copy raises SourceError, the caller removes what there is of `path`, who
+        may be looking at it.
         """
         is_large = self.is_large(found)
-        copying = LargeCopy(self._hashing if is_large else None)
+        copying = LargeCopy(self._hashing if is_large else None, is_compared=old_path is not None)
         with ExitStack() as stack:
             source_fd = self._source.open_file(found)
             stack.callback(os.close, source_fd)

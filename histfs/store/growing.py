@@ -1,7 +1,7 @@
 """New content of a large file: one thread takes it from the source and writes it, another one compares it meanwhile.
 
 Who compares gets it from memory, where the last of it is kept, and need not read again what was just written. The two
-stay together: who writes waits for who has begun to compare.
+stay together: who writes waits for who compares.
 """
 
 import mmap
@@ -26,13 +26,14 @@ class Growing:
     waited for; then nothing else of it is read. None where nobody knows.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_compared: bool = False) -> None:
+        """`is_compared`: somebody will compare, and `let_go`."""
         self.changed: Changed | None = None
         self._ended: Future[int] | None = None
         self._moved = threading.Condition()
         self._chunks: list[memoryview] = []
         self._kept_from = self._taken = self._written = 0
-        self._asked: int | None = None  # the end of what was; None if nobody compares
+        self._asked = 0 if is_compared else None  # the end of what was; None if nobody compares
 
     # --- who writes
 
@@ -76,12 +77,11 @@ class Growing:
         A view is good until the next call. Raises what stopped the copy.
         """
         with self._moved:
-            if self._chunks:
-                self._asked = max(end, self._asked or 0)
-                self._moved.notify_all()
-                self._moved.wait_for(lambda: self._ended is not None or self._taken >= end)
-                if self._kept_from <= start <= end <= self._taken:
-                    return self._kept(start, end)
+            self._asked = max(end, self._asked or 0)
+            self._moved.notify_all()
+            self._moved.wait_for(lambda: self._ended is not None or max(self._taken, self._written) >= end)
+            if self._kept_from <= start <= end <= self._taken:
+                return self._kept(start, end)
         self.wait_for(end)
         return None
 

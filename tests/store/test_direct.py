@@ -187,7 +187,7 @@ def compare(content: Growing, path: Path, data: bytes, look: Callable[[int, int]
 @pytest.mark.parametrize(("back", "misses"), [(0, False), (CHUNK // 2, False), (20 * CHUNK, True)])
 def test_who_compares_gets_what_was_taken(tmp_path: Path, back: int, misses: bool) -> None:
     data = random.Random(7).randbytes(40 * CHUNK + 99)
-    content = Growing()
+    content = Growing(is_compared=True)
     generator = random.Random(8)
 
     def look(at: int, size: int) -> tuple[int, int]:
@@ -207,7 +207,7 @@ def test_who_compares_gets_what_was_taken(tmp_path: Path, back: int, misses: boo
         content.let_go()
         filling.result()
         os.close(fd)
-    assert (missed > 3) is misses  # the first may be, as who compares may come first
+    assert (missed > 0) is misses
 
 
 def test_who_writes_waits_for_who_compares_until_let_go() -> None:
