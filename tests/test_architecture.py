@@ -103,6 +103,7 @@ STORE_LAYERS = [
         "mounts",
         "source",
         "special",
+        "sums",
         "tree",
         "unreadable",
         "walk",

@@ -26,6 +26,7 @@ from histfs.store.files import Attributes, WritableTree, write_blocks
 from histfs.store.growing import Growing
 from histfs.store.layout import DATA
 from histfs.store.source import Found, Source
+from histfs.store.sums import BlockSums
 from histfs.store.walk import fits
 
 MAX_BYTES = 16 << 20  # of a file: others are copied by whoever meets them, block by block
@@ -84,11 +85,13 @@ def _written_back(fd: int, blocks: Iterator[bytes]) -> Iterator[bytes]:
             begun = end
 
 
-def _taken(chunks: Iterator[memoryview], content: Growing) -> Iterator[memoryview]:
-    """`chunks`, each of which can be compared from then on."""
-    for chunk in chunks:
-        content.took(len(chunk))
-        yield chunk
+def _summed(blocks: Iterator[bytes], content: Growing) -> Iterator[bytes]:
+    """`blocks`, of which the sums are known."""
+    at = 0
+    for block in blocks:
+        content.sum(block, at)
+        at += len(block)
+        yield block
 
 
 def _told(blocks: Iterator[bytes], content: Growing) -> Iterator[bytes]:
@@ -176,8 +179,8 @@ class LargeCopy:
     Without `hashing`, a thread of its own, all of it is done by the first.
     """
 
-    def __init__(self, hashing: ThreadPoolExecutor | None, *, is_compared: bool) -> None:
-        self.content = Growing(is_compared=is_compared)
+    def __init__(self, hashing: ThreadPoolExecutor | None, content: Growing) -> None:
+        self.content = content
         self._digest = hashlib.sha1(usedforsecurity=False)
         self._hashing = hashing
         self._updates: deque[Future[None]] = deque()
@@ -218,14 +221,18 @@ class Copies:
         self._running: deque[_Batch] = deque()
         self._threads = ThreadPoolExecutor(_THREADS)
         # These begin when they are needed.
-        self._large, self._hashing, self._writing = ThreadPoolExecutor(1), ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._large, self._hashing, self._summing, self._writing = (ThreadPoolExecutor(1) for _ in range(4))
+        self._sums: BlockSums | None = None  # of the large copy that was begun last
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for threads in (self._threads, self._large, self._hashing, self._writing):  # the second uses the others
+        # The large copy uses those behind it.
+        for threads in (self._threads, self._large, self._hashing, self._summing, self._writing):
             threads.shutdown(cancel_futures=True)
+        if self._sums is not None:
+            self._sums.drop()  # unless they are kept already
         for batch in (*self._running, self._batch):
             batch.close()
 
@@ -249,21 +256,33 @@ class Copies:
             self._tree.unlink(path)
             raise
 
-    def begin(self, found: Found, path: bytes, attributes: Attributes, old_path: bytes | None = None) -> "LargeCopy":
+    def begin(
+        self,
+        found: Found,
+        path: bytes,
+        attributes: Attributes,
+        old_path: bytes | None = None,
+        sums: BlockSums | None = None,
+    ) -> "LargeCopy":
         """The same, while the caller does something else if the file is large. Raises SourceError, OSError.
 
         `old_path`: a file in the mirror that may have much of the same content; the caller compares the copy with it,
         and lets it go then. If waiting for the copy raises SourceError, the caller removes what there is of `path`, who
-        may be looking at it.
+        may be looking at it. `sums`: of a large file; who has waited for the copy keeps or drops them.
         """
         is_large = self.is_large(found)
-        copying = LargeCopy(self._hashing if is_large else None, is_compared=old_path is not None)
+        copying = LargeCopy(self._hashing if is_large else None, Growing(sums, is_compared=old_path is not None))
+        self._sums = sums
         with ExitStack() as stack:
             source_fd = self._source.open_file(found)
             stack.callback(os.close, source_fd)
             fd = self._create(path)
             stack.callback(os.close, fd)
-            clone = None if old_path is None else self._clone(fd, path, old_path, found.status.st_size, stack)
+            clone = None
+            if old_path is not None:
+                copying.content.old_fd = old_fd = self._tree.open_file(old_path)
+                stack.callback(os.close, old_fd)
+                clone = self._clone(fd, path, old_fd, found.status.st_size)
             used = stack.pop_all()
         if clone is not None:
             copying.content.changed = clone.changed
@@ -277,10 +296,8 @@ class Copies:
             raise
         return copying
 
-    def _clone(self, fd: int, path: bytes, old_path: bytes, size: int, stack: ExitStack) -> Clone | None:
-        """`fd` as a clone of the file at `old_path`, which is closed by `stack`; None where it has to be written."""
-        old_fd = self._tree.open_file(old_path)
-        stack.callback(os.close, old_fd)
+    def _clone(self, fd: int, path: bytes, old_fd: int, size: int) -> Clone | None:
+        """`fd`, which is at `path`, as a clone of another file; None where it has to be written."""
         try:
             if is_scattered(old_fd) or not try_clone(old_fd, fd):
                 return None
@@ -305,7 +322,7 @@ class Copies:
             try:
                 if self.is_large(found) and clone is None and try_direct(fd):
                     chunks = self._source.read_into(copying.content.chunks(), found, source_fd, copying)
-                    chunks = _taken(chunks, copying.content)
+                    chunks = self._taken(chunks, copying.content)
                     size = write_direct(fd, chunks, found.status.st_size, self._writing, copying.content.wrote)
                 else:
                     blocks = self._source.read(found, source_fd, copying)
@@ -321,9 +338,24 @@ class Copies:
             return write_blocks(fd, blocks, sparse=True)
         if self._tree.waits_for_disk:
             blocks = _written_back(fd, blocks)
+        if content.sums is not None:
+            blocks = _summed(blocks, content)
         if clone is not None:
-            return clone.write(_told(blocks, content))
+            return clone.write(_told(blocks, content), content.sums)
         return write_blocks(fd, _told(blocks, content), sparse=True, expected_bytes=found.status.st_size)
+
+    def _taken(self, chunks: Iterator[memoryview], content: Growing) -> Iterator[memoryview]:
+        """`chunks`, each of which can be compared from then on."""
+        at = 0
+        summing: Future[None] | None = None
+        for chunk in chunks:
+            if content.sums is not None:
+                summing = self._summing.submit(content.sum, chunk, at)
+            content.took(len(chunk))
+            at += len(chunk)
+            yield chunk
+        if summing is not None:
+            summing.result()
 
     def _create(self, path: bytes) -> int:
         try:

@@ -52,7 +52,8 @@ def make_delta(
     """
     size = os.fstat(new_fd).st_size if new_size is None else new_size
     old_size = os.fstat(old_fd).st_size
-    with DirectReader(old_fd) if old_size >= _DIRECT else nullcontext() as reader:
+    is_read_in_order = old_size >= _DIRECT and (growing is None or not growing.knows_old)
+    with DirectReader(old_fd) if is_read_in_order else nullcontext() as reader:
         contents = _Contents(old_fd, new_fd, old_size, size, reader, growing)
         if min(size, old_size) < _LARGE:
             yield from rsync.delta(contents.signature(), old_fd)
@@ -130,12 +131,11 @@ class _Contents:
         if self._growing is not None:
             self._growing.wait_for(end)
 
-    def is_known_to_be_same(self, start: int, end: int, shift: int) -> bool:
-        """Whether a range of the old content is the same in the new one, so shifted: without reading it."""
-        if self._changed is None or shift or end > self.new_size:
-            return False
-        self._wait_for(end)
-        return next(self._changed(start, end), None) is None
+    def _differing(self, start: int, end: int, shift: int) -> Iterator[tuple[int, int]]:
+        """The ranges of a range of the old content that may not be the same in the new one, so shifted."""
+        if self._growing is None or shift or end > self.new_size:
+            return iter([(start, end)])
+        return self._growing.differing(start, end)
 
     def signature(self, magic: rsync.Magic = rsync.Magic.RK_BLAKE2) -> rsync.Signature:
         """Of the new content."""
@@ -147,13 +147,15 @@ class _Contents:
 
         Nothing if no page differs.
         """
-        if self.is_known_to_be_same(start, end, shift):
-            return b""
-        old, new = self._old(start, end), self._new(start + shift, end + shift)
-        pages = bytearray(-(-len(old) // page))
-        count = lib.histfs_differing(
-            *(ffi.from_buffer(old), len(old), ffi.from_buffer(new), len(new), page, ffi.from_buffer(pages))
-        )
+        pages = bytearray(-(-(end - start) // page))
+        count = 0
+        for first, last in self._differing(start, end, shift):
+            number = (first - start) // page
+            first = start + number * page
+            last = min(start + -(-(last - start) // page) * page, end)
+            old, new = self._old(first, last), self._new(first + shift, last + shift)
+            differs = ffi.from_buffer(memoryview(pages)[number:])
+            count += lib.histfs_differing(ffi.from_buffer(old), len(old), ffi.from_buffer(new), len(new), page, differs)
         return bytes(pages) if count else b""
 
     def equal_after(self, start: int, end: int, shift: int) -> int:
@@ -215,7 +217,8 @@ def _pieces(contents: _Contents) -> Iterator[_Piece]:
                     yield piece
                     continue
                 _add(waiting, piece)
-                if not _is_uniform(contents.old(piece.start, piece.end)):  # as much in an image of a disk is everywhere
+                same = contents.new(piece.start + piece.shift, piece.end + piece.shift)
+                if not _is_uniform(same):  # as much in an image of a disk is everywhere
                     doubt -= (piece.end - piece.start) // _EQUAL_PER_DIFFERENT
                 if doubt <= 0:
                     yield from waiting

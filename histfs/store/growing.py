@@ -5,17 +5,21 @@ stay together: who writes waits for who compares.
 """
 
 import mmap
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TypeAlias
 
+from histfs.store.files import Block
+from histfs.store.sums import BlockSums
 from histfs.store.tree import BLOCK_SIZE
 
 Changed: TypeAlias = Callable[[int, int], Iterator[tuple[int, int]]]
 
 CHUNK_BYTES = 2 << 20  # taken and written at once
 _CHUNKS = 8  # in memory
+_MOST_SUMMED = 3 * CHUNK_BYTES  # that are taken before they have sums
 _MOST_AHEAD = (_CHUNKS - 2) * CHUNK_BYTES  # of who compares
 
 
@@ -23,16 +27,18 @@ class Growing:
     """What is known of the content while it is written to a file.
 
     `changed`: the ranges of it, between two places, outside of which it is the old one at the same place, as far as was
-    waited for; then nothing else of it is read. None where nobody knows.
+    waited for; then nothing else of it is read. None where nobody knows. `old_fd`: of the old content, for who writes.
     """
 
-    def __init__(self, *, is_compared: bool = False) -> None:
+    def __init__(self, sums: BlockSums | None = None, *, is_compared: bool = False) -> None:
         """`is_compared`: somebody will compare, and `let_go`."""
+        self.sums = sums
         self.changed: Changed | None = None
+        self.old_fd: int | None = None
         self._ended: Future[int] | None = None
         self._moved = threading.Condition()
         self._chunks: list[memoryview] = []
-        self._kept_from = self._taken = self._written = 0
+        self._kept_from = self._taken = self._summed = self._written = 0
         self._asked = 0 if is_compared else None  # the end of what was; None if nobody compares
 
     # --- who writes
@@ -44,9 +50,14 @@ class Growing:
         """
         self._chunks = [memoryview(mmap.mmap(-1, CHUNK_BYTES)) for _ in range(_CHUNKS)]  # aligned as pages are
         number = 0
+
+        def may_be_taken() -> bool:
+            has_sums = self.sums is None or self._taken - self._summed <= _MOST_SUMMED
+            return has_sums and (self._asked is None or self._taken - self._asked < _MOST_AHEAD)
+
         while True:
             with self._moved:
-                self._moved.wait_for(lambda: self._asked is None or self._taken - self._asked < _MOST_AHEAD)
+                self._moved.wait_for(may_be_taken)
                 self._kept_from = max(0, (number - _CHUNKS + 1) * CHUNK_BYTES)
             yield self._chunks[number % _CHUNKS]
             number += 1
@@ -56,6 +67,19 @@ class Growing:
         with self._moved:
             self._taken += size
             self._moved.notify_all()
+
+    def sum(self, data: Block, at: int) -> None:
+        """Tell what is next, whole blocks of it, in what it differs from the old content by its sums."""
+        assert self.sums is not None
+        try:
+            self.sums.add(data, at)
+            if self.old_fd is not None and self.sums.knows_old:
+                for start, end in self.sums.differing(at, at + len(data)):
+                    os.posix_fadvise(self.old_fd, start, end - start, os.POSIX_FADV_WILLNEED)  # who compares asks soon
+        finally:
+            with self._moved:
+                self._summed = at + len(data)
+                self._moved.notify_all()
 
     def wrote(self, end: int) -> None:
         """All before `end` is in the file."""
@@ -71,6 +95,11 @@ class Growing:
 
     # --- who compares
 
+    @property
+    def knows_old(self) -> bool:
+        """Whether sums or ranges tell where the old content may differ: only there it is read."""
+        return self.changed is not None or (self.sums is not None and self.sums.knows_old)
+
     def recent(self, start: int, end: int) -> bytes | memoryview | None:
         """These bytes, as soon as they are there; None when they are in the file, and only there.
 
@@ -84,6 +113,19 @@ class Growing:
                 return self._kept(start, end)
         self.wait_for(end)
         return None
+
+    def differing(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The ranges of these bytes that may be other ones than in the old content, by what is known of both."""
+        with self._moved:
+            self._asked = max(end, self._asked or 0)
+            self._moved.notify_all()
+            if self.changed is None and self.sums is not None and self.sums.knows_old:
+                self._moved.wait_for(lambda: self._ended is not None or self._summed >= end)
+                return self.sums.differing(start, end)
+        if self.changed is None:
+            return iter([(start, end)])
+        self.wait_for(end)
+        return self.changed(start, end)
 
     def wait_for(self, end: int) -> None:
         """Wait until so many bytes are in the file, or all. Raises what stopped the copy."""
@@ -100,7 +142,7 @@ class Growing:
 
     def _kept(self, start: int, end: int) -> bytes | memoryview:
         # Who writes is at most so far ahead of what was asked for that the last block of it stays where it is.
-        is_last = end == self._asked and end - start <= BLOCK_SIZE
+        is_last = self._asked is not None and self._asked - start <= BLOCK_SIZE
         if is_last and start // CHUNK_BYTES == (end - 1) // CHUNK_BYTES:
             at = start % CHUNK_BYTES
             return self._chunks[start // CHUNK_BYTES % _CHUNKS][at : at + end - start]

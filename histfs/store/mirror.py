@@ -26,6 +26,7 @@ from histfs.store.owners import Owners
 from histfs.store.records import Update
 from histfs.store.source import Found, Source
 from histfs.store.special import make_special
+from histfs.store.sums import Sums
 
 
 class MirrorUpdate:
@@ -53,6 +54,7 @@ class MirrorUpdate:
         self._first = first
         self._links = links
         self._copies = copies
+        self._sums = Sums(tree)
         self.before_changes: Callable[[], None] = copies.wait  # called before anything is changed that was there
         self._tree = tree
         self._layout = layout
@@ -309,7 +311,8 @@ class MirrorUpdate:
         self.before_changes()  # who watches sees the files in their order
         temporary = self._new_name(old, found.entry)
         attributes = self._attributes(found.entry, found.status)
-        copying = self._copies.begin(found, temporary, attributes, self._layout.mirror_path(old))
+        sums = self._sums.begin(self._layout.mirror_path(found.entry), old_sha1, old.size_bytes, found.status.st_size)
+        copying = self._copies.begin(found, temporary, attributes, self._layout.mirror_path(old), sums)
         try:
             try:
                 increment_bytes = self._increments.write(old, found.entry, temporary, copying.content)
@@ -317,9 +320,11 @@ class MirrorUpdate:
                 copying.content.let_go()
             size, sha1 = copying.result()
         except SourceError:
+            sums.drop()
             self._increments.discard_diff(old)
             self._tree.unlink(temporary)
             raise
+        sums.keep(sha1, size)
         record = found.entry._replace(sha1=sha1)
         self._batch.add_bytes(size + increment_bytes)
         if (sha1, size) != (old_sha1, old.size_bytes):

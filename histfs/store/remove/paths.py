@@ -37,6 +37,7 @@ from histfs.store.increments import mtime_ns
 from histfs.store.layout import DATA, INCREMENTS, OWN, STATISTICS_DO_NOT_HOLD, TEMPORARY, State, read_state
 from histfs.store.lock import MAKE_ROOM, open_locked
 from histfs.store.repository import Repository
+from histfs.store.sums import tidy
 from histfs.store.tree import NotRegularError
 
 _ATTRIBUTES = (b"extended_attributes", b"access_control_lists", b"win_access_control_lists")
@@ -342,6 +343,7 @@ class _Removal:
             self._restore_time(parent, status, newest)
         for place in self._contents:
             self._tree.remove_tree(place)
+        tidy(self._tree)
 
     def _directory_status(self, directory: bytes) -> os.stat_result | None:
         place = self._layout.quoted(directory)
