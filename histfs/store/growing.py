@@ -13,14 +13,13 @@ from typing import TypeAlias
 
 from histfs.store.files import Block
 from histfs.store.sums import BlockSums
-from histfs.store.tree import BLOCK_SIZE
 
 Changed: TypeAlias = Callable[[int, int], Iterator[tuple[int, int]]]
 
 CHUNK_BYTES = 2 << 20  # taken and written at once
 _CHUNKS = 8  # in memory
-_MOST_SUMMED = 3 * CHUNK_BYTES  # that are taken before they have sums
-_MOST_AHEAD = (_CHUNKS - 2) * CHUNK_BYTES  # of who compares
+_MOST_AHEAD = _CHUNKS - 2  # chunks, of who compares
+_MOST_SUMMED = 3  # chunks that are taken before they have sums
 
 
 class Growing:
@@ -52,8 +51,8 @@ class Growing:
         number = 0
 
         def may_be_taken() -> bool:
-            has_sums = self.sums is None or self._taken - self._summed <= _MOST_SUMMED
-            return has_sums and (self._asked is None or self._taken - self._asked < _MOST_AHEAD)
+            has_sums = self.sums is None or self._taken - self._summed <= _MOST_SUMMED * CHUNK_BYTES
+            return has_sums and (self._asked is None or self._taken - self._asked < _MOST_AHEAD * CHUNK_BYTES)
 
         while True:
             with self._moved:
@@ -141,8 +140,8 @@ class Growing:
             self._moved.notify_all()
 
     def _kept(self, start: int, end: int) -> bytes | memoryview:
-        # Who writes is at most so far ahead of what was asked for that the last block of it stays where it is.
-        is_last = self._asked is not None and self._asked - start <= BLOCK_SIZE
+        # Who writes is at most so far ahead of what was asked for that the last chunk's worth of it stays where it is.
+        is_last = self._asked is not None and self._asked - start <= CHUNK_BYTES
         if is_last and start // CHUNK_BYTES == (end - 1) // CHUNK_BYTES:
             at = start % CHUNK_BYTES
             return self._chunks[start // CHUNK_BYTES % _CHUNKS][at : at + end - start]

@@ -404,12 +404,13 @@ def without_barriers() -> None:
 
 def _make_small() -> None:
     """Let a small tree meet what large ones do: several batches, files that are copied as large, settled times."""
-    from histfs.store import batch, copying, ledger
+    from histfs.store import batch, copying, growing, ledger
     from histfs.store.catalog import place
 
     place._READER_WAITS_S = 0.1  # for a writer of the catalog, who is dead here
     batch.MAX_CHANGES = 25
     copying.MAX_BYTES = 200_000
+    growing.CHUNK_BYTES = 64 * 1024
     ledger._SETTLED_AFTER_NS = -(10**12)
 
 

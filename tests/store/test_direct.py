@@ -27,8 +27,6 @@ CONTENTS = st.lists(st.tuples(st.booleans(), st.integers(1, 70_000)), max_size=8
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(growing, "CHUNK_BYTES", CHUNK)
-    monkeypatch.setattr(growing, "_MOST_AHEAD", 6 * CHUNK)
-    monkeypatch.setattr(growing, "BLOCK_SIZE", 16 << 10)
     monkeypatch.setattr(direct, "_CHUNK_BYTES", CHUNK)
     monkeypatch.setattr(direct, "_HOLE_BYTES", HOLE)
 

@@ -291,9 +291,6 @@ def image(sessions: Sessions, monkeypatch: pytest.MonkeyPatch, request: pytest.F
     """A file that counts as large, of which there was a session."""
     monkeypatch.setattr(copying, "MAX_BYTES", 1 << 16)
     monkeypatch.setattr(growing, "CHUNK_BYTES", 2 * BLOCK_BYTES)
-    monkeypatch.setattr(growing, "BLOCK_SIZE", BLOCK_BYTES)
-    monkeypatch.setattr(growing, "_MOST_AHEAD", 12 * BLOCK_BYTES)
-    monkeypatch.setattr(growing, "_MOST_SUMMED", 6 * BLOCK_BYTES)
     monkeypatch.setattr(copying, "is_scattered", lambda _fd: False)
     if request.param != "direct":
         monkeypatch.setattr(copying, "try_direct", lambda _fd: False)
