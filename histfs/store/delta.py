@@ -16,8 +16,8 @@ import math
 import os
 import struct
 from collections import deque
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from histfs import rsync
@@ -29,6 +29,9 @@ from histfs.store.tree import BLOCK_SIZE, read_at
 _LARGE = 64 << 10  # smaller files are the business of librsync alone
 _DIRECT = 16 << 20  # smaller ones may well be in the cache
 _PAGE = 4096
+_NEAR = 8 << 20  # where something inserted or cut out is looked for first
+_PROBE = 64  # bytes that are looked for there
+_MOST_PROBES = 4  # that find nothing
 _BY_CHANCE = 16  # bytes that are the same; fewer are not worth a second place to be read from
 _LONG = 64 << 10  # bytes that differ; fewer are not worth a search
 _EQUAL_PER_DIFFERENT = 4  # so much that is the same makes up for what differs: repeated content may just look the same
@@ -52,9 +55,11 @@ def make_delta(
     """
     size = os.fstat(new_fd).st_size if new_size is None else new_size
     old_size = os.fstat(old_fd).st_size
-    is_read_in_order = old_size >= _DIRECT and (growing is None or not growing.knows_old)
-    with DirectReader(old_fd) if is_read_in_order else nullcontext() as reader:
-        contents = _Contents(old_fd, new_fd, old_size, size, reader, growing)
+    with ExitStack() as stack:
+        readers = None
+        if min(size, old_size) >= _DIRECT:
+            readers = stack.enter_context(DirectReader(old_fd)), stack.enter_context(DirectReader(new_fd))
+        contents = _Contents(old_fd, new_fd, old_size, size, readers, growing)
         if min(size, old_size) < _LARGE:
             yield from rsync.delta(contents.signature(), old_fd)
             return
@@ -88,20 +93,24 @@ class _Contents:
         new_fd: int,
         old_size: int,
         new_size: int,
-        reader: DirectReader | None,
+        readers: tuple[DirectReader, DirectReader] | None,
         growing: Growing | None,
     ) -> None:
         self._old_fd, self._new_fd = old_fd, new_fd
         self.old_size, self.new_size = old_size, new_size
-        self._reader = reader
+        self._readers = readers
+        self._all_before = 0  # the end of a range of which all had to be compared
         self._growing = growing
         self._changed = None if growing is None else growing.changed
 
     def old(self, start: int, end: int) -> bytes:
         return bytes(self._old(start, end))
 
-    def _old(self, start: int, end: int) -> bytes | memoryview:
-        data = None if self._reader is None else self._reader.read(start, end)
+    def _old(self, start: int, end: int, *, in_order: bool = False) -> bytes | memoryview:
+        """`in_order`: what follows is asked for next."""
+        data = None
+        if self._readers is not None:
+            data = self._readers[0].read(start, end) if in_order else self._readers[0].look(start, end)
         if data is None:
             data = read_at(self._old_fd, end - start, start)
         if len(data) != end - start:
@@ -112,11 +121,13 @@ class _Contents:
         """Fewer bytes where the content ends."""
         return bytes(self._new(start, end))
 
-    def _new(self, start: int, end: int) -> bytes | memoryview:
+    def _new(self, start: int, end: int, *, in_order: bool = False) -> bytes | memoryview:
         start, end = min(start, self.new_size), min(end, self.new_size)
         if self._changed is None:
-            recent = None if self._growing is None else self._growing.recent(start, end)
-            return read_at(self._new_fd, end - start, start) if recent is None else recent
+            data = None if self._growing is None else self._growing.recent(start, end)
+            if data is None and in_order and self._readers and (self._growing is None or self._growing.is_over):
+                data = self._readers[1].read(start, end)
+            return read_at(self._new_fd, end - start, start) if data is None else data
         self._wait_for(end)
         data = self.old(start, min(end, self.old_size)) if start < self.old_size else b""
         ranges = list(self._changed(start, end))
@@ -137,6 +148,12 @@ class _Contents:
             return iter([(start, end)])
         return self._growing.differing(start, end)
 
+    def new_ahead(self, start: int) -> bytes:
+        """What follows in the new content, as much as is not far."""
+        start = min(start, self.new_size)
+        data = self._growing.ahead(start) if self._growing is not None and self._changed is None else None
+        return self.new(start, start + _NEAR) if data is None else data
+
     def signature(self, magic: rsync.Magic = rsync.Magic.RK_BLAKE2) -> rsync.Signature:
         """Of the new content."""
         blocks = (self.new(at, at + BLOCK_SIZE) for at in range(0, self.new_size, BLOCK_SIZE))
@@ -153,7 +170,11 @@ class _Contents:
             number = (first - start) // page
             first = start + number * page
             last = min(start + -(-(last - start) // page) * page, end)
-            old, new = self._old(first, last), self._new(first + shift, last + shift)
+            is_all = (first, last) == (start, end)
+            in_order = is_all and start == self._all_before
+            self._all_before = end if is_all else 0
+            old = self._old(first, last, in_order=in_order)
+            new = self._new(first + shift, last + shift, in_order=in_order)
             differs = ffi.from_buffer(memoryview(pages)[number:])
             count += lib.histfs_differing(ffi.from_buffer(old), len(old), ffi.from_buffer(new), len(new), page, differs)
         return bytes(pages) if count else b""
@@ -232,7 +253,7 @@ def _pieces(contents: _Contents) -> Iterator[_Piece]:
                 break
             if doubt < enough and at - first < _MOST_WAITING_BYTES:
                 continue
-            if found := search.found_in(first):
+            if found := search.found_in(first, shift):
                 break
             yield from _before(waiting, search.searched)
             waiting = list(_behind(waiting, search.searched))
@@ -289,6 +310,7 @@ class _Search:
         self._length = length
         self._window_bytes = max(BLOCK_SIZE, _SEARCHED_BLOCKS * length)
         self._signature: rsync.Signature | None = None
+        self._probes = _MOST_PROBES
         self._found: deque[_Piece] = deque()
         self.searched = 0  # the end of what was
 
@@ -298,16 +320,47 @@ class _Search:
             self._found.popleft()
         return self._found[0] if self._found else None
 
-    def found_in(self, start: int) -> _Piece | None:
-        """The same, after a search in the next blocks if nothing is known of them."""
+    def found_in(self, start: int, shift: int) -> _Piece | None:
+        """The same, after a search in the next blocks if nothing is known of them. `shift`: of what was before them."""
         known = self.found_before(start)
         if known is not None or start < self.searched:
             return known
+        if self._signature is None and self._probes:
+            near = self._inserted(start, shift) or self._cut_out(start, shift)
+            if near is not None:
+                self._found.append(near)
+                return near
+            self._probes -= 1
         end = min(start + self._window_bytes, self._contents.old_size)
         self._found.extend(self._blocks(start, end))
         # A block that begins in the last bytes is not found whole.
         self.searched = end if end == self._contents.old_size else end - self._length + 1
         return self.found_before(start)
+
+    def _inserted(self, start: int, shift: int) -> _Piece | None:
+        """What is looked for in the next bytes of the new content: something small may have been inserted before it."""
+        at = start + _PAGE
+        probe = (
+            self._contents.old(at, min(at + _PROBE, self._contents.old_size)) if at < self._contents.old_size else b""
+        )
+        return self._near(probe, self._contents.new_ahead(start + shift), lambda found: (at, start + shift + found))
+
+    def _cut_out(self, start: int, shift: int) -> _Piece | None:
+        """The other way round."""
+        at = start + shift + _PAGE
+        probe = self._contents.new(at, at + _PROBE)
+        around = self._contents.old(start, min(start + _NEAR, self._contents.old_size))
+        return self._near(probe, around, lambda found: (start + found, at))
+
+    def _near(self, probe: bytes, around: bytes, places: Callable[[int], tuple[int, int]]) -> _Piece | None:
+        """`places`: in the old and the new content, of what is found somewhere in `around`."""
+        found = around.find(probe) if len(probe) == _PROBE and not _is_uniform(probe) else -1
+        if found < 0:
+            return None
+        start, new_start = places(found)
+        end = min(start + self._length, self._contents.old_size)
+        same = self._contents.equal_after(start, end, new_start - start)
+        return _Piece(start, end, new_start - start) if same == end - start else None
 
     def drop(self) -> None:
         """The range that was told of last is used."""

@@ -113,7 +113,7 @@ class _Writer:
 
 
 class DirectReader:
-    """Reads a file in order, ahead of who asks, past the page cache. A context manager."""
+    """Reads a file in order, ahead of who asks, past the page cache, from anywhere on. A context manager."""
 
     def __init__(self, fd: int) -> None:
         """`fd` stays as it is, for what cannot be read so. Raises nothing: perhaps nothing can."""
@@ -146,22 +146,34 @@ class DirectReader:
             os.close(self._fd)
 
     def read(self, start: int, end: int) -> bytes | memoryview | None:
-        """The bytes, if they are where it reads; None if they have to be read in another way.
+        """These bytes, no more than a chunk; who asks goes on behind them. None if they have to be read in another way.
 
         A view is good until the next call.
         """
-        if self._fd is None or end <= start:
+        if self._fd is None or end <= start or end - start > _CHUNK_BYTES:
             return None
         first, last = start // _CHUNK_BYTES, (end - 1) // _CHUNK_BYTES
-        if first < self._following - len(self._reading) or last > self._following:
-            return None
+        if not self._following - len(self._reading) <= first <= self._following:
+            self._begin_at(first)
         while last + 1 >= self._following:
             self._read_ahead(self._fd, self._following)
         return self._taken(first, last, start, end)
 
+    def look(self, start: int, end: int) -> bytes | memoryview | None:
+        """The same, but only of what is there already."""
+        first, last = start // _CHUNK_BYTES, (end - 1) // _CHUNK_BYTES
+        if end <= start or first < self._following - len(self._reading) or last >= self._following:
+            return None
+        return self._taken(first, last, start, end)
+
+    def _begin_at(self, number: int) -> None:
+        while self._reading:
+            self._reading.popleft().exception()  # nobody writes there any more
+        self._following = number
+
     def _read_ahead(self, fd: int, number: int) -> None:
-        if len(self._buffers) < _CHUNKS_READ:
-            self._buffers.append(memoryview(mmap.mmap(-1, _CHUNK_BYTES)))
+        if not self._buffers:
+            self._buffers = [memoryview(mmap.mmap(-1, _CHUNK_BYTES)) for _ in range(_CHUNKS_READ)]
         if len(self._reading) == _CHUNKS_READ:
             self._reading.popleft().exception()  # nobody writes there any more
         buffer = self._buffers[number % _CHUNKS_READ]

@@ -45,7 +45,7 @@ class Growing:
     def chunks(self) -> Iterator[memoryview]:
         """Where to put the content, chunk after chunk; each is told by `took`, when all of it is there.
 
-        A chunk is used again after some others: all that was to be done with it, as it was taken, must be over then.
+        All are filled but the last, behind which none is asked for. A chunk is used again after some others: all that was to be done with it, as it was taken, must be over then.
         """
         self._chunks = [memoryview(mmap.mmap(-1, CHUNK_BYTES)) for _ in range(_CHUNKS)]  # aligned as pages are
         number = 0
@@ -74,7 +74,8 @@ class Growing:
             self.sums.add(data, at)
             if self.old_fd is not None and self.sums.knows_old:
                 for start, end in self.sums.differing(at, at + len(data)):
-                    os.posix_fadvise(self.old_fd, start, end - start, os.POSIX_FADV_WILLNEED)  # who compares asks soon
+                    if end - start < len(data):  # else all is read in order
+                        os.posix_fadvise(self.old_fd, start, end - start, os.POSIX_FADV_WILLNEED)
         finally:
             with self._moved:
                 self._summed = at + len(data)
@@ -112,6 +113,21 @@ class Growing:
                 return self._kept(start, end)
         self.wait_for(end)
         return None
+
+    def ahead(self, start: int) -> bytes | None:
+        """What is there already from `start` on, where who compares is; None if that is in the file only."""
+        with self._moved:
+            asked = self._asked or 0
+            enough = asked + (_MOST_AHEAD - 1) * CHUNK_BYTES  # so far who writes goes by itself
+            self._moved.wait_for(lambda: self._ended is not None or max(self._taken, self._written) >= enough)
+            if self._kept_from <= start < self._taken:
+                return bytes(self._kept(start, min(self._taken, enough)))
+        return None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more comes, and all is in the file."""
+        return self._ended is not None
 
     def differing(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """The ranges of these bytes that may be other ones than in the old content, by what is known of both."""

@@ -4,6 +4,7 @@ import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -77,8 +78,10 @@ def test_a_file_that_grew(searches: list[object]) -> None:
     assert searches == []
 
 
-def test_what_moved_is_found(searches: list[object]) -> None:
-    """Inserted before, cut out, or taken to another place; all of it is searched for with one signature."""
+@pytest.mark.parametrize("probes", [0, 1])
+def test_what_moved_is_found(searches: list[object], monkeypatch: pytest.MonkeyPatch, probes: int) -> None:
+    """Inserted before, cut out, or taken to another place; near by, or else with one signature of all."""
+    monkeypatch.setattr(delta_module, "_MOST_PROBES", probes)
     for new in (
         IMAGE[:MiB] + b"inserted" + IMAGE[MiB:],
         IMAGE[:MiB] + IMAGE[MiB + 5000 :],
@@ -86,7 +89,32 @@ def test_what_moved_is_found(searches: list[object]) -> None:
     ):
         searches.clear()
         assert literal_bytes(check(IMAGE, new)) <= 5000
-        assert len(searches) == 1
+        # The third has what it had at its end before all else, and there nobody looks for it.
+        assert len(searches) == (0 if probes and len(new) != len(IMAGE) else 1)
+
+
+@pytest.mark.parametrize("near", [100_000, 8 * MiB])
+def test_what_seems_to_have_moved_has_not(searches: list[object], monkeypatch: pytest.MonkeyPatch, near: int) -> None:
+    """What is looked for is there many times, and what follows it is something else."""
+    monkeypatch.setattr(delta_module, "_NEAR", near)
+    probe = IMAGE[MiB + 4096 : MiB + 4096 + 64]
+    lures = b"".join(probe + CHANCE.randbytes(1000) for _ in range(300))
+    commands = check(IMAGE, IMAGE[:MiB] + lures + IMAGE[MiB:])
+    assert literal_bytes(commands) <= 5000
+    assert len(searches) == 1
+
+
+def test_a_file_that_is_all_different_is_not_looked_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    real = delta_module._Search._near
+
+    def near(search: delta_module._Search, probe: bytes, *rest: Any) -> Any:
+        looked.append(len(probe))
+        return real(search, probe, *rest)
+
+    monkeypatch.setattr(delta_module._Search, "_near", near)
+    check(IMAGE, CHANCE.randbytes(len(IMAGE)))
+    assert 0 < len(looked) <= 8
 
 
 def test_the_place_of_a_change_is_met_exactly() -> None:

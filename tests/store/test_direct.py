@@ -42,6 +42,8 @@ def filled(content: Growing, data: bytes) -> Iterator[memoryview]:
         at += some
         content.took(some)
         yield chunk[:some]
+        if some < len(chunk):
+            return
 
 
 def write(path: Path, data: bytes, content: Growing | None = None) -> list[int]:
@@ -135,26 +137,35 @@ def test_what_is_read_in_order(tmp_path: Path) -> None:
     with (tmp_path / "file").open("rb") as file, DirectReader(file.fileno()) as reader:
         at = 0
         while at < len(data):
-            end = min(at + generator.randrange(1, CHUNK), len(data))
+            end = min(at + generator.randrange(1, CHUNK // 2), len(data))
+            assert reader.look(at, end) in (data[at:end], None)
             assert reader.read(at, end) == data[at:end]
-            back = max(0, at - generator.randrange(CHUNK))
-            assert reader.read(back, end) == data[back:end]
+            back = max(0, at - generator.randrange(CHUNK // 2))
+            assert reader.look(back, end) == data[back:end]
             at = end
-        assert reader.read(0, 10) is None
+        assert reader.look(0, 10) is None
         assert reader.read(len(data) - 10, len(data)) == data[-10:]
         assert reader.read(len(data) - 10, len(data) + 1) is None
         assert reader.read(5, 5) is None
+        assert reader.read(0, CHUNK + 1) is None
     assert open_descriptors() == before
 
 
 @pytest.mark.usefixtures("reads_anyway")
-def test_what_is_not_read_in_order_is_not_told(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(bytes(10 * CHUNK))
+def test_reading_begins_anywhere(tmp_path: Path) -> None:
+    data = random.Random(7).randbytes(30 * CHUNK + 5)
+    (tmp_path / "file").write_bytes(data)
+    generator = random.Random(8)
     with (tmp_path / "file").open("rb") as file, DirectReader(file.fileno()) as reader:
-        assert reader.read(5 * CHUNK, 5 * CHUNK + 1) is None
-        assert reader.read(0, 1) == b"\0"
+        for _ in range(200):
+            at = generator.randrange(len(data))
+            end = min(at + generator.randrange(1, CHUNK), len(data))
+            assert reader.read(at, end) == data[at:end]
+            assert reader.look(at, end) == data[at:end]
         os.truncate(tmp_path / "file", CHUNK // 2)
-        assert reader.read(3 * CHUNK, 3 * CHUNK + 1) is None
+        assert reader.read(29 * CHUNK, 29 * CHUNK + 1) in (data[29 * CHUNK : 29 * CHUNK + 1], None)
+        assert reader.read(20 * CHUNK, 20 * CHUNK + 1) in (data[20 * CHUNK : 20 * CHUNK + 1], None)
+        assert reader.read(10 * CHUNK, 10 * CHUNK + 1) in (data[10 * CHUNK : 10 * CHUNK + 1], None)
 
 
 def test_a_file_system_that_may_compress_is_read_the_usual_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +217,21 @@ def test_who_compares_gets_what_was_taken(tmp_path: Path, back: int, misses: boo
         filling.result()
         os.close(fd)
     assert (missed > 0) is misses
+
+
+def test_what_is_ahead(tmp_path: Path) -> None:
+    data = random.Random(10).randbytes(20 * CHUNK)
+    content = Growing(is_compared=True)
+    with ThreadPoolExecutor(1) as thread:
+        taking = thread.submit(lambda: sum(1 for _ in filled(content, data)))
+        assert content.recent(0, 10) == data[:10]
+        ahead = content.ahead(5)
+        assert ahead is not None
+        assert len(ahead) > 4 * CHUNK
+        assert ahead == data[5 : 5 + len(ahead)]
+        assert content.recent(10, 20) == data[10:20], "looking ahead is not asking"
+        content.let_go()
+        taking.result()
 
 
 def test_who_writes_waits_for_who_compares_until_let_go() -> None:

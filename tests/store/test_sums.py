@@ -319,9 +319,9 @@ def test_only_what_differs_is_read_of_the_old_content(
     asked: list[tuple[int, int]] = []
     real = delta._Contents._old
 
-    def old(contents: delta._Contents, start: int, end: int) -> bytes | memoryview:
+    def old(contents: delta._Contents, start: int, end: int, **options: bool) -> bytes | memoryview:
         asked.append((start, end))
-        return real(contents, start, end)
+        return real(contents, start, end, **options)
 
     edit(image, 5000)
     sessions.backup()
