@@ -187,6 +187,8 @@ def main(words: Sequence[str]) -> int:
     else:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _end)  # so that mounts and directories are removed
+        if arguments.place is not None:
+            arguments.place.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             if arguments.keep:
                 place = arguments.place

@@ -92,6 +92,7 @@ class EverydayScenario(Scenario):
             measure = UNCHANGED if session % 2 else CHANGED
             if measure is CHANGED:
                 history.advance(session)
+                self._let_settle()
             for peer in peers:
                 if not isinstance(peer, Plain):
                     with self.trouble_of(peer):
