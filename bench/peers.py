@@ -46,10 +46,10 @@ class Peer:
     def __init__(self, place: Path, source: Path) -> None:
         self.source = source
         self.newest = 0
-        name = re.sub(r"\W+", "-", self.name)
-        self.repository = place / f"repository-{name}"
-        self.cache = place / f"cache-{name}"
-        self.mountpoint = place / f"mount-{name}"
+        self.word = re.sub(r"\W+", "-", self.name)
+        self.repository = place / f"repository-{self.word}"
+        self.cache = place / f"cache-{self.word}"
+        self.mountpoint = place / f"mount-{self.word}"
         self.mountpoint.mkdir(exist_ok=True)
 
     @classmethod

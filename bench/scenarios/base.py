@@ -261,16 +261,13 @@ class Scenario(ABC):
         self.results.add(SIZE.name, peer.name, int(usage.split()[0]) / (1 << 20))
 
     def measure_restore(self, measure: Measure, peer: Peer, session: int, check: Callable[[Path], None]) -> None:
-        """Restore to a new place, `check` it there, and remove it."""
-        target = self.place / "restored"
+        """Restore to a new place, and `check` it there. It stays, see `EverydayScenario`."""
+        target = self.place / f"{measure.name.replace(' ', '-')}-{peer.word}"
         shutil.rmtree(target, ignore_errors=True)
         command, environment = peer.restore(session, target), peer.environment()
         self.drop_caches(peer)
-        try:
-            took_s = self.timed(measure, *command, environment=environment)
-            check(peer.restored(target))
-        finally:
-            shutil.rmtree(target, ignore_errors=True)
+        took_s = self.timed(measure, *command, environment=environment)
+        check(peer.restored(target))
         self.results.add(measure.name, peer.name, took_s)
 
 

@@ -93,14 +93,13 @@ class TreeScenario(Scenario):
 
     def _copy(self, peer: Peer) -> None:
         directory = some_directory(self.oldest)
-        target = self.place / "copied"
+        target = self.place / f"copied-{peer.word}"
         shutil.rmtree(target, ignore_errors=True)
         with self.cold_mount(peer):
             self.results.add(
                 COPY.name, peer.name, self.timed(COPY, "cp", "-a", peer.mounted_snapshot(0) / directory, target)
             )
         checks.same_trees(target, self.oldest / directory)
-        shutil.rmtree(target)
 
 
 def count_entries(root: Path) -> int:
