@@ -16,7 +16,7 @@ import math
 import os
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ from histfs.store.tree import BLOCK_SIZE, read_at
 _LARGE = 64 << 10  # smaller files are the business of librsync alone
 _DIRECT = 16 << 20  # smaller ones may well be in the cache
 _PAGE = 4096
-_NEAR = 8 << 20  # where something inserted or cut out is looked for first
+_NEAR = 8 << 20  # how far what follows something inserted is looked for first
 _PROBE = 64  # bytes that are looked for there
 _MOST_PROBES = 4  # that find nothing
 _BY_CHANCE = 16  # bytes that are the same; fewer are not worth a second place to be read from
@@ -326,7 +326,7 @@ class _Search:
         if known is not None or start < self.searched:
             return known
         if self._signature is None and self._probes:
-            near = self._inserted(start, shift) or self._cut_out(start, shift)
+            near = self._inserted(start, shift)
             if near is not None:
                 self._found.append(near)
                 return near
@@ -338,29 +338,20 @@ class _Search:
         return self.found_before(start)
 
     def _inserted(self, start: int, shift: int) -> _Piece | None:
-        """What is looked for in the next bytes of the new content: something small may have been inserted before it."""
-        at = start + _PAGE
-        probe = (
-            self._contents.old(at, min(at + _PROBE, self._contents.old_size)) if at < self._contents.old_size else b""
-        )
-        return self._near(probe, self._contents.new_ahead(start + shift), lambda found: (at, start + shift + found))
+        """What comes next, if it follows in the new content, behind something small that was inserted.
 
-    def _cut_out(self, start: int, shift: int) -> _Piece | None:
-        """The other way round."""
-        at = start + shift + _PAGE
-        probe = self._contents.new(at, at + _PROBE)
-        around = self._contents.old(start, min(start + _NEAR, self._contents.old_size))
-        return self._near(probe, around, lambda found: (start + found, at))
-
-    def _near(self, probe: bytes, around: bytes, places: Callable[[int], tuple[int, int]]) -> _Piece | None:
-        """`places`: in the old and the new content, of what is found somewhere in `around`."""
-        found = around.find(probe) if len(probe) == _PROBE and not _is_uniform(probe) else -1
+        What was cut out is not looked for in this way: what is missed here may be anywhere else.
+        """
+        start += _PAGE
+        end = min(start + self._length, self._contents.old_size)
+        probe = self._contents.old(start, min(start + _PROBE, end)) if start < end else b""
+        if len(probe) < _PROBE or _is_uniform(probe):
+            return None
+        found = self._contents.new_ahead(start + shift).find(probe)
         if found < 0:
             return None
-        start, new_start = places(found)
-        end = min(start + self._length, self._contents.old_size)
-        same = self._contents.equal_after(start, end, new_start - start)
-        return _Piece(start, end, new_start - start) if same == end - start else None
+        shift += found
+        return _Piece(start, end, shift) if self._contents.equal_after(start, end, shift) == end - start else None
 
     def drop(self) -> None:
         """The range that was told of last is used."""

@@ -45,7 +45,8 @@ class Growing:
     def chunks(self) -> Iterator[memoryview]:
         """Where to put the content, chunk after chunk; each is told by `took`, when all of it is there.
 
-        All are filled but the last, behind which none is asked for. A chunk is used again after some others: all that was to be done with it, as it was taken, must be over then.
+        All are filled but the last, behind which none is asked for. A chunk is used again after some others: all that
+        was to be done with it, as it was taken, must be over then.
         """
         self._chunks = [memoryview(mmap.mmap(-1, CHUNK_BYTES)) for _ in range(_CHUNKS)]  # aligned as pages are
         number = 0

@@ -14,7 +14,7 @@ from histfs.cli import main
 from histfs.cli import progress as module
 from histfs.cli.output import Output
 from histfs.cli.progress import Expected, progress
-from histfs.store import copying
+from histfs.store import copying, growing
 from tests.cli.test_verbs import backed_up
 from tests.trees import Dir, File, build
 
@@ -209,6 +209,7 @@ def test_blocks_of_a_large_file_are_told(place, verb, capfd, monkeypatch):
         "compare": ["--method=full", place / "source", place / "repo"],
     }[verb]
     monkeypatch.setattr(copying, "MAX_BYTES", 1 << 20)  # smaller ones are copied at once
+    monkeypatch.setattr(growing, "CHUNK_BYTES", 256 << 10)
     monkeypatch.setattr(module, "_FIRST_SAID_AFTER_S", 0.0)
     monkeypatch.setattr(module, "_SAID_EVERY_S", 0.0)
     assert main(["--progress", verb.split()[0], *map(str, argv)]) == 0

@@ -1,7 +1,6 @@
 """The live tree: order, odd names, what vanishes, changes, or cannot be read."""
 
 import errno
-import hashlib
 import os
 import pwd
 import random
@@ -15,9 +14,11 @@ from typing import Any
 import pytest
 
 from histfs.errors import EXIT_FILE_ERROR, EXIT_FILE_WARNING, HistfsError, SourceError, StorageError, UsageError
+from histfs.store import copying, growing
 from histfs.store import source as source_module
 from histfs.store.backup import backup
 from histfs.store.entry import Entry, Kind, LinkGroup, sort_key
+from histfs.store.files import Block
 from histfs.store.format.metadata import format_record, parse_record
 from histfs.store.look import entry_of
 from histfs.store.source import Found, Source
@@ -344,11 +345,13 @@ def test_a_file_that_changes_before_it_is_opened(
 
 @pytest.mark.parametrize("happens", [_grow, _shrink, _rewrite], ids=lambda action: action.__name__)
 @pytest.mark.parametrize("is_known", [True, False], ids=["known", "new"])
+@pytest.mark.parametrize("reads", ["read", "read_into"])
 def test_a_file_that_changes_while_it_is_read(
     sessions: Sessions,
     monkeypatch: pytest.MonkeyPatch,
     happens: Callable[[Path], None],
     is_known: bool,
+    reads: str,
     one_by_one: None,
 ) -> None:
     build(sessions.source, Dir({"b": File(b"b")}))
@@ -356,16 +359,19 @@ def test_a_file_that_changes_while_it_is_read(
         (sessions.source / "a").write_bytes(b"version 1")
     sessions.backup()
     (sessions.source / "a").write_bytes(random.Random(1).randbytes(600_000))
-    real = Source.read
+    real: Callable[..., Iterator[Block]] = getattr(Source, reads)
 
-    def read(source: Source, found: Found, fd: int, digest: "hashlib._Hash") -> Iterator[bytes]:
-        blocks = real(source, found, fd, digest)
+    def read(*arguments: Any) -> Iterator[Block]:
+        blocks = real(*arguments)
         yield next(blocks)
         happens(sessions.source / "a")
         yield from blocks
 
     with monkeypatch.context() as patch:
-        patch.setattr(Source, "read", read)
+        patch.setattr(growing, "CHUNK_BYTES", 256 << 10)
+        # Where files are not written directly, it is only pretended.
+        patch.setattr(copying, "try_direct", lambda _fd: reads == "read_into")
+        patch.setattr(Source, reads, read)
         assert run(sessions) == (0, 1, [(b"a", EXIT_FILE_WARNING)])
     _assert_kept(sessions, is_known)
 
