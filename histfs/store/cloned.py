@@ -15,7 +15,6 @@ import struct
 from collections.abc import Iterator
 
 from histfs.store.files import set_length
-from histfs.store.sums import BlockSums
 
 PAGE = 4096
 _MOST_FLAGS = 4 << 20  # for a file: the larger it is, the longer is the range that one of them is for
@@ -81,20 +80,14 @@ class Clone:
         self._changed = bytearray(new_bytes // self.range_bytes + 1)
         set_length(fd, new_bytes)
 
-    def write(self, blocks: Iterator[bytes], sums: BlockSums | None = None) -> int:
-        """Make it what `blocks` are, of which there are no more bytes than was said; how many. Raises OSError.
-
-        Only where `sums` say that something may differ the old content is read.
-        """
+    def write(self, blocks: Iterator[bytes]) -> int:
+        """Make it what `blocks` are, of which there are no more bytes than was said; how many. Raises OSError."""
         at = 0
         for block in blocks:
-            end = at + len(block)
-            for first, last in [(at, end)] if sums is None else sums.differing(at, end):
-                part = block[first - at : last - at]
-                old = os.pread(self._old_fd, len(part), first)
-                if old != part:
-                    self._write_block(part, old, first)
-            at = end
+            old = os.pread(self._old_fd, len(block), at)
+            if old != block:
+                self._write_block(block, old, at)
+            at += len(block)
         return at
 
     def changed(self, start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -222,17 +222,19 @@ class Copies:
         self._threads = ThreadPoolExecutor(_THREADS)
         # These begin when they are needed.
         self._large, self._hashing, self._summing, self._writing = (ThreadPoolExecutor(1) for _ in range(4))
-        self._sums: BlockSums | None = None  # of the large copy that was begun last
+        self._content: Growing | None = None  # of the large copy that was begun last
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._content is not None:
+            self._content.let_go()  # also if whoever began it was interrupted before that
         # The large copy uses those behind it.
         for threads in (self._threads, self._large, self._hashing, self._summing, self._writing):
             threads.shutdown(cancel_futures=True)
-        if self._sums is not None:
-            self._sums.drop()  # unless they are kept already
+        if self._content is not None:
+            self._content.give_up_sums()  # unless they are kept already
         for batch in (*self._running, self._batch):
             batch.close()
 
@@ -271,21 +273,25 @@ class Copies:
         may be looking at it. `sums`: of a large file; who has waited for the copy keeps or drops them.
         """
         is_large = self.is_large(found)
-        copying = LargeCopy(self._hashing if is_large else None, Growing(sums, is_compared=old_path is not None))
-        self._sums = sums
+        self._content = content = Growing(sums, is_compared=old_path is not None)
+        copying = LargeCopy(self._hashing if is_large else None, content)
         with ExitStack() as stack:
+            if sums is not None:
+                stack.callback(sums.drop)
+            used = stack.enter_context(ExitStack())
             source_fd = self._source.open_file(found)
-            stack.callback(os.close, source_fd)
+            used.callback(os.close, source_fd)
             fd = self._create(path)
-            stack.callback(os.close, fd)
+            used.callback(os.close, fd)
             clone = None
             if old_path is not None:
-                copying.content.old_fd = old_fd = self._tree.open_file(old_path)
-                stack.callback(os.close, old_fd)
+                content.old_fd = old_fd = self._tree.open_file(old_path)
+                used.callback(os.close, old_fd)
                 clone = self._clone(fd, path, old_fd, found.status.st_size)
-            used = stack.pop_all()
-        if clone is not None:
-            copying.content.changed = clone.changed
+            if clone is not None:
+                content.changed = clone.changed
+                content.give_up_sums()
+            stack.pop_all()
         try:
             copying.start(
                 self._large if is_large else None,
@@ -341,21 +347,27 @@ class Copies:
         if content.sums is not None:
             blocks = _summed(blocks, content)
         if clone is not None:
-            return clone.write(_told(blocks, content), content.sums)
+            return clone.write(_told(blocks, content))
         return write_blocks(fd, _told(blocks, content), sparse=True, expected_bytes=found.status.st_size)
 
     def _taken(self, chunks: Iterator[memoryview], content: Growing) -> Iterator[memoryview]:
         """`chunks`, each of which can be compared from then on."""
         at = 0
-        summing: Future[None] | None = None
-        for chunk in chunks:
-            if content.sums is not None:
-                summing = self._summing.submit(content.sum, chunk, at)
-            content.took(len(chunk))
-            at += len(chunk)
-            yield chunk
-        if summing is not None:
-            summing.result()
+        summing: deque[Future[None]] = deque()
+        try:
+            for chunk in chunks:
+                if content.sums is not None:
+                    summing.append(self._summing.submit(content.sum, chunk, at))
+                content.took(len(chunk))
+                at += len(chunk)
+                yield chunk
+                while summing and summing[0].done():
+                    summing.popleft().result()
+            while summing:
+                summing.popleft().result()
+        finally:
+            for each in summing:
+                each.exception()  # only waits: who looks at the sums next is not alone with them before
 
     def _create(self, path: bytes) -> int:
         try:

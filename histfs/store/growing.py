@@ -68,6 +68,12 @@ class Growing:
             self._taken += size
             self._moved.notify_all()
 
+    def give_up_sums(self) -> None:
+        """When no thread makes them."""
+        if self.sums is not None:
+            self.sums.drop()
+            self.sums = None
+
     def sum(self, data: Block, at: int) -> None:
         """Tell what is next, whole blocks of it, in what it differs from the old content by its sums."""
         assert self.sums is not None

@@ -378,11 +378,19 @@ class Source:
         return fd
 
     def read(self, found: Found, fd: int, digest: "Digest") -> Iterator[bytes]:
-        """The bytes of the file, added to `digest`; SourceError at the end if it changed since it was `found`."""
+        """The bytes of the file, added to `digest`; SourceError at the end if it changed since it was `found`.
+
+        In blocks that are full but for the last.
+        """
         size = 0
-        while True:
+        is_last = False
+        while not is_last:
             try:
                 block = os.read(fd, BLOCK_SIZE)
+                while 0 < len(block) < BLOCK_SIZE and not is_last:  # fewer bytes tell nothing on some file systems
+                    more = os.read(fd, BLOCK_SIZE - len(block))
+                    is_last = not more
+                    block += more
             except OSError as exc:
                 raise source_error(exc, found.path, "cannot be read") from exc
             if not block:

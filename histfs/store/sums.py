@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 SUMS = join(OWN, b"sums")
 _UNFINISHED = b".new"
+_MOST_BYTES = 1 << 40  # of a content: a flag for each of its blocks takes 32 MiB of memory
 
 
 def tidy(tree: WritableTree) -> None:
@@ -101,6 +102,8 @@ class Sums:
         """For a new content of the mirror's file `path`. `old_sha1` (hex), `old_bytes`: of the one that it has."""
         place = join(SUMS, sha1(path, usedforsecurity=False).hexdigest().encode())
         sums = BlockSums(self._tree, place, path)
+        if new_bytes > _MOST_BYTES or len(path) > MAX_PATH_BYTES:
+            return sums
         try:
             if not self._is_tidy:
                 self._tree.make_directories(SUMS)
@@ -126,12 +129,9 @@ class BlockSums:
         self._known_fd: int | None = None
         self._fd: int | None = None
         self._digest = sha1(usedforsecurity=False)
+        self._added_bytes = 0
+        self._may_be_added = False
         self._same = bytearray()  # 1 for each block that is the same in both
-
-    @property
-    def is_of_use(self) -> bool:
-        """Whether anything is gained with them, now or by the next session."""
-        return self._fd is not None or self._known is not None
 
     @property
     def knows_old(self) -> bool:
@@ -142,10 +142,7 @@ class BlockSums:
         with suppress(FileNotFoundError):
             self._known_fd = self._tree.open_file(self._place)
             known = KnownSums.read(self._known_fd)
-            if known is not None and (known.header.sha1.hex().encode(), known.header.size_bytes) == (
-                old_sha1,
-                old_bytes,
-            ):
+            if known is not None and known.header.is_of(old_sha1, old_bytes):
                 self._known = known
                 self._comparable = min(old_bytes, new_bytes) // BLOCK_BYTES + (old_bytes == new_bytes)
 
@@ -153,32 +150,38 @@ class BlockSums:
         """Raises OSError."""
         self._key = secrets.token_bytes(KEY_BYTES) if self._known is None else self._known.header.key
         self._block_key = expanded(self._key)
-        if len(self._path) <= MAX_PATH_BYTES:
-            self._fd = self._tree.create_file(self._place + _UNFINISHED)
-            write_blocks(self._fd, [bytes(HEADER_BYTES)])
+        self._fd = self._tree.create_file(self._place + _UNFINISHED)
+        write_blocks(self._fd, [bytes(HEADER_BYTES)])
+        self._may_be_added = True
 
     def add(self, data: Block, at: int) -> None:
-        """`data`, of whole blocks but at the end of the content, is what comes next, at `at`."""
-        if not self.is_of_use:
+        """`data`, of whole blocks but at the end of the content, is what comes next, at `at`. In a thread.
+
+        After anything else, and after any error, nothing more is added, and what was not added may differ.
+        """
+        may_be_added = self._may_be_added and at == self._added_bytes and not at % BLOCK_BYTES
+        self._may_be_added = False
+        if not may_be_added:
             return
-        count = -(-len(data) // BLOCK_BYTES)
-        sums = bytearray(count * SUM_BYTES)
+        sums = bytearray(-(-len(data) // BLOCK_BYTES) * SUM_BYTES)
         lib.histfs_block_sums(self._block_key, ffi.from_buffer(data), len(data), BLOCK_BYTES, ffi.from_buffer(sums))
         try:
+            assert self._fd is not None
             if self._known is not None:
-                first = at // BLOCK_BYTES
-                self._compare(sums, self._known.of(first, min(count, self._comparable - first)))
-            if self._fd is not None:
-                self._digest.update(sums)
-                write_blocks(self._fd, [sums])
+                self._compare(sums, self._known, at // BLOCK_BYTES)
+            self._digest.update(sums)
+            write_blocks(self._fd, [sums])
         except OSError as exc:
             log.info("sums of %r are given up: %s", name_of(self._path), exc)
-            self.drop()
+            return
+        self._added_bytes += len(data)
+        self._may_be_added = True
 
-    def _compare(self, sums: bytearray, known: bytes) -> None:
+    def _compare(self, sums: bytearray, known: KnownSums, first: int) -> None:
         same = bytearray(len(sums) // SUM_BYTES)
+        old = known.of(first, min(len(same), self._comparable - first))
         lib.histfs_differing(
-            ffi.from_buffer(sums), len(sums), ffi.from_buffer(known), len(known), SUM_BYTES, ffi.from_buffer(same)
+            ffi.from_buffer(sums), len(sums), ffi.from_buffer(old), len(old), SUM_BYTES, ffi.from_buffer(same)
         )
         self._same += same.translate(_TURNED)
 
@@ -188,21 +191,22 @@ class BlockSums:
         Of what was added before.
         """
         at = start
+        behind = -(-end // BLOCK_BYTES)
         while at < end:
             number = at // BLOCK_BYTES
-            after = self._same.find(1, number)
+            after = self._same.find(1, number, behind)
             if after == number:
-                following = self._same.find(0, number)
-                at = (len(self._same) if following < 0 else following) * BLOCK_BYTES
+                following = self._same.find(0, number, behind)
+                at = (min(len(self._same), behind) if following < 0 else following) * BLOCK_BYTES
                 continue
-            stop = end if after < 0 else min(after * BLOCK_BYTES, end)
+            stop = end if after < 0 else after * BLOCK_BYTES
             yield at, stop
             at = stop
 
     def keep(self, content_sha1: bytes, size_bytes: int) -> None:
         """All was added, and the mirror's file becomes that: for the next session. `content_sha1`: hex."""
         try:
-            if self._fd is not None:
+            if self._fd is not None and self._may_be_added and self._added_bytes == size_bytes:
                 self._finish(self._fd, content_sha1, size_bytes)
         except OSError as exc:
             log.info("sums of %r are not kept: %s", name_of(self._path), exc)
@@ -212,20 +216,21 @@ class BlockSums:
         digest = bytes.fromhex(content_sha1.decode())
         header = Header(size_bytes, digest, self._key, self._digest.digest(), len(self._path))
         write_blocks(fd, [self._path])
-        if os.fstat(fd).st_size == header.file_bytes:
-            os.lseek(fd, 0, os.SEEK_SET)
-            write_blocks(fd, [format_header(header, self._path)])
-            self._tree.rename(self._place + _UNFINISHED, self._place)
+        os.lseek(fd, 0, os.SEEK_SET)
+        write_blocks(fd, [format_header(header, self._path)])
+        self._tree.rename(self._place + _UNFINISHED, self._place)
 
     def drop(self) -> None:
-        """Nothing is kept that was not before, and nothing is known any more."""
-        for fd in (self._fd, self._known_fd):
+        """Nothing is kept that was not before, and nothing is known any more. When no thread adds."""
+        new_fd, known_fd = self._fd, self._known_fd
+        self._fd = self._known_fd = self._known = None
+        self._may_be_added = False
+        for fd in (new_fd, known_fd):
             if fd is not None:
                 os.close(fd)
-        if self._fd is not None:
+        if new_fd is not None:
             with suppress(OSError):
                 self._tree.unlink(self._place + _UNFINISHED, missing_ok=True)
-        self._fd = self._known_fd = self._known = None
 
 
 _TURNED = bytes([1, 0]) + bytes(254)

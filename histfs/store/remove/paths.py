@@ -21,7 +21,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -343,7 +343,8 @@ class _Removal:
             self._restore_time(parent, status, newest)
         for place in self._contents:
             self._tree.remove_tree(place)
-        tidy(self._tree)
+        with suppress(OSError):  # nobody needs sums, and the removal must come to its end
+            tidy(self._tree)
 
     def _directory_status(self, directory: bytes) -> os.stat_result | None:
         place = self._layout.quoted(directory)
