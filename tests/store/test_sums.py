@@ -3,7 +3,8 @@
 import os
 import random
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from histfs._tree import ffi, lib
 from histfs.errors import SourceError
-from histfs.store import copying, delta, growing
+from histfs.store import copying, delta, direct, growing
 from histfs.store.files import WritableTree
 from histfs.store.format import sums as format_of_sums
 from histfs.store.format.sums import BLOCK_BYTES, KEY_BYTES, SUM_BYTES, Header, expanded, format_header, parse_header
@@ -539,3 +540,46 @@ def test_what_rotted_in_the_mirror_is_right_again_when_the_file_changes(sessions
     sessions.backup()
     sessions.assert_mirror_is(sessions.now)
     sessions.assert_readable(sessions.now)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(30))
+def test_threads_that_are_slow_at_random(
+    sessions: Sessions, image: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Who reads, sums, writes and compares wait for each other at any place; all versions are right."""
+    generator = random.Random(seed)
+
+    def delayed(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if generator.randrange(3) == 0:
+                time.sleep(generator.random() * 0.02)
+            return real(*arguments, **options)
+
+        return call
+
+    for owner, name in (
+        *((growing.Growing, name) for name in ("sum", "took", "wrote", "recent", "differing")),
+        (direct._Writer, "write"),
+        (copying.LargeCopy, "update"),
+        (delta._Contents, "differing"),
+    ):
+        monkeypatch.setattr(owner, name, delayed(getattr(owner, name)))
+    for _ in range(6):
+        data = bytearray(image.read_bytes())
+        for _ in range(generator.randrange(1, 6)):
+            at, size = generator.randrange(len(data)), generator.choice([1, 5000, 100_000])
+            match generator.randrange(4):
+                case 0:
+                    data[at:at] = generator.randbytes(size)
+                case 1:
+                    del data[at : at + size]
+                case 2:
+                    data[at : at + size] = bytes(size)
+                case _:
+                    data[at : at + size] = generator.randbytes(size)
+        data = data.ljust(100_000, b"\0")[:2_000_000]
+        image.write_bytes(data)
+        sessions.backup()
+        sessions.assert_mirror_is(sessions.now)
+    sessions.assert_all_readable()
