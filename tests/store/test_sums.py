@@ -235,14 +235,15 @@ def test_headers_of_other_formats() -> None:
     assert parse_header(other + data[-4:]) is None
 
 
+def full(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
 @pytest.mark.parametrize("step", ["create_file", "rename", "make_directories", "open_file"])
 def test_a_disk_that_takes_no_sums(tree: WritableTree, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     data = bytes(2 * BLOCK_BYTES)
     kept(tree, data)
     before = open_descriptors()
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(WritableTree, step, full)
@@ -254,9 +255,6 @@ def test_a_disk_that_takes_no_sums(tree: WritableTree, monkeypatch: pytest.Monke
 def test_a_disk_that_becomes_full(tree: WritableTree, monkeypatch: pytest.MonkeyPatch) -> None:
     data = random.Random(3).randbytes(3 * BLOCK_BYTES)
     kept(tree, data)
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
 
     sums = Sums(tree).begin(b"d/image", OLD_SHA1, len(data), len(data))
     sums.add(data[:BLOCK_BYTES], 0)
