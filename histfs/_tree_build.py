@@ -8,6 +8,7 @@ the lock away for the whole of each function here.
 - `histfs_copy_files` copies files from one directory to another, and hashes them, for `histfs.store.copying`.
 - `histfs_noise_runs` tells what cannot be compressed, for `histfs.store.compression`.
 - `histfs_differing` compares two contents page by page, for `histfs.store.delta`.
+- `histfs_block_sums` makes sums of the blocks of a content, for `histfs.store.sums`.
 - `histfs_moved_*` finds the records of a ledger that may be of a file under another name, for `histfs.store.moved`.
 """
 

@@ -113,8 +113,7 @@ class Growing:
         A view is good until the next call. Raises what stopped the copy.
         """
         with self._moved:
-            self._asked = max(end, self._asked or 0)
-            self._moved.notify_all()
+            self._ask(end)
             self._moved.wait_for(lambda: self._ended is not None or max(self._taken, self._written) >= end)
             if self._kept_from <= start <= end <= self._taken:
                 return self._kept(start, end)
@@ -139,8 +138,7 @@ class Growing:
     def differing(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """The ranges of these bytes that may be other ones than in the old content, by what is known of both."""
         with self._moved:
-            self._asked = max(end, self._asked or 0)
-            self._moved.notify_all()
+            self._ask(end)
             if self.changed is None and self.sums is not None and self.sums.knows_old:
                 self._moved.wait_for(lambda: self._ended is not None or self._summed >= end)
                 return self.sums.differing(start, end)
@@ -155,6 +153,11 @@ class Growing:
             self._moved.wait_for(lambda: self._ended is not None or self._written >= end)
         if self._ended is not None:
             self._ended.result()
+
+    def _ask(self, end: int) -> None:
+        """Who writes may go on from there; the lock is held."""
+        self._asked = max(end, self._asked or 0)
+        self._moved.notify_all()
 
     def let_go(self) -> None:
         """Nobody compares any more."""

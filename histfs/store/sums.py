@@ -70,11 +70,12 @@ class KnownSums:
     @classmethod
     def read(cls, fd: int, *, check: bool = True) -> Self | None:
         """None if they are damaged; `check`: also whether each sum is what was kept. Raises OSError."""
-        header = parse_header(read_at(fd, HEADER_BYTES, 0))
+        data = read_at(fd, HEADER_BYTES, 0)
+        header = parse_header(data)
         if header is None or os.fstat(fd).st_size != header.file_bytes:
             return None
         path = read_at(fd, header.path_bytes, HEADER_BYTES + header.blocks * SUM_BYTES)
-        if format_header(header, path) != read_at(fd, HEADER_BYTES, 0):
+        if format_header(header, path) != data:
             return None
         known = cls(fd, header, path)
         if check:
