@@ -105,6 +105,7 @@ STORE_LAYERS = [
         "special",
         "sums",
         "tree",
+        "unfinished",
         "unreadable",
         "walk",
         "xattrs",

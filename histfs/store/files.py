@@ -107,6 +107,11 @@ class WritableTree(BarrierTree):
         finally:
             os.close(fd)
 
+    def sync_file(self, fd: int) -> None:
+        """Wait until the content of an open file is on the disk."""
+        if self.waits_for_disk:
+            os.fsync(fd)
+
     # Creating
 
     def create_file(self, path: bytes) -> int:
@@ -132,8 +137,8 @@ class WritableTree(BarrierTree):
             size = write_blocks(fd, blocks)
             if attributes is not None:
                 self.set_file_attributes(fd, attributes)
-            if durable and self.waits_for_disk:
-                os.fsync(fd)
+            if durable:
+                self.sync_file(fd)
         except OSError as exc:
             exc.filename = path
             raise

@@ -33,7 +33,7 @@ from histfs.errors import (
 from histfs.store import plan
 from histfs.store.accounts import BY_NAME
 from histfs.store.clearing import Clearing, Listed
-from histfs.store.dress import Dress, mtime_ns_of, refused_extras
+from histfs.store.dress import Dress, mtime_ns_of
 from histfs.store.entry import ALL_EXTRAS, Entry, Extras, Kind, LinkDigests, is_below, join
 from histfs.store.extras import SessionExtras, recorded_extras
 from histfs.store.files import Block, write_blocks
@@ -47,7 +47,7 @@ from histfs.store.snapshot import Snapshot
 from histfs.store.source import Found
 from histfs.store.steps import Steps
 from histfs.store.target import Manner, MustStayError, Step, Target, is_fatal
-from histfs.store.target_place import check_target, check_what_is_there, resolved, target_errors
+from histfs.store.target_place import check_target, check_what_is_there, resolved, target_errors, what_was_refused
 
 
 class RestoreOutcome(NamedTuple):
@@ -141,7 +141,6 @@ class _Restore:
         self._links: dict[tuple[int, ...], _Link] = {}
         self._claimed: dict[tuple[int, int], tuple[int, ...]] = {}  # files of the target with several names
         self._let_go: Counter[tuple[int, int]] = Counter()  # names of files that a dry run would have taken away
-        self._is_root = os.geteuid() == 0
         self._top = b""  # the path of the target below the directory that `_target` was opened by
         self._target: Target
         self._clearing: Clearing
@@ -193,12 +192,8 @@ class _Restore:
                     self._restore_below(below)
             else:
                 self._restore(entry, self._top)
-            if self._target.tree.owners_were_refused and self._is_root:
-                self._failed(
-                    StorageError("takes no owners: what was restored belongs to whom it gives it", path=target)
-                )
-            if self._target.tree.extras_were_refused:
-                self._failed(refused_extras(target))
+            for error in what_was_refused(self._target, target):
+                self._failed(error)
         return RestoreOutcome(self._files, self._errors)
 
     def _recorded(self, extras: SessionExtras) -> Generator[Entry, None, None]:
@@ -327,6 +322,8 @@ class _Restore:
                 names = directory.others - directory.listed
                 self._clearing.delete(path, names, directory.place, is_elsewhere=directory.is_elsewhere)
             if not self._manner.dry_run:
+                if not self._directories:
+                    self._target.finish(is_complete=not self._errors)  # it changes the directory
                 found = self._target.find(path)
                 if found is None or self._dress.change(directory.entry, found.entry) is not plan.Change.NONE:
                     attributes = self._dress.attributes(directory.entry, directory.entry.mtime_s * 10**9)
@@ -370,7 +367,7 @@ class _Restore:
         return found.status.st_nlink - self._let_go[_inode(found.status)]
 
     def _is_content_there(self, change: plan.Change, found: Found, sha1: bytes | None) -> bool:
-        if change is plan.Change.CONTENT or self._manner.checksum:
+        if change is plan.Change.CONTENT or self._manner.checksum or self._target.may_have_lost(found.path):
             return sha1 is not None and self._target.sha1_of(found) == sha1
         return True
 
@@ -390,9 +387,12 @@ class _Restore:
     def _write_file(self, entry: Entry, path: bytes, found: Found | None, sha1: bytes | None) -> os.stat_result:
         with self._content(entry, sha1) as (blocks, mtime_ns):
             name = self._target.new_name(path, found)
+            may_wait = self._target.begin_content()
             fd = self._target.tree.create_file(name)
             try:
                 write_blocks(fd, self._snapshot.repository.told(blocks), sparse=True)
+                if not may_wait:
+                    self._target.tree.sync_file(fd)
                 self._target.tree.set_file_attributes(fd, self._dress.attributes(entry, mtime_ns))
                 status = os.fstat(fd)
             except BaseException as exc:

@@ -14,12 +14,9 @@ and `files`). Rules
 
 import errno
 import os
-import re
-import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -33,10 +30,9 @@ from histfs.store.look import entry_of, read_extras
 from histfs.store.selection import Outcome, Place, Selection, Subject
 from histfs.store.source import Found, Source
 from histfs.store.tree import Tree
+from histfs.store.unfinished import Unfinished, is_leftover_name, new_leftover
 
-LEFTOVER = b".histfs-restore."  # and 16 hex digits: what a restore was about to put in its place
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-_LEFTOVER = re.compile(re.escape(LEFTOVER) + rb"[0-9a-f]{16}")
 _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
@@ -78,14 +74,21 @@ class Step(Enum):
     DELETED = "deleted"
 
 
-@dataclass(slots=True)
 class _Waiting:
-    """A directory of the target that may go when what is in it has gone; None: one that stays in any case."""
+    """A directory of the target that may go when what is in it has gone; None: one that stays in any case.
 
-    found: Found | None
-    place: Place
-    items: Iterator[Found | MustStayError]  # that are still to come
-    goes: bool = True
+    `items`: those that are still to come.
+    """
+
+    __slots__ = ("found", "goes", "items", "place")
+
+    def __init__(
+        self, found: Found | None, place: Place, items: Iterator[Found | MustStayError], *, goes: bool = True
+    ) -> None:
+        self.found = found
+        self.place = place
+        self.items = items
+        self.goes = goes
 
 
 class Target:
@@ -116,6 +119,7 @@ class Target:
         self._dry_run = dry_run
         self._surroundings: Source | None = None
         self._is_on_disk = True
+        self._unfinished = Unfinished(tree, top)
         self.on_block: Callable[[int], object] | None = None  # called with the size of each block that is compared
 
     @classmethod
@@ -146,7 +150,12 @@ class Target:
                     raise UsageError("lies in the repository itself", path=manner.backup_dir)
             opened = cls(tree, top, aside, extras, repository, may_remove=may_remove or keeps, dry_run=manner.dry_run)
             stack.callback(opened._forget_surroundings)
-            yield opened
+            try:
+                yield opened
+            except Exception:  # not an interruption, which is not to wait for the disk
+                with suppress(OSError):
+                    opened.finish(is_complete=False)
+                raise
             opened.sync()
 
     def _forget_surroundings(self) -> None:
@@ -300,6 +309,20 @@ class Target:
             self.tree.sync()
             self._is_on_disk = True
 
+    def finish(self, *, is_complete: bool) -> None:
+        """The same; the next restore will know that nothing was cut off, if all that should be restored is there."""
+        self.sync()
+        if self._unfinished.end(is_complete=is_complete):
+            self._is_on_disk = False
+
+    def begin_content(self) -> bool:
+        """To be called before a file is written; whether its size and time may be on the disk before it."""
+        return self._unfinished.begin()
+
+    def may_have_lost(self, path: bytes) -> bool:
+        """Whether the content of the file `path` may be wrong because a restore was cut off."""
+        return self._unfinished.covers(path)
+
     def delete(self, item: Found) -> None:
         """Remove or put aside what nothing is in any more."""
         if item.entry.kind is Kind.DIRECTORY:
@@ -317,13 +340,15 @@ class Target:
         names = set(self.tree.names(directory.path))
         for name in [name for name in names if self._is_leftover(directory.path, name)]:
             names.remove(name)
-            if open_up:
+            is_mark = self._unfinished.found(name, directory.path)
+            self._is_on_disk &= not is_mark
+            if open_up and (not is_mark or self._unfinished.begin()):  # one of ours, before another goes
                 self.tree.unlink(join(directory.path, name), missing_ok=True)
         return names
 
     def _is_leftover(self, directory: bytes, name: bytes) -> bool:
         """Whether `new_name` made it, and nobody else: directories are made in their places."""
-        return _LEFTOVER.fullmatch(name) is not None and not self.tree.is_directory(join(directory, name))
+        return is_leftover_name(name) and not self.tree.is_directory(join(directory, name))
 
     def _open_up(self, directory: Found) -> None:
         """Let an ordinary user change what is in a directory of theirs."""
@@ -334,7 +359,7 @@ class Target:
         """Where what shall be at `path` is made: there, or beside it if something is `found` there."""
         if found is None:
             return path
-        return join(parent_of(path), LEFTOVER + secrets.token_hex(8).encode())
+        return join(parent_of(path), new_leftover())
 
     def make_special(self, name: bytes, entry: Entry) -> None:
         """Make a link, fifo, socket or device like `entry`. Raises StorageError, OSError."""

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from histfs.errors import EXIT_FILE_ERROR, HistfsError, StorageError, UsageError, printable, quoted
+from histfs.store.dress import refused_extras
 from histfs.store.entry import Entry, Kind
 from histfs.store.mounts import are_on_one_mount, is_same_place_or_below
 from histfs.store.target import Manner, Target
@@ -111,3 +112,11 @@ def check_what_is_there(
                 advice = f"write {quoted(typed / os.fsdecode(entry.name))} for a place in the directory it leads to"
             advice += "; or --merge to replace it, also if a restore was cut off"
         raise UsageError("exists already", path=place, advice=advice)
+
+
+def what_was_refused(target: Target, place: Path) -> Iterator[StorageError]:
+    """What the file system of the target did not take."""
+    if target.tree.owners_were_refused and os.geteuid() == 0:
+        yield StorageError("takes no owners: what was restored belongs to whom it gives it", path=place)
+    if target.tree.extras_were_refused:
+        yield refused_extras(place)

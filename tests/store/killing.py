@@ -65,8 +65,8 @@ class Killer:
         finally:
             self.at = None
 
-    def lose_data(self, top: Path) -> None:
-        """Empty the files below `top` that a power cut now would leave empty."""
+    def lose_data(self, top: Path, *, keeps_size: bool = False) -> None:
+        """Empty the files below `top` that a power cut now would leave empty, or full of zeros."""
         for place, _, names in os.walk(top):
             for name in names:
                 path = os.path.join(place, name)
@@ -74,6 +74,7 @@ class Killer:
                 # What was removed may have left its number to something that has no data.
                 if stat.S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) in self.unsynced:
                     os.truncate(path, 0)
+                    os.truncate(path, status.st_size if keeps_size else 0)
                     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 

@@ -10,7 +10,7 @@ foreign name must not spoil a directory. Bytes are bytes: `;195` is one byte (do
 """
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from histfs.errors import FormatError, printable
 
@@ -21,8 +21,7 @@ _NEVER_QUOTED = b"\0/"
 _ALL_BYTES = [bytes([value]) for value in range(256)]
 
 
-@dataclass(frozen=True, slots=True)
-class Quoting:
+class Quoting(NamedTuple):
     """How names are spelled in one repository; fixed names like `increments` never are (docs/format.md 3.2)."""
 
     spellings: tuple[bytes, ...] = ()  # of each byte value; empty: names are stored as they are
