@@ -3,8 +3,8 @@
 The numbers are librsync's (a test compares them), its names are kept where a person may know them.
 """
 
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple, Self
 
 MAX_BLOCK_LEN = 64 * 1024 * 1024  # a delta job holds some two blocks in memory
 
@@ -94,24 +94,27 @@ class Magic(IntEnum):
     RK_BLAKE2 = 0x72730147
 
 
-@dataclass(frozen=True, slots=True)
-class SignatureParameters:
-    """Bytes in a block, bytes kept of a block's strong hash, and kind; ParameterError if one is out of range."""
-
+class _SignatureParameters(NamedTuple):
     block_len: int
     strong_len: int
-    magic: Magic = Magic.RK_BLAKE2
-
-    def __post_init__(self) -> None:
-        longest = 32 if Magic(self.magic) in (Magic.BLAKE2, Magic.RK_BLAKE2) else 16
-        if not 1 <= self.block_len <= MAX_BLOCK_LEN:
-            raise ParameterError("signature", Result.PARAM_ERROR, f"a block of {self.block_len} bytes")
-        if not 1 <= self.strong_len <= longest:
-            raise ParameterError("signature", Result.PARAM_ERROR, f"a strong sum of {self.strong_len} bytes")
+    magic: Magic
 
 
-@dataclass(frozen=True, slots=True)
-class JobStatistics:
+class SignatureParameters(_SignatureParameters):
+    """Bytes in a block, bytes kept of a block's strong hash, and kind; ParameterError if one is out of range."""
+
+    __slots__ = ()
+
+    def __new__(cls, block_len: int, strong_len: int, magic: Magic = Magic.RK_BLAKE2) -> Self:
+        longest = 32 if Magic(magic) in (Magic.BLAKE2, Magic.RK_BLAKE2) else 16
+        if not 1 <= block_len <= MAX_BLOCK_LEN:
+            raise ParameterError("signature", Result.PARAM_ERROR, f"a block of {block_len} bytes")
+        if not 1 <= strong_len <= longest:
+            raise ParameterError("signature", Result.PARAM_ERROR, f"a strong sum of {strong_len} bytes")
+        return super().__new__(cls, block_len, strong_len, magic)
+
+
+class JobStatistics(NamedTuple):
     """What a job has done so far (`rs_stats_t`). Times are in seconds since the epoch; `ended` is 0 until then."""
 
     operation: str
@@ -131,6 +134,6 @@ class JobStatistics:
 
     def __str__(self) -> str:
         """One line for people, without what is zero and without times."""
-        names = list(self.__dataclass_fields__)[1:-2]
+        names = self._fields[1:-2]
         counts = ", ".join(f"{n.replace('_', ' ')} {getattr(self, n)}" for n in names if getattr(self, n))
         return f"{self.operation}: {counts or 'nothing yet'}"

@@ -22,7 +22,6 @@ import re
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from errno import EAGAIN, EBADF
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, cast
@@ -359,14 +358,24 @@ def _read_basis(handle: "FFI.CData", offset: int, size: int, target: "FFI.CData"
     return len(data)
 
 
-@dataclass(frozen=True, eq=False)
 class Signature:
     """What a delta job must know of the data that the receiver has. Any number of jobs and threads may share it."""
 
-    parameters: SignatureParameters
-    block_count: int
-    _state: "FFI.CData" = field(repr=False)
-    _net: "FFI.CData" = field(repr=False)
+    __slots__ = ("_block_count", "_net", "_parameters", "_state")
+
+    def __init__(self, parameters: SignatureParameters, block_count: int, state: "FFI.CData", net: "FFI.CData") -> None:
+        self._parameters = parameters
+        self._block_count = block_count
+        self._state = state
+        self._net = net
+
+    @property
+    def parameters(self) -> SignatureParameters:
+        return self._parameters
+
+    @property
+    def block_count(self) -> int:
+        return self._block_count
 
     @classmethod
     def of(cls, source: Source, parameters: SignatureParameters | None = None) -> "Signature":

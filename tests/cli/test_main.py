@@ -160,6 +160,17 @@ class TestAnswers:
         ran = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
         assert ran.stderr == b"set()\n"
 
+    def test_a_backup_does_not_wait_for_what_writes_code(self, tmp_path):
+        """It takes Python longer to import than it takes a session to look at a thousand files."""
+        (tmp_path / "source").mkdir()
+        program = "import sys, histfs.cli; histfs.cli.main(sys.argv[1:])"
+        program += "; print({'dataclasses', 'inspect'} & set(sys.modules))"
+        arguments = ["backup", tmp_path / "source", tmp_path / "repository"]
+        ran = subprocess.run(
+            [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60, check=True
+        )
+        assert ran.stdout.splitlines()[-1] == "set()"
+
 
 class TestBugs:
     @pytest.fixture(autouse=True)
