@@ -105,6 +105,10 @@ class NotARepositoryError(HistfsError):
     """The directory is not a repository, or is an empty one."""
 
 
+class InRepositoryError(NotARepositoryError):
+    """It is no repository, and lies in one."""
+
+
 class LockedError(HistfsError):
     """Another program is writing to the repository."""
 

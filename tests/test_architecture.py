@@ -82,6 +82,7 @@ STORE_LAYERS = [
         "target_place",
         "touched",
         "undoing",
+        "writing",
     },
     {"read_ahead", "recorded", "repository", "snapshot", "extras", "listing", "versions", "content", "catalog"},
     {

@@ -22,13 +22,13 @@ from urllib.parse import quote_from_bytes
 
 import trio
 
-from histfs.errors import HistfsError, MountError, NotARepositoryError, UsageError, quoted
+from histfs.errors import HistfsError, InRepositoryError, MountError, UsageError, quoted
 from histfs.fs import Operations
 from histfs.mount import background, place, session
 from histfs.mount.place import unmount
 from histfs.store.catalog import Catalog, open_catalog
 from histfs.store.content.shared import Sizes
-from histfs.store.repository import NAME_THAT, Repository
+from histfs.store.repository import Repository
 from histfs.store.rights import OldModes
 from histfs.vfs import History, Policy
 
@@ -127,9 +127,8 @@ def _policy(*, allow_other: bool, old_modes: OldModes | None, all_attributes: bo
 def _check(request: _Request) -> None:
     try:
         Repository.open(request.repository).close()
-    except NotARepositoryError as error:
-        if error.advice == NAME_THAT:
-            error.advice = "mount that"
+    except InRepositoryError as error:
+        error.advice = "mount that"
         raise
     place.check_fuse(allow_other=request.allow_other)
     place.clear_dead_mounts(request.mountpoint)

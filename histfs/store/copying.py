@@ -229,7 +229,7 @@ class Copies:
 
     def __exit__(self, *_: object) -> None:
         if self._content is not None:
-            self._content.let_go()  # also if whoever began it was interrupted before that
+            self._content.stop()  # whoever began it has waited for it, or was interrupted
         # The large copy uses those behind it.
         for threads in (self._threads, self._large, self._hashing, self._summing, self._writing):
             threads.shutdown(cancel_futures=True)
@@ -264,34 +264,33 @@ class Copies:
         path: bytes,
         attributes: Attributes,
         old_path: bytes | None = None,
-        sums: BlockSums | None = None,
+        sums: Callable[[], BlockSums] | None = None,
     ) -> "LargeCopy":
         """The same, while the caller does something else if the file is large. Raises SourceError, OSError.
 
         `old_path`: a file in the mirror that may have much of the same content; the caller compares the copy with it,
         and lets it go then. If waiting for the copy raises SourceError, the caller removes what there is of `path`, who
-        may be looking at it. `sums`: of a large file; who has waited for the copy keeps or drops them.
+        may be looking at it. `sums`: begins them, for a large file that is written as a whole; who has waited for the
+        copy has them kept or given up.
         """
         is_large = self.is_large(found)
-        self._content = content = Growing(sums, is_compared=old_path is not None)
+        self._content = content = Growing(is_compared=old_path is not None)
         copying = LargeCopy(self._hashing if is_large else None, content)
         with ExitStack() as stack:
-            if sums is not None:
-                stack.callback(sums.drop)
-            used = stack.enter_context(ExitStack())
             source_fd = self._source.open_file(found)
-            used.callback(os.close, source_fd)
+            stack.callback(os.close, source_fd)
             fd = self._create(path)
-            used.callback(os.close, fd)
+            stack.callback(os.close, fd)
             clone = None
             if old_path is not None:
                 content.old_fd = old_fd = self._tree.open_file(old_path)
-                used.callback(os.close, old_fd)
+                stack.callback(os.close, old_fd)
                 clone = self._clone(fd, path, old_fd, found.status.st_size)
             if clone is not None:
                 content.changed = clone.changed
-                content.give_up_sums()
-            stack.pop_all()
+            elif sums is not None and is_large:
+                content.sums = sums()
+            used = stack.pop_all()
         try:
             copying.start(
                 self._large if is_large else None,

@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TypeAlias
 
 from histfs.store.files import Block
@@ -20,6 +21,10 @@ CHUNK_BYTES = 2 << 20  # taken and written at once
 _CHUNKS = 8  # in memory
 _MOST_AHEAD = _CHUNKS - 2  # chunks, of who compares
 _MOST_SUMMED = 3  # chunks that are taken before they have sums
+
+
+class StoppedError(Exception):
+    """The session ends, and nobody wants the copy any more."""
 
 
 class Growing:
@@ -39,6 +44,7 @@ class Growing:
         self._chunks: list[memoryview] = []
         self._kept_from = self._taken = self._summed = self._written = 0
         self._asked = 0 if is_compared else None  # the end of what was; None if nobody compares
+        self._is_stopped = False
 
     # --- who writes
 
@@ -46,12 +52,14 @@ class Growing:
         """Where to put the content, chunk after chunk; each is told by `took`, when all of it is there.
 
         All are filled but the last, behind which none is asked for. A chunk is used again after some others: all that
-        was to be done with it, as it was taken, must be over then.
+        was to be done with it, as it was taken, must be over then. Raises StoppedError.
         """
         self._chunks = [memoryview(mmap.mmap(-1, CHUNK_BYTES)) for _ in range(_CHUNKS)]  # aligned as pages are
         number = 0
 
         def may_be_taken() -> bool:
+            if self._is_stopped:
+                raise StoppedError
             has_sums = self.sums is None or self._taken - self._summed <= _MOST_SUMMED * CHUNK_BYTES
             return has_sums and (self._asked is None or self._taken - self._asked < _MOST_AHEAD * CHUNK_BYTES)
 
@@ -89,10 +97,17 @@ class Growing:
                 self._moved.notify_all()
 
     def wrote(self, end: int) -> None:
-        """All before `end` is in the file."""
+        """All before `end` is in the file. Raises StoppedError."""
         with self._moved:
+            if self._is_stopped:
+                raise StoppedError
             self._written = end
             self._moved.notify_all()
+
+    def keep_sums(self, content_sha1: bytes, size_bytes: int) -> None:
+        """The content becomes that of the mirror. When no thread makes sums. `content_sha1`: hex."""
+        if self.sums is not None:
+            self.sums.keep(content_sha1, size_bytes)
 
     def over(self, ended: Future[int]) -> None:
         """Nothing more comes: all is in the file, or what stopped it is raised for whoever waits."""
@@ -164,6 +179,16 @@ class Growing:
         with self._moved:
             self._asked = None
             self._moved.notify_all()
+
+    def stop(self) -> None:
+        """Who writes ends as soon as it can. For who compares, or has begun it, at the end of a session."""
+        with self._moved:
+            self._asked = None
+            self._is_stopped = True
+            self._moved.notify_all()
+        with suppress(RuntimeError):  # until it is not ours: an interruption may have come after the lock was taken
+            while True:
+                self._moved.release()
 
     def _kept(self, start: int, end: int) -> bytes | memoryview:
         # Who writes is at most so far ahead of what was asked for that the last chunk's worth of it stays where it is.

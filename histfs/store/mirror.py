@@ -311,8 +311,11 @@ class MirrorUpdate:
         self.before_changes()  # who watches sees the files in their order
         temporary = self._new_name(old, found.entry)
         attributes = self._attributes(found.entry, found.status)
-        sums = self._sums.begin(self._layout.mirror_path(found.entry), old_sha1, old.size_bytes, found.status.st_size)
-        copying = self._copies.begin(found, temporary, attributes, self._layout.mirror_path(old), sums)
+        place = self._layout.mirror_path(found.entry)
+        copying = self._copies.begin(
+            *(found, temporary, attributes, self._layout.mirror_path(old)),
+            lambda: self._sums.begin(place, old_sha1, old.size_bytes, found.status.st_size),
+        )
         try:
             try:
                 increment_bytes = self._increments.write(old, found.entry, temporary, copying.content)
@@ -320,11 +323,11 @@ class MirrorUpdate:
                 copying.content.let_go()
             size, sha1 = copying.result()
         except SourceError:
-            sums.drop()
+            copying.content.give_up_sums()
             self._increments.discard_diff(old)
             self._tree.unlink(temporary)
             raise
-        sums.keep(sha1, size)
+        copying.content.keep_sums(sha1, size)
         record = found.entry._replace(sha1=sha1)
         self._batch.add_bytes(size + increment_bytes)
         if (sha1, size) != (old_sha1, old.size_bytes):

@@ -7,7 +7,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self, TypeVar
 
-from histfs.errors import HistfsError, NotARepositoryError, NotFoundError, printable, printable_time, storage_errors
+from histfs.errors import (
+    HistfsError,
+    InRepositoryError,
+    NotARepositoryError,
+    NotFoundError,
+    printable,
+    printable_time,
+    storage_errors,
+)
 from histfs.rsync import Made
 from histfs.store.content.shared import DEFAULT_SIZES, Shared, Sizes
 from histfs.store.content.small import SmallFile, read_small
@@ -163,15 +171,11 @@ class Repository:
             self._reference = None
 
 
-NAME_THAT = "name that"
-
-
 def no_repository(path: Path, problem: str = "") -> NotARepositoryError:
     """That `path` is no repository; because of a `problem`, or as it lacks what one has. It may lie in one."""
     with suppress(HistfsError):
-        return NotARepositoryError(
-            f"lies in the repository {printable(find_repository(path)[0])}", path=path, advice=NAME_THAT
-        )
+        repository = printable(find_repository(path)[0])
+        return InRepositoryError(f"lies in the repository {repository}", path=path, advice="name that")
     if problem:
         return NotARepositoryError(problem, path=path)
     return NotARepositoryError(

@@ -19,6 +19,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ from histfs.store.clearing import Clearing, Listed
 from histfs.store.dress import Dress, mtime_ns_of
 from histfs.store.entry import ALL_EXTRAS, Entry, Extras, Kind, LinkDigests, is_below, join
 from histfs.store.extras import SessionExtras, recorded_extras
-from histfs.store.files import Block, write_blocks
+from histfs.store.files import write_blocks
 from histfs.store.owners import Owners
 from histfs.store.reach import Reach
 from histfs.store.read_ahead import ReadAhead
@@ -48,6 +49,7 @@ from histfs.store.source import Found
 from histfs.store.steps import Steps
 from histfs.store.target import Manner, MustStayError, Step, Target, is_fatal
 from histfs.store.target_place import check_target, check_what_is_there, resolved, target_errors, what_was_refused
+from histfs.store.writing import write_content
 
 
 class RestoreOutcome(NamedTuple):
@@ -257,7 +259,7 @@ class _Restore:
     def _replace(self, path: bytes, found: Found | None) -> bool:
         """Begin that something takes the place of what was found; whether it shall be done indeed."""
         if found is not None and self._manner.dry_run and self._manner.backup_dir is None:
-            self._let_go[_inode(found.status)] += 1
+            self._let_go[found.inode] += 1
         return self._steps.begin(Step.NEW if found is None else Step.CHANGED, path)
 
     def _restore(self, entry: Entry, path: bytes) -> bool:
@@ -360,11 +362,11 @@ class _Restore:
         """Whether the file, or the links of one file, may go on with what was found, shared with nobody else."""
         if self._names(found) == 1:
             return True
-        return key is not None and self._claimed.setdefault(_inode(found.status), key) == key
+        return key is not None and self._claimed.setdefault(found.inode, key) == key
 
     def _names(self, found: Found) -> int:
         """How many names the file has, or would have by now."""
-        return found.status.st_nlink - self._let_go[_inode(found.status)]
+        return found.status.st_nlink - self._let_go[found.inode]
 
     def _is_content_there(self, change: plan.Change, found: Found, sha1: bytes | None) -> bool:
         if change is plan.Change.CONTENT or self._manner.checksum or self._target.may_have_lost(found.path):
@@ -385,12 +387,12 @@ class _Restore:
         return True
 
     def _write_file(self, entry: Entry, path: bytes, found: Found | None, sha1: bytes | None) -> os.stat_result:
-        with self._content(entry, sha1) as (blocks, mtime_ns):
+        with self._content(entry, sha1) as (write, mtime_ns):
             name = self._target.new_name(path, found)
             may_wait = self._target.begin_content()
             fd = self._target.tree.create_file(name)
             try:
-                write_blocks(fd, self._snapshot.repository.told(blocks), sparse=True)
+                write(fd)
                 if not may_wait:
                     self._target.tree.sync_file(fd)
                 self._target.tree.set_file_attributes(fd, self._dress.attributes(entry, mtime_ns))
@@ -406,14 +408,16 @@ class _Restore:
         return status
 
     @contextmanager
-    def _content(self, entry: Entry, sha1: bytes | None) -> Iterator[tuple[Iterator[Block], int]]:
-        """What is in a file, in blocks, and its mtime."""
+    def _content(self, entry: Entry, sha1: bytes | None) -> Iterator[tuple[Callable[[int], object], int]]:
+        """What writes the content of a file to a descriptor, and its mtime."""
+        repository = self._snapshot.repository
         made = self._ahead.take(entry)
         if made is not None:
-            yield iter([made.data]), mtime_ns_of(entry, made.mtime_ns)
+            blocks = repository.told(iter([made.data]))
+            yield partial(write_blocks, blocks=blocks, sparse=True), mtime_ns_of(entry, made.mtime_ns)
             return
         with self._snapshot.open(entry, sha1) as content:
-            yield content.blocks(), mtime_ns_of(entry, content.mtime_ns)
+            yield partial(write_content, content=content, repository=repository), mtime_ns_of(entry, content.mtime_ns)
 
     def _set_file_attributes(self, entry: Entry, path: bytes, found: Found, sha1: bytes | None) -> None:
         mtime_ns = found.status.st_mtime_ns
@@ -443,7 +447,3 @@ class _Restore:
         self._target.make_special(name, entry)
         self._target.tree.set_attributes(name, entry.kind, attributes)
         self._target.put(name, path, found)
-
-
-def _inode(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino

@@ -56,6 +56,11 @@ class Found(NamedTuple):
         return self.entry.path
 
     @property
+    def inode(self) -> tuple[int, int]:
+        """Its device and number."""
+        return self.status.st_dev, self.status.st_ino
+
+    @property
     def of_all_links(self) -> tuple[int, ...]:
         """What all links of the file show, unless it changes between two looks."""
         return *self.entry.shared_attributes, self.status.st_mtime_ns

@@ -23,7 +23,7 @@ from histfs.store.compression import compress
 from histfs.store.content.opening import sha1_of
 from histfs.store.copying import repository_in
 from histfs.store.entry import NO_EXTRAS, Entry, Extras, Kind, is_below, join, name_of, parent_of
-from histfs.store.files import Attributes, WritableTree, write_blocks
+from histfs.store.files import Attributes, WritableTree
 from histfs.store.format.metadata import format_record
 from histfs.store.format.names import parse_increment_name
 from histfs.store.held import MirrorAttributes
@@ -36,6 +36,7 @@ from histfs.store.repository import Repository
 from histfs.store.snapshot import Snapshot
 from histfs.store.special import make_special
 from histfs.store.touched import Notes, Session, Touched, discard
+from histfs.store.writing import write_content
 
 _FEW_BYTES, _FEW_FILES = 1 << 20, 100  # that are rebuilt on a full disk before their increments go
 
@@ -281,7 +282,7 @@ class Undoing:
         with snapshot.open(node.entry, node.sha1) as content:
             fd = self._tree.create_file(temporary)
             try:
-                write_blocks(fd, self._repository.told(content.blocks()), sparse=True)
+                write_content(fd, content, self._repository)
                 mtime = content.mtime_ns if content.mtime_ns is not None else node.entry.mtime_s * 10**9
                 self._tree.set_file_attributes(fd, self._attributes(node.entry, None)._replace(mtime_ns=mtime))
             except BaseException:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import random
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,37 @@ def test_a_large_file_that_changes_meanwhile_stays_as_it_was(
     sessions.states.popitem()
     sessions.backup()
     sessions.assert_mirror_is(sessions.now)
+
+
+def test_who_is_interrupted_does_not_wait_for_a_large_file(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size_bytes = 3 * copying.MAX_BYTES
+    build(top / "source", Dir({"large": File(random.Random(3).randbytes(size_bytes))}))
+    written: list[int] = []
+    real = growing.Growing.wrote
+
+    def slowly(content: growing.Growing, end: int) -> None:
+        written.append(end)
+        time.sleep(0.05)
+        real(content, end)
+
+    monkeypatch.setattr(growing.Growing, "wrote", slowly)
+    before = open_descriptors()
+
+    def copy() -> None:
+        with (
+            Source.open(top / "source") as source,
+            WritableTree.open(top / "mirror") as tree,
+            Copies(source, tree) as copies,
+        ):
+            (large,) = (item for item in source.walk(lambda *_: False) if item.path)
+            assert isinstance(large, Found)
+            copies.begin(large, b"large", Attributes(0o600, os.geteuid(), os.getegid(), 0))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        copy()
+    assert open_descriptors() == before
+    assert max(written, default=0) < size_bytes // 2
 
 
 def test_a_large_file_that_has_changed_before_it_is_compared_stays_as_it_was(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from histfs.store import direct, growing
 from histfs.store.direct import DirectReader, try_direct, write_direct
-from histfs.store.growing import Growing
+from histfs.store.growing import Growing, StoppedError
 from tests.store.places import open_descriptors
 
 CHUNK = 64 << 10
@@ -263,3 +263,27 @@ def test_what_stopped_the_copy_is_told_who_compares() -> None:
         ended.set_exception(OSError(5, "gone"))
         with pytest.raises(OSError, match="gone"):
             asking.result(timeout=10)
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_a_copy_that_nobody_wants_ends(is_held: bool) -> None:
+    """Also if whoever stops it was interrupted just when it had taken the lock."""
+    content = Growing(is_compared=True)
+    taken: list[int] = []
+
+    def take() -> None:
+        for chunk in content.chunks():
+            content.took(len(chunk))
+            taken.append(len(chunk))
+
+    with ThreadPoolExecutor(1) as thread:
+        taking = thread.submit(take)
+        with pytest.raises(TimeoutError):
+            taking.result(timeout=0.2)  # it waits for who compares
+        if is_held:
+            content._moved.acquire()
+        content.stop()
+        with pytest.raises(StoppedError):
+            taking.result(timeout=10)
+    with pytest.raises(StoppedError):
+        content.wrote(CHUNK)

@@ -10,6 +10,7 @@ import pytest
 from histfs.cli import main
 from histfs.errors import HistfsError
 from histfs.store import restore as restore_module
+from histfs.store import writing
 from histfs.store.files import write_blocks
 from tests.store.places import is_root
 from tests.store.sessions import Sessions
@@ -35,7 +36,8 @@ def fill_the_disk(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write_blocks(fd, blocks, sparse=sparse)
 
-    monkeypatch.setattr(restore_module, "write_blocks", write)
+    for module in (restore_module, writing):
+        monkeypatch.setattr(module, "write_blocks", write)
 
 
 @pytest.mark.parametrize("options", [[], ["--merge"]])

@@ -18,12 +18,14 @@ makes the version be opened anew.
 
 import errno
 import hashlib
+import mmap
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Self
+from functools import partial
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from histfs.errors import DamagedError, StorageError, storage_errors
 from histfs.store.content.chain import OTHER_CONTENT
@@ -39,6 +41,10 @@ _ATTEMPTS = 5
 _WORTH_THREADS = 4 << 20  # bytes
 _LARGE_BLOCK = 1 << 20
 _READERS = 2
+_CHUNK_BYTES = 2 << 20
+_CHUNKS = 8  # that are read, hashed, and written
+_MOST_HASHED = 3  # chunks that wait, or are
+_T = TypeVar("_T")
 
 
 class Content:
@@ -77,11 +83,15 @@ class Content:
         wanted = max(0, min(size, self.size_bytes - offset))
         if not wanted:
             return b""
+        return self._read(lambda version: self._pread_once(version, wanted, offset, is_watched=is_watched))
+
+    def _read(self, once: Callable[[Version], _T]) -> _T:
+        """What `once` makes of the version, which is opened anew if it changed. Raises DamagedError, StorageError."""
         for _ in range(_ATTEMPTS):
             version = self._version
             try:
                 with storage_errors():
-                    return self._pread_once(version, wanted, offset, is_watched=is_watched)
+                    return once(version)
             except ChangedError:
                 self._open_anew(version)
             except StorageError as exc:
@@ -125,7 +135,7 @@ class Content:
 
     def blocks(self) -> Iterator[bytes | bytearray]:
         """All bytes, in blocks of up to 1 MiB; DamagedError at the end if they are not those that were recorded."""
-        checked = self._checked if self._version.unchecked_sha1 is not None else iter
+        checked = iter if (sha1 := self._version.unchecked_sha1) is None else partial(self._checked, sha1)
         if self.size_bytes <= _WORTH_THREADS:
             offsets = range(0, self.size_bytes, BLOCK_SIZE)
             yield from checked(self._pread(BLOCK_SIZE, offset, is_watched=False) for offset in offsets)
@@ -142,13 +152,52 @@ class Content:
         while waiting:
             yield waiting.popleft().result()
 
-    def _checked(self, blocks: Iterator[bytes | bytearray]) -> Iterator[bytes | bytearray]:
+    def _checked(self, sha1: bytes, blocks: Iterator[bytes | bytearray]) -> Iterator[bytes | bytearray]:
         digest = hashlib.sha1(usedforsecurity=False)
         for block in blocks:
             digest.update(block)
             yield block
-        if digest.hexdigest().encode() != self._version.unchecked_sha1:
+        self._check(sha1, digest.hexdigest())
+
+    def _check(self, sha1: bytes, found: str) -> None:
+        if found.encode() != sha1:
             raise DamagedError(OTHER_CONTENT, path=self._place, advice=ADVICE)
+
+    def chunks(self) -> Iterator[memoryview]:
+        """The same of what is large, in chunks of 2 MiB that begin at a page of memory.
+
+        The memory of one is used again when the next but four is asked for.
+        """
+        ring = [memoryview(mmap.mmap(-1, _CHUNK_BYTES)) for _ in range(_CHUNKS)]
+        sha1, digest = self._version.unchecked_sha1, hashlib.sha1(usedforsecurity=False)
+        reading: deque[tuple[memoryview, Future[None]]] = deque()
+        hashing: deque[Future[None]] = deque()
+        with ThreadPoolExecutor(_READERS) as readers, ThreadPoolExecutor(1) as hasher:
+
+            def taken() -> memoryview:
+                chunk, read = reading.popleft()
+                read.result()
+                if sha1 is not None:
+                    hashing.append(hasher.submit(digest.update, chunk))
+                    if len(hashing) > _MOST_HASHED:
+                        hashing.popleft().result()
+                return chunk
+
+            for number, offset in enumerate(range(0, self.size_bytes, _CHUNK_BYTES)):
+                chunk = ring[number % _CHUNKS][: self.size_bytes - offset]
+                reading.append((chunk, readers.submit(self._read_into, chunk, offset)))
+                if len(reading) > _READERS:
+                    yield taken()
+            while reading:
+                yield taken()
+        if sha1 is not None:
+            self._check(sha1, digest.hexdigest())  # all is hashed: no thread runs any more
+
+    def _read_into(self, chunk: memoryview, offset: int) -> None:
+        def once(version: Version) -> None:
+            version.source.read_into(chunk, offset)
+
+        self._read(once)
 
 
 def _ahead(blocks: Iterator[bytes | bytearray], helpers: ThreadPoolExecutor) -> Iterator[bytes | bytearray]:

@@ -24,6 +24,9 @@ SPOOL = rsync.BASIS + 1
 _COST_OF_A_FILE = 256 << 10  # so that not too many are open
 
 
+_SHORTER = "is shorter than recorded"
+
+
 class ChangedError(DamagedError):
     """The repository changed while a version was put together or read: plan again."""
 
@@ -32,6 +35,9 @@ class Source(Protocol):
     """Bytes to be read from anywhere."""
 
     def pread(self, size: int, offset: int) -> bytes | bytearray: ...
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill all of `buffer`."""
 
     def pread_nowait(self, size: int, offset: int) -> bytes | bytearray | None:
         """None if that might have to wait for a disk, or take long."""
@@ -47,6 +53,9 @@ class Memory:
 
     def pread(self, size: int, offset: int) -> bytes:
         return self._data[offset : offset + size]
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        buffer[:] = self._data[offset : offset + len(buffer)]
 
     def pread_nowait(self, size: int, offset: int) -> bytes | None:
         return self._data[offset : offset + size]
@@ -67,6 +76,13 @@ class File:
     def pread(self, size: int, offset: int) -> bytes:
         return read_exactly(self.fd, size, offset)
 
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        done = 0
+        while done < len(buffer) and (some := os.preadv(self.fd, [buffer[done:]], offset + done)):
+            done += some
+        if done < len(buffer):
+            raise DamagedError(_SHORTER)
+
     def pread_nowait(self, size: int, offset: int) -> bytes | None:
         return read_cached(self.fd, size, offset)
 
@@ -83,7 +99,7 @@ class File:
 def read_exactly(fd: int, size: int, offset: int) -> bytes:
     data = read_at(fd, size, offset)
     if len(data) < size:
-        raise DamagedError("is shorter than recorded")
+        raise DamagedError(_SHORTER)
     return data
 
 
@@ -170,9 +186,12 @@ class Mapped:
 
     def pread(self, size: int, offset: int) -> bytearray:
         buffer = bytearray(size)
+        self.read_into(buffer, offset)
+        return buffer
+
+    def read_into(self, buffer: bytearray | memoryview, offset: int) -> None:
         with _damage():
             self._reader.read(buffer, offset, self._open)
-        return buffer
 
     def _open(self, number: int) -> None:
         self._increments[number].open()
