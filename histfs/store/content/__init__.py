@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 _ATTEMPTS = 5
 _WORTH_THREADS = 4 << 20  # bytes
 _LARGE_BLOCK = 1 << 20
-_READERS = 2
+_READERS = 4
 _CHUNK_BYTES = 2 << 20
-_CHUNKS = 8  # that are read, hashed, and written
+_CHUNKS = 12  # that are read, hashed, and written
 _MOST_HASHED = 3  # chunks that wait, or are
 _T = TypeVar("_T")
 
