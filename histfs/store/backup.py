@@ -223,7 +223,8 @@ class _Session:
             self._finish_ledger(records.lists)
             with suppress(NotADirectoryError):  # nor is a journal in what somebody has put in the place of ours
                 self._tree.unlink(BEGUN, missing_ok=True)
-        update_catalog(self._tree, self._repository)
+        came = None if previous is None else records.came_since(previous, self._state)
+        update_catalog(self._tree, self._repository, came=came)
         return BackupOutcome(statistics, self._errors, self._warnings, False, self._kept_files)
 
     def _records(self, older: int | None) -> SessionRecords:

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import TypeAlias
 
+from histfs.errors import HistfsError
 from histfs.store.files import Block
 from histfs.store.sums import BlockSums
 
@@ -23,7 +24,7 @@ _MOST_AHEAD = _CHUNKS - 2  # chunks, of who compares
 _MOST_SUMMED = 3  # chunks that are taken before they have sums
 
 
-class StoppedError(Exception):
+class StoppedError(HistfsError):
     """The session ends, and nobody wants the copy any more."""
 
 
@@ -59,7 +60,7 @@ class Growing:
 
         def may_be_taken() -> bool:
             if self._is_stopped:
-                raise StoppedError
+                raise StoppedError("the session ends")
             has_sums = self.sums is None or self._taken - self._summed <= _MOST_SUMMED * CHUNK_BYTES
             return has_sums and (self._asked is None or self._taken - self._asked < _MOST_AHEAD * CHUNK_BYTES)
 
@@ -100,7 +101,7 @@ class Growing:
         """All before `end` is in the file. Raises StoppedError."""
         with self._moved:
             if self._is_stopped:
-                raise StoppedError
+                raise StoppedError("the session ends")
             self._written = end
             self._moved.notify_all()
 

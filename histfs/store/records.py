@@ -11,6 +11,7 @@ from typing import NamedTuple
 from isal import isal_zlib
 
 from histfs.errors import HistfsError, SourceError, printable
+from histfs.store.catalog import Came
 from histfs.store.compression import GZIP
 from histfs.store.copying import Copy
 from histfs.store.entry import Entry, Extras, Kind
@@ -33,12 +34,13 @@ from histfs.store.format.stats import (
     format_session_statistics,
 )
 from histfs.store.increments import DEFAULT_COMPRESSION, Compression
-from histfs.store.layout import ACLS, XATTRS, Layout
+from histfs.store.layout import ACLS, XATTRS, Layout, State
 from histfs.store.ledger import Lists
 from histfs.store.sweep import Carried
 
 _BUFFER = 256 * 1024
 _MOST_JOBS = 16  # blocks that wait to be compressed
+_MOST_DIFFERING_BYTES = 4 << 20  # of records that are kept in memory
 _LIST_LEVEL = 1  # of ISA-L: a list takes 3 % more than with zlib's level 6, and a ninth of the time
 
 
@@ -191,6 +193,9 @@ class SessionRecords:
             self._file_statistics.write(format_file_statistics_header(style.line_end))
         self._errors = file(b"error_log", session_time, b"data")
         self._counts = Counter[str]()
+        self._were: list[bytes] = []
+        self._are: list[bytes] = []
+        self._differing_bytes = 0
 
     def __enter__(self) -> "SessionRecords":
         return self
@@ -206,6 +211,16 @@ class SessionRecords:
         """Where the lists lie when all is finished."""
         return tuple(None if file is None else file.path for file in (self._list, self._xattrs, self._acls))
 
+    def came_since(self, previous: int, state: State) -> Came | None:
+        """What is not as it was at `previous`, the session before. None if it is much, or not known.
+
+        `state`: of the repository before. Of extras that only one of the two sessions records nobody knows enough here.
+        """
+        had = previous in state.xattrs, previous in state.acls
+        if self._differing_bytes > _MOST_DIFFERING_BYTES or had != (self._xattrs is not None, self._acls is not None):
+            return None
+        return Came(previous, self._time, b"".join(self._were), b"".join(self._are))
+
     @property
     def line_end(self) -> bytes:
         """What ends a line of the statistics of files; b"" where there are none."""
@@ -218,15 +233,29 @@ class SessionRecords:
         """
         new = update.record
         lengths = _NOTHING
+        record = before = b""
         if new is not None:
             record = format_record(new)
             self._list.write(record)
             lengths = Lengths(len(record), *self._add_extras(new))
-        if self._diff is not None and (old and old.record) != (new and new.record):
-            path = (old or new or Entry(b"", Kind.ABSENT)).path
-            self._diff.write(format_record(old if old is not None else Entry(path, Kind.ABSENT)))
+        differs = (old and old.record) != (new and new.record)
+        if old is not None and (differs or _extras(old) != _extras(new)):
+            before = format_record(old)
+        if self._diff is not None and differs:
+            self._diff.write(before or format_record(Entry(new.path if new else b"", Kind.ABSENT)))
+        if before or old is None:
+            self._keep(before, record)
         self._count(old, update)
         return lengths
+
+    def _keep(self, before: bytes, record: bytes) -> None:
+        self._differing_bytes += len(before) + len(record)
+        if self._differing_bytes > _MOST_DIFFERING_BYTES:
+            self._were.clear()
+            self._are.clear()
+        else:
+            self._were.append(before)
+            self._are.append(record)
 
     def carry(self, run: Carried) -> None:
         """Record paths that are as they were. Call in metadata order."""
@@ -317,6 +346,10 @@ class SessionRecords:
                 self._line_end,
             )
         )
+
+
+def _extras(entry: Entry | None) -> tuple[object, ...]:
+    return () if entry is None else (entry.xattrs, entry.acl)
 
 
 def _fate(old: Entry | None, update: Update) -> Fate:

@@ -4,6 +4,7 @@ with open_catalog(repository, cache=place) as catalog:
     for version in catalog.children(catalog.root(time).directory, time): ...
 """
 
+from histfs.store.catalog.lists import Came
 from histfs.store.catalog.place import (
     catalog_problem,
     discard_catalog,
@@ -19,6 +20,7 @@ from histfs.store.catalog.schema import LIVE
 __all__ = [
     "LIVE",
     "Access",
+    "Came",
     "Catalog",
     "Listed",
     "Version",

@@ -260,6 +260,11 @@ class Indexer:
     def _advance(self, sessions: list[int]) -> None:
         """Take in `sessions` after the first one, which is the newest that the catalog has."""
         while len(sessions) > 1:
+            came = self._lists.came_between(*sessions) if len(sessions) == 2 else None
+            if came is not None:
+                self._take_in(*came, sessions[0])
+                self._begin_at(*sessions)
+                return
             full = next((place for place, time in enumerate(sessions) if place and self._lists.is_full(time)), 0)
             if not full or not all(self._lists.is_complete(time) for time in sessions[: full + 1]):
                 raise OutdatedError("a list that leads to the new sessions is missing", at=sessions[0])
@@ -270,6 +275,27 @@ class Indexer:
             else:
                 self._follow_differences(sessions[: full + 1])
                 sessions = sessions[full:]
+
+    def _take_in(self, were: Iterable[Record], are: Iterable[Record], older: int) -> None:
+        """Fill `change` with what the session after `older`, the newest in the catalog, says by itself."""
+        self._stage(were, f"last = {LIVE}")
+        self._check_history(older)
+        gone = set(self._database.execute("select parent, name from change"))
+        self._stage(are, f"last = {LIVE}")
+        gone.difference_update(self._database.execute("select parent, name from change"))
+        self._insert("change", list(gone))
+        # The same record once more begins no version: as a session says it of a file that could not be read.
+        self._database.execute(
+            "delete from change where exists"
+            f" (select 1 from version where {_SAME_PATH} and last = {LIVE} and version.number is change.number)"
+        )
+
+    def _check_history(self, newest_known: int) -> None:
+        """That `change`, which is said of the newest session in the catalog, is what this says. OutdatedError."""
+        same = f"left join version on {_SAME_PATH} and version.last = {LIVE}"
+        query = f"select 1 from change {same} where version.number is not change.number limit 1"
+        if self._database.execute(query).fetchone():
+            raise OutdatedError("the catalog is of another history", at=newest_known)
 
     def _begin_at(self, time: int, newer: int) -> None:
         """Go from the newest session `time` to `newer`, with what `change` says."""
@@ -323,10 +349,7 @@ class Indexer:
         The difference at the first of them, the newest in the catalog, must say what the catalog says.
         """
         self._stage(self._lists.own(sessions[0]), f"last = {LIVE}")
-        same = f"left join version on {_SAME_PATH} and version.last = {LIVE}"
-        query = f"select 1 from change {same} where version.number is not change.number limit 1"
-        if self._database.execute(query).fetchone():
-            raise OutdatedError("the catalog is of another history", at=sessions[0])
+        self._check_history(sessions[0])
         touched: set[tuple[bytes, bytes]] = set()
         for time in sessions:
             touched.update((parent, name) for parent, name, *_ in islice(self._lists.own(time), _MOST_TOUCHED))

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from typing import NamedTuple
 
 from histfs.errors import DamagedError, FormatError, HistfsError, storage_errors
 from histfs.store.catalog.schema import Identity
@@ -34,6 +35,18 @@ class ListsChangedError(HistfsError):
     """A session came or went while the lists were read."""
 
 
+class Came(NamedTuple):
+    """What the session at `newer` has found different since `older`: texts of records, in metadata order.
+
+    As it has written them, so that its lists need not be read. What was there and is not is in `were` alone.
+    """
+
+    older: int
+    newer: int
+    were: bytes
+    are: bytes
+
+
 class ExtrasDamagedError(DamagedError):
     """What a session's extras are cannot be said as a difference."""
 
@@ -41,12 +54,14 @@ class ExtrasDamagedError(DamagedError):
 class Lists:
     """The lists that `state` names, with the extras of each record. Damaged records are logged and left out.
 
-    Extras are known by a number, which stands for them; what they are is in `take_extras` soon after.
+    Extras are known by a number, which stands for them; what they are is in `take_extras` soon after. `came`: what the
+    last session says by itself.
     """
 
-    def __init__(self, repository: Repository, state: State) -> None:
+    def __init__(self, repository: Repository, state: State, came: Came | None = None) -> None:
         self._repository = repository
         self._state = state
+        self._came = came
         self._warnings = 0
         self._extras: dict[int, tuple[bytes, bytes | None]] = {}
         self.extras_bytes = 0  # of what can be taken
@@ -116,6 +131,16 @@ class Lists:
         with ExitStack() as stack:
             records = self._read(self._state.listing_files(session_time)[0], session_time, stack, texts)
             yield from self._with_extras(records, session_time)
+
+    def came_between(self, older: int, newer: int) -> tuple[Iterator[Record], Iterator[Record]] | None:
+        """What is different at `newer`: the records of before, and those of now. None where nobody says it."""
+        came = self._came
+        if came is None or (came.older, came.newer) != (older, newer):
+            return None
+        return self._texts(came.were, older), self._texts(came.are, newer)
+
+    def _texts(self, text: bytes, session_time: int) -> Iterator[Record]:
+        return self._with_extras(read_records([text], self._warn), session_time)
 
     # Extended attributes and access control lists
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from histfs.errors import DamagedError, HistfsError, StorageError
 from histfs.store.catalog.indexing import Indexer, OutdatedError, Progress
-from histfs.store.catalog.lists import Lists, ListsChangedError
+from histfs.store.catalog.lists import Came, Lists, ListsChangedError
 from histfs.store.catalog.reading import Catalog
 from histfs.store.catalog.schema import DATABASE_ERRORS, ROOT, Identity, is_busy, is_catalog, read_known
 from histfs.store.entry import join
@@ -169,13 +169,14 @@ def _wait_for_writer(place: Tree) -> None:
         time.sleep(_LOOKS_EVERY_S)
 
 
-def update_catalog(tree: WritableTree, repository: Repository, *, make: bool = True) -> None:
+def update_catalog(tree: WritableTree, repository: Repository, *, make: bool = True, came: Came | None = None) -> None:
     """Bring the catalog in the repository up to date, whose lock is held. What goes wrong is logged, not raised.
 
-    `make`: make it anew where that is not possible. A catalog that is out of date does no harm.
+    `make`: make it anew where that is not possible. A catalog that is out of date does no harm. `came`: what the
+    session says that has just finished.
     """
     try:
-        _update(tree, repository, make=make)
+        _update(tree, repository, make, came)
     except (HistfsError, OSError, *DATABASE_ERRORS) as exc:
         log.warning("the catalog in the repository is not up to date, which costs readers time: %s", exc)
 
@@ -234,12 +235,12 @@ def discard_catalog(tree: WritableTree) -> None:
         tree.remove_tree(join(OWN, name))
 
 
-def _update(tree: WritableTree, repository: Repository, *, make: bool) -> None:
+def _update(tree: WritableTree, repository: Repository, make: bool, came: Came | None) -> None:
     if not make and not tree.exists(join(OWN, NAME)):
         return
     tree.make_directories(OWN)
     with WritableTree(tree.open_directory(OWN)) as place:
-        lists = Lists(repository, repository.state())
+        lists = Lists(repository, repository.state(), came)
         for end in _BESIDE:  # of these SQLite leaves only a journal behind, to be rolled back
             if place.exists(NAME + end) and not (end == _JOURNAL and stat.S_ISREG(place.stat(NAME + end).st_mode)):
                 place.remove_tree(NAME + end)
