@@ -85,6 +85,8 @@ rs_result histfs_job_iter(histfs_job_t *, char const *in, size_t in_size, int en
 int histfs_job_signature(histfs_job_t *, histfs_signature_t *);
 void histfs_job_close(histfs_job_t *);
 void histfs_signature_close(histfs_signature_t *);
+ssize_t histfs_small_delta(char const *basis, size_t basis_size, char const *content, size_t content_size,
+                           size_t block_len, size_t strong_len, int magic, char *out, size_t room);
 
 extern "Python" long long histfs_basis_read(void *handle, long long position, size_t size, void *target);
 """
@@ -267,6 +269,39 @@ static void histfs_signature_close(histfs_signature_t *self)
 {
     histfs_drop(self->shared);
     self->shared = NULL;
+}
+
+/* Does all of a job at once; how much it has put out, or -1 if it has not come to its end. */
+static ssize_t histfs_at_once(rs_job_t *job, char const *in, size_t in_size, char *out, size_t room)
+{
+    rs_buffers_t buffers = { (char *)in, in_size, 1, out, room };
+    rs_result result = rs_job_iter(job, &buffers);
+
+    rs_job_free(job);
+    return result == RS_DONE ? (ssize_t)(room - buffers.avail_out) : -1;
+}
+
+/* The delta that leads from `basis` to `content`, which are small; its size, or -1 if it needs more room, or fails. */
+static ssize_t histfs_small_delta(char const *basis, size_t basis_size, char const *content, size_t content_size,
+                                  size_t block_len, size_t strong_len, int magic, char *out, size_t room)
+{
+    size_t signature_room = 12 + (basis_size / block_len + 1) * (4 + strong_len);
+    char *signature = malloc(signature_room);
+    rs_signature_t *sums = NULL;
+    ssize_t size = -1;
+
+    if (signature)
+        size = histfs_at_once(rs_sig_begin(block_len, strong_len, (rs_magic_number)magic), basis, basis_size, signature,
+                              signature_room);
+    if (size >= 0)
+        size = histfs_at_once(rs_loadsig_begin(&sums), signature, (size_t)size, NULL, 0);
+    if (size >= 0)
+        size = sums && rs_build_hash_table(sums) == RS_DONE
+            ? histfs_at_once(rs_delta_begin(sums), content, content_size, out, room) : -1;
+    if (sums)
+        rs_free_sumset(sums);
+    free(signature);
+    return size;
 }
 
 static void histfs_job_close(histfs_job_t *self)

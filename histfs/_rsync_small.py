@@ -1,4 +1,4 @@
-"""Making small versions at once, many in one call. Private to `histfs.rsync`.
+"""Making small versions at once, many in one call, and small deltas. Private to `histfs.rsync`.
 
 C reads the files of which they are made, inflates and patches them in memory, and compares the result with its SHA1
 (csrc/small.c): what is given out is what was recorded, whatever happened to the files meanwhile.
@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from histfs._rsync import ffi, lib
-from histfs._rsync_types import ParameterError, Result
+from histfs._rsync_types import ParameterError, Result, SignatureParameters
 
 MOST_LINKS = 32
 """Names that a small version may have."""
 
+_ROOM_BYTES = 1024  # for commands, beside literals: a copy takes less than what it stands for
 _SMALL = struct.Struct("=QqII20s4x")  # histfs_small_t
 _IS_MADE = struct.Struct("=8xq4xI24x")
 
@@ -77,3 +78,15 @@ def make_small(mirror_fd: int, increments_fd: int, versions: Sequence[SmallVersi
 
 def _is_no_name(name: bytes) -> bool:
     return name in (b"", b".", b"..") or b"/" in name or b"\0" in name
+
+
+def small_delta(basis: bytes, content: bytes, parameters: SignatureParameters) -> bytes | None:
+    """The delta that leads from `basis` to `content`, both small, by a signature with the `parameters`, at once.
+
+    None where that fails: a `DeltaJob` will say why.
+    """
+    room = len(content) + _ROOM_BYTES
+    out = ffi.new("char[]", room)
+    wanted = SignatureParameters(*parameters)
+    size = lib.histfs_small_delta(basis, len(basis), content, len(content), *wanted, out, room)
+    return None if size < 0 else ffi.buffer(out, size)[:]

@@ -31,7 +31,7 @@ from histfs._rsync_codec import CHUNK, Codec
 from histfs._rsync_files import Basis, Buffer, Source, Target, open_basis, open_target, read_blocks, source_size
 from histfs._rsync_maps import BASIS, HOLE, MAX_EXTENTS, CommandFilter, DeltaParser, ExtentMap
 from histfs._rsync_reading import Check, MapReader, MapSource, Members
-from histfs._rsync_small import MOST_LINKS, Link, Made, SmallVersion, make_small
+from histfs._rsync_small import MOST_LINKS, Link, Made, SmallVersion, make_small, small_delta
 from histfs._rsync_types import (
     ERRORS,
     MAX_BLOCK_LEN,
@@ -100,6 +100,7 @@ __all__ = [
     "set_trace_level",
     "signature",
     "signature_file",
+    "small_delta",
     "strerror",
 ]
 

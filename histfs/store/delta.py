@@ -12,9 +12,9 @@ like any other.
 """
 
 import errno
+import functools
 import math
 import os
-import struct
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -23,6 +23,7 @@ from typing import NamedTuple
 from histfs import rsync
 from histfs._tree import ffi, lib
 from histfs.store.direct import DirectReader
+from histfs.store.format.delta import DELTA_END, DELTA_MAGIC, format_copy, format_literal
 from histfs.store.growing import Growing
 from histfs.store.tree import BLOCK_SIZE, read_at
 
@@ -37,10 +38,6 @@ _LONG = 64 << 10  # bytes that differ; fewer are not worth a search
 _EQUAL_PER_DIFFERENT = 4  # so much that is the same makes up for what differs: repeated content may just look the same
 _MOST_WAITING_BYTES = 1 << 20
 _SEARCHED_BLOCKS = 8  # of a signature, searched at once, as one in the middle is not found where it is cut
-_MAGIC = b"rs\x026"
-_END = b"\0"
-_WIDTHS = ">B", ">H", ">I", ">Q"
-_LITERAL, _COPY = 0x41, 0x45  # the first commands of each kind
 
 
 def make_delta(
@@ -61,11 +58,14 @@ def make_delta(
             readers = stack.enter_context(DirectReader(old_fd)), stack.enter_context(DirectReader(new_fd))
         contents = _Contents(old_fd, new_fd, old_size, size, readers, growing)
         if min(size, old_size) < _LARGE:
-            yield from rsync.delta(contents.signature(), old_fd)
+            made = None
+            if max(size, old_size) < _LARGE:
+                made = _small_delta(contents.new(0, size), contents.old(0, old_size))
+            yield from rsync.delta(contents.signature(), old_fd) if made is None else [made]
             return
-        yield _MAGIC
+        yield DELTA_MAGIC
         yield from _commands(_pieces(contents), contents)
-        yield _END
+        yield DELTA_END
 
 
 def block_len(size_bytes: int) -> int:
@@ -74,6 +74,24 @@ def block_len(size_bytes: int) -> int:
     A change costs about a block of literal data on each side, so small blocks make small increments.
     """
     return 64 if size_bytes < 10 * 1024 else math.isqrt(size_bytes) & ~15
+
+
+def _small_delta(new: bytes, old: bytes) -> bytes | None:
+    """Where no more differs than librsync's smallest piece, between what is the same at both ends, that is all."""
+    start = _common_start(old, new)
+    end = _common_start(old[start:][::-1], new[start:][::-1])
+    length = block_len(len(new))
+    if len(old) - start - end > length:
+        return rsync.small_delta(new, old, _parameters(length))
+    start, end = (same if same >= _BY_CHANCE else 0 for same in (start, end))
+    literal = old[start : len(old) - end]
+    copies = format_copy(0, start), format_copy(len(new) - end, end)
+    return b"".join([DELTA_MAGIC, copies[0], format_literal(literal), copies[1], DELTA_END])
+
+
+@functools.lru_cache
+def _parameters(length: int, magic: rsync.Magic = rsync.Magic.RK_BLAKE2) -> rsync.SignatureParameters:
+    return rsync.recommend(block_len=length, magic=magic)
 
 
 class _Piece(NamedTuple):
@@ -157,7 +175,7 @@ class _Contents:
     def signature(self, magic: rsync.Magic = rsync.Magic.RK_BLAKE2) -> rsync.Signature:
         """Of the new content."""
         blocks = (self.new(at, at + BLOCK_SIZE) for at in range(0, self.new_size, BLOCK_SIZE))
-        return rsync.Signature.of(blocks, rsync.recommend(block_len=block_len(self.new_size), magic=magic))
+        return rsync.Signature.of(blocks, _parameters(block_len(self.new_size), magic))
 
     def differing(self, start: int, end: int, shift: int, page: int) -> bytes:
         """For each page of a range of the old content, 1 if it is not the same in the new one, so shifted, else 0.
@@ -420,17 +438,7 @@ def _worth_cutting(same: int, literal: _Piece) -> int:
 
 def _formatted(copy: _Piece | None, literal: _Piece | None, contents: _Contents) -> Iterator[bytes]:
     if copy is not None and copy.shift is not None:
-        i, number = _number(copy.start + copy.shift)
-        j, size = _number(copy.end - copy.start)
-        yield bytes([_COPY + 4 * i + j]) + number + size
+        yield format_copy(copy.start + copy.shift, copy.end - copy.start)
     if literal is not None:
         for start in range(literal.start, literal.end, BLOCK_SIZE):
-            end = min(start + BLOCK_SIZE, literal.end)
-            width, number = _number(end - start)
-            yield b"".join([bytes([_LITERAL + width]), number, contents.old(start, end)])
-
-
-def _number(number: int) -> tuple[int, bytes]:
-    """It in the fewest bytes that a command has for it; how many these are, as a power of two."""
-    width = next(width for width in range(4) if number < 1 << (8 << width))
-    return width, struct.pack(_WIDTHS[width], number)
+            yield format_literal(contents.old(start, min(start + BLOCK_SIZE, literal.end)))

@@ -201,6 +201,49 @@ def test_any_edits(data: st.DataObject) -> None:
         check(old, new)
 
 
+SMALL = CHANCE.randbytes(20_000)
+
+
+@pytest.mark.parametrize("at", [0, 5, 16, 9000, 19_950, 19_999, 20_000])
+@pytest.mark.parametrize(("removed", "inserted"), [(0, 0), (0, 40), (40, 0), (30, 40), (1, 0)])
+def test_one_place_of_a_small_file(at: int, removed: int, inserted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes no signature, and no more than what was there."""
+    monkeypatch.setattr(rsync, "small_delta", None)
+    new = SMALL[:at] + CHANCE.randbytes(inserted) + SMALL[at + removed :]
+    commands = check(SMALL, new)
+    assert literal_bytes(commands) <= removed + 2 * 16
+    assert len(commands) <= 3
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 64, 100, 5000, 65_535])
+@pytest.mark.parametrize("old", [b"", b"x", SMALL[:100], bytes(5000), IMAGE[:65_535]])
+def test_small_files_that_have_little_in_common(old: bytes, size: int) -> None:
+    check(old, CHANCE.randbytes(size))
+    check(old, old[:size] + old[size // 2 :])
+
+
+@given(
+    st.lists(st.sampled_from([b"a", b"b", bytes(20), SMALL[:70]]), max_size=40).map(b"".join),
+    st.lists(st.sampled_from([b"a", b"b", bytes(20), SMALL[:70]]), max_size=40).map(b"".join),
+)
+def test_small_files_made_of_the_same(old: bytes, new: bytes) -> None:
+    check(old, new)
+
+
+def test_a_small_delta_is_that_of_the_jobs() -> None:
+    for parameters in (rsync.SignatureParameters(64, 32), rsync.SignatureParameters(16, 8, rsync.Magic.RK_MD4)):
+        new = overwritten(SMALL, 50, 7000, 19_990)
+        made = b"".join(rsync.delta(rsync.Signature.of(new, parameters), SMALL))
+        assert rsync.small_delta(new, SMALL, parameters) == made
+
+
+def test_a_small_delta_that_fails_is_made_by_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    monkeypatch.setattr(rsync, "small_delta", lambda *arguments: calls.append(arguments))
+    check(SMALL, overwritten(SMALL, 50, 7000))
+    assert len(calls) == 1
+
+
 def test_files_are_read_from_their_beginning() -> None:
     with tempfile.TemporaryFile(buffering=0) as one, tempfile.TemporaryFile(buffering=0) as other:
         one.write(IMAGE)
