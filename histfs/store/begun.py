@@ -29,7 +29,7 @@ from histfs.store import held
 from histfs.store.batch import Batch
 from histfs.store.emptying import check_one_file_system
 from histfs.store.entry import Entry, Kind, is_below, join, name_of, parent_of, sort_key
-from histfs.store.files import WritableTree
+from histfs.store.files import Attributes, WritableTree
 from histfs.store.format.journal import (
     BEGIN,
     FILES,
@@ -353,9 +353,12 @@ class FirstSession:
         is_there = name_of(path) in names
         names.discard(name_of(path))
         sha1 = None if self._left is None else self._left.sha1_of(found)
-        if self._left is not None and sha1 is not None and is_there and self._is_whole(found, path):
+        there = self._whole(found, path) if sha1 is not None and is_there else None
+        if self._left is not None and there is not None:
             self._left.keep()
-            self._batch.set_attributes(path, Kind.REGULAR, self._attributes(found.entry, found.status))
+            attributes = self._attributes(found.entry, found.status)
+            if not self._is_dressed(path, there, attributes):
+                self._batch.set_attributes(path, Kind.REGULAR, attributes)
             self.kept_files += 1
             return sha1
         if self._left is not None:
@@ -365,13 +368,22 @@ class FirstSession:
             self._tree.remove_tree(path)
         return None
 
-    def _is_whole(self, found: Found, path: bytes) -> bool:
+    def _whole(self, found: Found, path: bytes) -> os.stat_result | None:
+        """The copy that is at `path`; None if it is not what was copied of what was `found`."""
         if found.is_suspect:
-            return False
+            return None
         there = self._tree.stat(path)
         is_plain = stat.S_ISREG(there.st_mode) and there.st_nlink == 1
         size_and_time = there.st_size, there.st_mtime_ns // 10**9
-        return is_plain and size_and_time == (found.status.st_size, found.entry.mtime_s) and found.has_time_of(there)
+        is_whole = is_plain and size_and_time == (found.status.st_size, found.entry.mtime_s)
+        return there if is_whole and found.has_time_of(there) else None
+
+    def _is_dressed(self, path: bytes, there: os.stat_result, wanted: Attributes) -> bool:
+        """Whether the copy has all that it should have, as most have."""
+        has = stat.S_IMODE(there.st_mode), there.st_uid, there.st_gid, there.st_mtime_ns
+        if has != wanted[:4] or wanted.xattrs or wanted.acl:
+            return False
+        return (wanted.xattrs is None and wanted.acl is None) or not self._tree.xattr_names(path)
 
     # What is noted
 

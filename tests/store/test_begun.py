@@ -20,6 +20,7 @@ from histfs.errors import HistfsError, NotARepositoryError
 from histfs.store import begun, copying
 from histfs.store.backup import backup
 from histfs.store.begun import BEGUN, FirstSession, Left, has_begun
+from histfs.store.entry import Kind
 from histfs.store.files import WritableTree
 from histfs.store.naming import Naming
 from histfs.store.regress import regress
@@ -378,8 +379,20 @@ def test_attributes_are_set_again(
 ) -> None:
     stop(tree, monkeypatch, b"d")
     (tree.repository / "b/2").chmod(0o777)
+    os.setxattr(tree.repository / "b/3", "user.of somebody", b"else")
     (tree.repository / "b").chmod(0o711)
+    files: list[bytes] = []
+    real = WritableTree.set_attributes
+
+    def set_attributes(mirror: WritableTree, path: bytes, kind: Kind, *arguments: Any) -> None:
+        if kind is Kind.REGULAR:
+            files.append(path)
+        real(mirror, path, kind, *arguments)
+
+    monkeypatch.setattr(WritableTree, "set_attributes", set_attributes)
     assert go_on(tree, copied) == 15
+    assert files == [b"b/2", b"b/3"]  # the others have theirs
+    assert os.listxattr(tree.repository / "b/3") == []
 
 
 def test_names_that_are_quoted_otherwise(
