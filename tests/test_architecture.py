@@ -104,6 +104,7 @@ STORE_LAYERS = [
         "mounts",
         "source",
         "special",
+        "strangers",
         "sums",
         "tree",
         "unfinished",

@@ -293,7 +293,7 @@ class _Session:
             first: FirstSession | None = None
             if previous is None:
                 first = stack.enter_context(
-                    FirstSession(self._tree, self._source, batch, self._owners, self._started_ns)
+                    FirstSession(self._tree, self._source, batch, self._owners, copies, self._started_ns)
                 )
             mirror = MirrorUpdate(
                 *(self._tree, self._layout, self._source, batch, increments, report, self._owners, copies),

@@ -2,9 +2,9 @@
 
 Every few seconds, in a thread of its own, there is a barrier, and then what was copied before it is noted in a journal
 (`format.journal`). So what the journal says is on the disk, also after a power cut. The next session keeps the copy of
-each file that is in the source as it was then: the same inode number, size, modification and change time. All else
-that is there goes, and is copied as in any first session: what is not noted may be torn. A finished session has no
-journal.
+each file that is in the source as it was then: the same inode number, size, modification and change time. What is not
+noted may be torn: a small copy stays if it has the content of the source's file, byte by byte, and all else goes. A
+finished session has no journal.
 
 No note outlives the copy that it is about. Before one that is noted goes, or is made again, its note is revoked, and
 that is on the disk: else a third session could believe what the first one noted of what the second one was writing
@@ -27,6 +27,7 @@ from typing import NamedTuple, Self
 from histfs.errors import DamagedError, FormatError, UnfinishedError
 from histfs.store import held
 from histfs.store.batch import Batch
+from histfs.store.copying import Copies
 from histfs.store.emptying import check_one_file_system
 from histfs.store.entry import Entry, Kind, is_below, join, name_of, parent_of, sort_key
 from histfs.store.files import Attributes, WritableTree
@@ -288,8 +289,11 @@ class FirstSession:
     Paths in the mirror are on-disk paths. `since_ns`: when the session began.
     """
 
-    def __init__(self, tree: WritableTree, source: Source, batch: Batch, owners: Owners, since_ns: int) -> None:
+    def __init__(
+        self, tree: WritableTree, source: Source, batch: Batch, owners: Owners, copies: Copies, since_ns: int
+    ) -> None:
         self._tree = tree
+        self._copies = copies
         self._batch = batch
         self._attributes = held.MirrorAttributes(source.extras, owners).of
         self._layout = b"\0".join(tree.read_small_file(path, limit=4096) for path in (CHARS_TO_QUOTE, SPECIAL_ESCAPES))
@@ -348,7 +352,10 @@ class FirstSession:
             self._tree.remove_tree(join(path, name))
 
     def take(self, found: Found, path: bytes) -> bytes | None:
-        """The SHA1 (hex) of the copy of what was `found`, if it is at the new name `path`; what else is there goes."""
+        """The SHA1 (hex) of the copy of what was `found`, if it is at the new name `path`.
+
+        What else is there goes, but for what may turn out to be the copy when it is compared.
+        """
         names = self._names.get(parent_of(path), set())
         is_there = name_of(path) in names
         names.discard(name_of(path))
@@ -364,9 +371,15 @@ class FirstSession:
         if self._left is not None:
             self._left.pass_over(found.path)
             self._revoke()
-        if is_there:
+        if is_there and self._copies.can_take(found) and self._is_a_file(path, found.status.st_size):
+            self._copies.may_stay.add(path)
+        elif is_there:
             self._tree.remove_tree(path)
         return None
+
+    def _is_a_file(self, path: bytes, size_bytes: int) -> bool:
+        there = self._tree.stat(path)
+        return stat.S_ISREG(there.st_mode) and there.st_nlink == 1 and there.st_size == size_bytes
 
     def _whole(self, found: Found, path: bytes) -> os.stat_result | None:
         """The copy that is at `path`; None if it is not what was copied of what was `found`."""

@@ -18,14 +18,14 @@ from contextlib import ExitStack
 from typing import Self
 
 from histfs._tree import ffi, lib
-from histfs.errors import SourceError, StorageError
+from histfs.errors import SourceError
 from histfs.store.cloned import Clone, is_scattered, try_clone
 from histfs.store.direct import try_direct, write_direct
 from histfs.store.entry import name_of, parent_of
 from histfs.store.files import Attributes, WritableTree, write_blocks
 from histfs.store.growing import Growing
-from histfs.store.layout import DATA
 from histfs.store.source import Found, Source
+from histfs.store.strangers import remove_stranger
 from histfs.store.sums import BlockSums
 from histfs.store.walk import fits
 
@@ -40,35 +40,7 @@ _BEGIN_WRITING = 2  # sync_file_range(2): SYNC_FILE_RANGE_WRITE
 _MOST_UPDATES = 3  # blocks or chunks that wait to be hashed; of the chunks in memory (`growing`) more are kept
 _MOST_BATCHES = 6  # that run or wait
 _COPY = struct.Struct("=iiIIQQqqIIIiI20s")  # struct histfs_copy in `csrc/copy.h`
-_OWNER_REFUSED, _HAS_XATTRS = 1, 2
-
-
-def remove_stranger(tree: WritableTree, path: bytes) -> None:
-    """Remove what has the place of something new: a person put it there, or a session that died; no list knows it.
-
-    Unless it has another name, and the file system takes the two for one; or it is or holds a repository, as a person's
-    other backups must not go for this one. Raises StorageError, OSError.
-    """
-    parent, _, name = path.rpartition(b"/")
-    if name not in tree.names(parent):
-        raise StorageError(
-            "the file system of the repository takes two names for one",
-            path=path,
-            advice="use one that tells upper from lower case and leaves the bytes of names as they are",
-        )
-    if repository := repository_in(tree, path):
-        raise StorageError(
-            "is a repository in the place of what is backed up to here",
-            path=repository,
-            advice="move it out of this repository, and back up again",
-        )
-    tree.remove_tree(path)
-
-
-def repository_in(tree: WritableTree, path: bytes) -> bytes | None:
-    """A repository that `path`, which may be missing, is or holds. Raises OSError."""
-    below = tree.directories_below(path)
-    return next((directory for directory, directories, _ in below if DATA in directories), None)
+_OWNER_REFUSED, _HAS_XATTRS, _MAY_BE_THERE = 1, 2, 4
 
 
 def _written_back(fd: int, blocks: Iterator[bytes]) -> Iterator[bytes]:
@@ -223,6 +195,7 @@ class Copies:
         # These begin when they are needed.
         self._large, self._hashing, self._summing, self._writing = (ThreadPoolExecutor(1) for _ in range(4))
         self._content: Growing | None = None  # of the large copy that was begun last
+        self.may_stay: set[bytes] = set()  # paths in the mirror, until they are copied
 
     def __enter__(self) -> Self:
         return self
@@ -385,9 +358,19 @@ class Copies:
         return is_plain and not self.is_large(found) and fits(found.status)
 
     def add(self, found: Found, path: bytes, attributes: Attributes) -> Copy:
-        """Copy what was `found` to the new name `path` in the mirror. Raises SourceError, OSError."""
+        """Copy what was `found` to the new name `path` in the mirror. Raises SourceError, OSError.
+
+        A file of those that `may_stay` is the copy if it has the content, and goes if not.
+        """
         self._tree.will_change(path)
-        directories = self._directories(parent_of(found.path), parent_of(path))
+        may_stay = path in self.may_stay
+        self.may_stay.discard(path)
+        try:
+            directories = self._directories(parent_of(found.path), parent_of(path))
+        except SourceError:
+            if may_stay:
+                self._tree.unlink(path)
+            raise
         batch = self._batch
         name_at = len(batch.names)
         batch.names += found.entry.name + b"\0"
@@ -398,7 +381,7 @@ class Copies:
         attributes_here = attributes.mode, attributes.uid, attributes.gid
         batch.records += _COPY.pack(
             *(*directories, name_at, mirror_name_at, status.st_ino, status.st_dev, status.st_size, mtime_ns),
-            *(*attributes_here, 0, 0, b""),
+            *(*attributes_here, 0, _MAY_BE_THERE if may_stay else 0, b""),
         )
         copy = Copy(found, path, attributes, batch, len(batch.files))
         batch.files.append(copy)

@@ -13,11 +13,10 @@ from histfs.errors import DamagedError, HistfsError, SourceError
 from histfs.store import held, plan
 from histfs.store.batch import Batch
 from histfs.store.begun import FirstSession
-from histfs.store.copying import Copies, remove_stranger
+from histfs.store.copying import Copies
 from histfs.store.entry import Entry, Kind, is_below, join
 from histfs.store.files import WritableTree
 from histfs.store.groups import Group, Key, LinkGroups
-from histfs.store.held import Directory
 from histfs.store.increments import IncrementWriter
 from histfs.store.layout import Layout
 from histfs.store.long_names import LongNames
@@ -26,6 +25,7 @@ from histfs.store.owners import Owners
 from histfs.store.records import Update
 from histfs.store.source import Found, Source
 from histfs.store.special import make_special
+from histfs.store.strangers import remove_stranger
 from histfs.store.sums import Sums
 
 
@@ -65,7 +65,7 @@ class MirrorUpdate:
         self._attributes = held.MirrorAttributes(source.extras, owners).of
         self._long_names = LongNames(tree, layout)
         self._temporary = layout.temporary_names(secrets.randbits(62))
-        self._directories: list[Directory] = []
+        self._directories: list[held.Directory] = []
         self._marked = 0  # so many of `_directories`, from the root, need their attributes set when they are left
         self._groups = LinkGroups(layout.mirror_path, self._intact_mirror_file)
 
@@ -105,7 +105,7 @@ class MirrorUpdate:
         increment_bytes = self._preserve(old, None)
         if old.kind is Kind.DIRECTORY:
             self._open_up(old)
-            self._directories.append(Directory(old.path, old, None, None, None, self._may_go_last()))
+            self._directories.append(held.Directory(old.path, old, None, None, None, self._may_go_last()))
         else:
             self._remove_file(old, self._layout.mirror_path(old))
         return Update(None, True, increment_bytes)
@@ -136,7 +136,7 @@ class MirrorUpdate:
         if self._moves is not None:
             self._moves.kept(old.path)
         if old.kind is Kind.DIRECTORY:
-            self._directories.append(Directory(old.path, old, old, None, None))
+            self._directories.append(held.Directory(old.path, old, old, None, None))
         return Update(old._replace(link_group=None, sha1=self._groups.old_digest(old)), False, None, True)
 
     def mark_root(self) -> None:
@@ -228,7 +228,7 @@ class MirrorUpdate:
             self._report(DamagedError("is missing in the mirror, and is made again", path=new.path))
             self._make_directory(path, new.path)
             self._touch()
-        self._directories.append(Directory(new.path, old, new, status, None))
+        self._directories.append(held.Directory(new.path, old, new, status, None))
         if change is not plan.Change.NONE:
             self._touch()
         return Update(new, change is not plan.Change.NONE, increment_bytes)
@@ -438,7 +438,7 @@ class MirrorUpdate:
         self._touch()
         if old is not None and old.kind is Kind.DIRECTORY:
             self._open_up(old)
-            self._directories.append(Directory(old.path, old, new, None, temporary))
+            self._directories.append(held.Directory(old.path, old, new, None, temporary))
         elif old is not None:
             self._batch.replace(temporary, self._layout.mirror_path(new))
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from histfs._tree import ffi, lib
 from histfs.store.batch import Batch
 from histfs.store.compression import read_decompressed
-from histfs.store.copying import Copies, remove_stranger
+from histfs.store.copying import Copies
 from histfs.store.entry import Entry, Kind, is_below, join, parent_of, sort_key
 from histfs.store.files import Attributes, WritableTree
 from histfs.store.format.ledger import RACY, SEEN_BYTES, VALID, Seen
@@ -33,6 +33,7 @@ from histfs.store.ledger import BLOCK_RECORDS, Ledger
 from histfs.store.look import entry_of, read_extras
 from histfs.store.owners import Owners
 from histfs.store.source import Found, Source
+from histfs.store.strangers import remove_stranger
 from histfs.store.tree import Tree, file_blocks
 from histfs.store.walk import fits
 

@@ -21,7 +21,6 @@ from histfs.errors import NO_ROOM, DamagedError, HistfsError, printable
 from histfs.store.batch import Batch
 from histfs.store.compression import compress
 from histfs.store.content.opening import sha1_of
-from histfs.store.copying import repository_in
 from histfs.store.entry import NO_EXTRAS, Entry, Extras, Kind, is_below, join, name_of, parent_of
 from histfs.store.files import Attributes, WritableTree
 from histfs.store.format.metadata import format_record
@@ -35,6 +34,7 @@ from histfs.store.owners import Owners
 from histfs.store.repository import Repository
 from histfs.store.snapshot import Snapshot
 from histfs.store.special import make_special
+from histfs.store.strangers import repository_in
 from histfs.store.touched import Notes, Session, Touched, discard
 from histfs.store.writing import write_content
 

@@ -179,6 +179,90 @@ def test_what_the_source_does_not_have_any_more_goes(
     assert go_on(tree, copied) == 5
 
 
+@pytest.fixture
+def unnoted(tree: Sessions, monkeypatch: pytest.MonkeyPatch) -> Sessions:
+    """What a session has copied that was cut off; of one file alone that is noted, or all would go."""
+    with monkeypatch.context() as context:
+        context.setattr(begun, "INTERVAL_S", 0)
+        context.setattr(begun, "ThreadPoolExecutor", AtOnce)
+        stop(tree, monkeypatch, b"a/1")
+    with monkeypatch.context() as context:
+        context.setattr(begun, "INTERVAL_S", 10**6)
+        stop(tree, monkeypatch, b"z")
+    assert _noted(tree.repository) == {b"a/0"}
+    return tree
+
+
+def inode(path: Path) -> tuple[int, int]:
+    status = path.lstat()
+    return status.st_ino, status.st_ctime_ns
+
+
+def test_a_copy_that_is_not_noted_is_compared(unnoted: Sessions, copied: list[bytes]) -> None:
+    """What is the same stays, and gets what it should have beside its content."""
+    repository = unnoted.repository
+    (repository / "b/1").chmod(0o777)
+    os.setxattr(repository / "b/2", "user.of somebody", b"else")
+    numbers = {name: inode(repository / name)[0] for name in ("b/0", "b/1", "b/2", "d/4", "e")}
+    assert go_on(unnoted, copied) == 1
+    assert numbers == {name: inode(repository / name)[0] for name in numbers}
+    assert os.listxattr(repository / "b/2") == []
+
+
+def test_nothing_is_written_to_a_copy_that_is_another_one(unnoted: Sessions, copied: list[bytes]) -> None:
+    """Who has it open sees what it was."""
+    content = (unnoted.source / "b/1").read_bytes()
+    (unnoted.source / "b/1").write_bytes(content[::-1])
+    with (unnoted.repository / "b/1").open("rb") as file:
+        go_on(unnoted, copied)
+        assert file.read() == content
+    assert (unnoted.repository / "b/1").read_bytes() == content[::-1]
+
+
+@pytest.mark.parametrize("put", ["link", "symlink", "fifo", "directory", "longer"])
+def test_what_is_no_copy_goes(unnoted: Sessions, copied: list[bytes], put: str, tmp_path: Path) -> None:
+    mirrored, content = unnoted.repository / "b/1", (unnoted.repository / "b/1").read_bytes()
+    mirrored.unlink()
+    (tmp_path / "victim").write_bytes(content)
+    match put:
+        case "link":
+            os.link(tmp_path / "victim", mirrored)
+        case "symlink":
+            mirrored.symlink_to(tmp_path / "victim")
+        case "fifo":
+            os.mkfifo(mirrored)
+        case "directory":
+            (mirrored / "x").mkdir(parents=True)
+        case _:
+            mirrored.write_bytes(content + b"x")
+    before = inode(tmp_path / "victim")[0], (tmp_path / "victim").stat().st_mode
+    go_on(unnoted, copied)
+    assert before == (inode(tmp_path / "victim")[0], (tmp_path / "victim").stat().st_mode)
+    assert inode(mirrored)[0] != before[0]
+    assert (tmp_path / "victim").read_bytes() == content
+
+
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_what_goes_while_it_is_looked_at_leaves_no_copy(
+    unnoted: Sessions, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    real = copying.Copies.add
+
+    def add(copies: copying.Copies, found: Any, path: bytes, attributes: Any) -> Any:
+        if path == b"b/1":
+            if what == "file":
+                (unnoted.source / "b/1").unlink()
+            else:
+                shutil.rmtree(unnoted.source / "b")
+                copies.start()  # so that the directory is opened anew
+        return real(copies, found, path, attributes)
+
+    monkeypatch.setattr(copying.Copies, "add", add)
+    unnoted.backup(may_report=True)
+    assert not (unnoted.repository / "b/1").exists()
+    assert (unnoted.repository / "b/0").exists() is (what == "file")
+
+
 def test_what_was_not_noted_is_not_trusted(
     tree: Sessions, copied: list[bytes], monkeypatch: pytest.MonkeyPatch, notes_all: None
 ) -> None:
@@ -516,7 +600,7 @@ def test_little_is_read_again(large: Sessions, monkeypatch: pytest.MonkeyPatch, 
     (large.source / "d0/000.bin").write_bytes(b"changed meanwhile")
     bytes_read, kept = _run(large)
     assert kept == len(noted) - 1
-    assert bytes_read < (160 - len(noted) << 20) + (8 << 20)
+    assert bytes_read < 2 * (160 - len(noted) << 20) + (8 << 20)  # a copy that is not noted is read as well
     large.now = FIRST + 1
     large.states[large.now] = read(large.source)
     check(large)
