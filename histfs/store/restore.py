@@ -325,7 +325,8 @@ class _Restore:
                 self._clearing.delete(path, names, directory.place, is_elsewhere=directory.is_elsewhere)
             if not self._manner.dry_run:
                 if not self._directories:
-                    self._target.finish(is_complete=not self._errors)  # it changes the directory
+                    is_complete = not self._errors and self._selection is None
+                    self._target.finish(is_complete=is_complete)  # it changes the directory
                 found = self._target.find(path)
                 if found is None or self._dress.change(directory.entry, found.entry) is not plan.Change.NONE:
                     attributes = self._dress.attributes(directory.entry, directory.entry.mtime_s * 10**9)

@@ -14,6 +14,7 @@ from tests.comparison import difference, read
 from tests.store.places import is_root
 from tests.store.sessions import Sessions
 from tests.store.test_merge import DELETE, MERGE, run
+from tests.store.test_restore_protects import selection
 from tests.trees import Dir, File, build
 from tests.users import as_ordinary_user, give_away
 
@@ -182,6 +183,18 @@ def test_a_mark_stays_while_something_cannot_be_restored(simple: Sessions, targe
     mirrored.write_bytes(content)
     os.utime(mirrored, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert run(simple, target, MERGE).outcome.errors == 0
+    assert is_as_backed_up(simple, target)
+    assert leftovers(target) == []
+
+
+def test_a_mark_stays_while_not_all_is_restored(simple: Sessions, target: Path) -> None:
+    run(simple, target, Manner())
+    lose_content(target / "d" / "x")
+    (target / MARK).touch()
+    chosen = selection(("exclude", b"d"))
+    run(simple, target, MERGE, selection=chosen)
+    assert len(leftovers(target)) == 1
+    run(simple, target, MERGE)
     assert is_as_backed_up(simple, target)
     assert leftovers(target) == []
 
