@@ -4,16 +4,20 @@
    what is as the record says; for all else, and where it is old or missing, it looks itself. Nothing is asked for that
    an earlier session has not entered, nor anything on another file system than the root's. No link is followed.
 
+   Of a file that has changed they have the kernel fetch the content, the new one and that in the mirror, as both will be
+   read: one after the other a disk needs several times as long for many of them.
+
    The lock guards the queue and the states of tasks. What is in a task belongs to the scout that runs it, then to the
    comparison. All paths are copies, as the text belongs to the caller. */
 
 enum { HISTFS_MOST_SCOUTS = 16, HISTFS_MOST_TASKS = 64, HISTFS_SCOUT_LEVELS = 8 };
 enum { HISTFS_SCOUTED_NAMES_BYTES = 32 << 20, HISTFS_SCOUTED_FOR_S = 1 }; /* listings that wait; how long they are true */
+enum { HISTFS_FETCHED_BYTES = 256 * 1024 }; /* of one content; what is longer is read by the kernel ahead by itself */
 enum histfs_state { HISTFS_WAITS, HISTFS_RUNS, HISTFS_IS_DONE };
 
-/* What was found of a path. */
+/* What was found of a path, and what was there before. */
 struct scouted {
-    struct histfs_seen now;
+    struct histfs_seen then, now;
     int is_known, is_listed;
     struct names names; /* if it is listed: of the directory that is `now` */
 };
@@ -32,7 +36,7 @@ struct task {
 };
 
 struct scouts {
-    int root;
+    int root, mirror; /* the second: perhaps -1 */
     uint64_t device; /* of the root: scouts stay on its file system, as another one may be a network */
     size_t records_at_once, records_from;
     size_t wanted, count;
@@ -132,6 +136,41 @@ static void histfs_list_ahead(
     histfs_push_above(above, path, strlen(path), directory);
 }
 
+/* Have the kernel begin to read a regular file. */
+static void histfs_fetch(int directory, const char *path)
+{
+    struct open_how how = {
+        .flags = O_PATH | O_NOFOLLOW | O_CLOEXEC, .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV,
+    };
+    struct stat status;
+    int file = (int)syscall(SYS_openat2, directory, path, &how, sizeof how);
+    int is_regular = file >= 0 && !fstat(file, &status) && S_ISREG(status.st_mode);
+
+    if (file >= 0)
+        close(file);
+    how.flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC; /* if it is no regular file any more */
+    if (!is_regular || (file = (int)syscall(SYS_openat2, directory, path, &how, sizeof how)) < 0)
+        return;
+    (void)posix_fadvise(file, 0, HISTFS_FETCHED_BYTES, POSIX_FADV_WILLNEED);
+    close(file);
+}
+
+/* Of a file that is not what it was fetch what the session will read. */
+static void histfs_fetch_changed(const struct scouts *scouts, int parent, const char *name, const char *path,
+    const struct scouted *found)
+{
+    const struct histfs_seen *then = &found->then, *now = &found->now;
+    int is_there = found->is_known && S_ISREG(now->mode);
+    int may_stay = is_there && then->mtime_ns == now->mtime_ns && then->size == now->size;
+
+    if (!S_ISREG(then->mode) || (may_stay && then->ctime_ns == now->ctime_ns && then->inode == now->inode))
+        return;
+    if (is_there)
+        histfs_fetch(parent, name);
+    if (!may_stay && scouts->mirror >= 0)
+        histfs_fetch(scouts->mirror, path); /* a name that is quoted there is not found, and read without this */
+}
+
 static void histfs_run_task(struct scouts *scouts, struct task *task)
 {
     struct above above = {.depth = 0};
@@ -151,6 +190,8 @@ static void histfs_run_task(struct scouts *scouts, struct task *task)
         found->is_known = parent >= 0 && !histfs_see(parent, name, AT_SYMLINK_NOFOLLOW, &found->now);
         if (found->is_known && S_ISDIR(found->now.mode) && found->now.device == scouts->device)
             histfs_list_ahead(scouts, &above, parent, name, path, found);
+        else if (parent < 0 || !found->is_known || found->now.device == scouts->device)
+            histfs_fetch_changed(scouts, parent, name, path, found);
     }
     while (above.depth)
         close(above.levels[--above.depth].directory);
@@ -193,8 +234,9 @@ static void *histfs_be_scout(void *argument)
 }
 
 /* In the tree with that root, with these numbers: of threads, of records that one of them gets, and of records from which
-   on it is worth while. NULL without memory or descriptors. Threads are made when they are needed. */
-static struct scouts *histfs_scouts_new(int root, size_t threads, size_t records_at_once, size_t records_from)
+   on it is worth while. `mirror`: perhaps -1. NULL without memory or descriptors. Threads are made when they are needed. */
+static struct scouts *histfs_scouts_new(
+    int root, int mirror, size_t threads, size_t records_at_once, size_t records_from)
 {
     struct scouts *scouts = calloc(1, sizeof *scouts);
     struct stat status;
@@ -203,6 +245,7 @@ static struct scouts *histfs_scouts_new(int root, size_t threads, size_t records
         free(scouts);
         return NULL;
     }
+    scouts->mirror = mirror < 0 ? -1 : fcntl(mirror, F_DUPFD_CLOEXEC, 0);
     scouts->device = status.st_dev;
     scouts->wanted = threads < HISTFS_MOST_SCOUTS ? threads : HISTFS_MOST_SCOUTS;
     scouts->records_at_once = records_at_once;
@@ -257,6 +300,8 @@ static void histfs_scouts_free(struct scouts *scouts)
     pthread_cond_destroy(&scouts->is_done);
     pthread_mutex_destroy(&scouts->lock);
     close(scouts->root);
+    if (scouts->mirror >= 0)
+        close(scouts->mirror);
     free(scouts);
 }
 
@@ -293,6 +338,7 @@ static struct task *histfs_new_task(
     }
     for (; task->count < count; task->count++, at += bytes) {
         bytes = run->seen[seen_at + task->count].record_bytes;
+        task->found[task->count].then = run->seen[seen_at + task->count];
         path = histfs_path_of(run->text + at, bytes, &length);
         task->places[task->count] = at - *text_at + task->count;
         memcpy(task->paths + task->places[task->count], path, length);

@@ -78,7 +78,8 @@ static void histfs_walk_free(histfs_walk *walk)
 static void histfs_walk_scout(histfs_walk *walk, size_t threads, size_t records_at_once, size_t records_from)
 {
     if (!walk->scouts && walk->depth == 1 && threads && records_at_once)
-        walk->scouts = histfs_scouts_new(walk->levels[0].directory, threads, records_at_once, records_from);
+        walk->scouts = histfs_scouts_new(
+            walk->levels[0].directory, walk->mirror, threads, records_at_once, records_from);
 }
 
 /* Go into `directory`, which is the current name (or the root) and closed in the end. 0, or an error number.

@@ -4,6 +4,8 @@ That sessions with them are those that look at everything is tested where passin
 these tests.
 """
 
+import ctypes
+import mmap
 import os
 import random
 import shutil
@@ -32,13 +34,13 @@ def wide(directories: int, files: int) -> Dir:
 class Known:
     """A tree as a list and a ledger have it, without a repository."""
 
-    def __init__(self, top: Path) -> None:
+    def __init__(self, top: Path, mirror: Path | None = None) -> None:
         self.top = top
         paths = [os.path.relpath(path, top) for path in self._walk(top)]
         records = [_RECORD % os.fsencode(path) for path in paths]
         self.text = b"".join(records)
         self.count = len(records)
-        mirror_ctime_ns = [(top / path).lstat().st_ctime_ns for path in paths]
+        mirror_ctime_ns = [((mirror or top) / path).lstat().st_ctime_ns for path in paths]
         self.seen = b""
         for path, record, ctime_ns in zip(paths, records, mirror_ctime_ns, strict=True):
             seen = seen_of((top / path).lstat())._replace(record_bytes=len(record), flags=1)
@@ -98,6 +100,58 @@ def test_nothing_is_left_of_scouts_wherever_a_walk_ends(tmp_path: Path) -> None:
         path.write_bytes(b"%d" % int(path.name[1:]))
         known = Known(tmp_path / "top")
         assert (tasks(), descriptors()) == before
+
+
+def _has_cached(path: Path) -> bool:
+    """Whether the kernel has the first page of it in memory (mincore(2)), without having it read by this question."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        page = ctypes.c_char.from_buffer(mapped)
+        answer = ctypes.create_string_buffer(1)
+        failed = ctypes.CDLL(None, use_errno=True).mincore(ctypes.byref(page), ctypes.c_size_t(1), answer)
+        del page
+        assert not failed, os.strerror(ctypes.get_errno())
+        return answer.raw[0] & 1 == 1
+
+
+def _evict(*paths: Path) -> None:
+    for path in paths:
+        for _ in range(50):  # a page that is new, or being written, may stay at first
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if not _has_cached(path):
+                break
+            time.sleep(0.02)
+        else:
+            pytest.skip("the file system of temporary files keeps everything in memory")
+
+
+@pytest.mark.usefixtures("all_at_first")
+def test_content_of_changed_files_is_fetched_before_it_is_asked_for(tmp_path: Path) -> None:
+    source, mirror, outside = tmp_path / "source", tmp_path / "mirror", tmp_path / "outside"
+    for top in (source, mirror):
+        build(top, wide(60, 30))
+    outside.write_bytes(b"not of the mirror")
+    known = Known(source, mirror)
+    for path in ("d030/f3", "d031/f5", "d031/f6", "d031/f7", "d032/f0"):
+        (source / path).write_bytes(b"longer than before")
+    (source / "d031/f4").unlink()
+    os.utime(source / "d031/f9", (1, 1))
+    (source / "d031/f9").chmod(0o600)
+    for path in ("d031/f5", "d031/f6"):
+        (mirror / path).unlink()
+    (mirror / "d031/f5").symlink_to(outside)
+    os.mkfifo(mirror / "d031/f6")
+    fetched = [source / "d030/f3", source / "d031/f7", source / "d031/f9", mirror / "d031/f4", mirror / "d032/f0"]
+    left = [outside, source / "d030/f2", mirror / "d030/f2"]
+    _evict(*fetched, *left)
+    with comparing_walk(source, mirror) as walk:
+        assert known.compare(walk).why is Why.DIFFERS
+        until = time.monotonic() + 20
+        while not all(map(_has_cached, fetched)) and time.monotonic() < until:
+            time.sleep(0.01)
+    assert [path for path in fetched if not _has_cached(path)] == []
+    assert [path for path in left if _has_cached(path)] == []
 
 
 def test_small_trees_need_no_scouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
