@@ -87,6 +87,7 @@ STORE_LAYERS = [
     {"read_ahead", "recorded", "repository", "snapshot", "extras", "listing", "versions", "content", "catalog"},
     {
         "accounts",
+        "aside",
         "barrier",
         "batch",
         "cloned",

@@ -30,7 +30,7 @@ from histfs.errors import (
 )
 from histfs.store.accounts import BY_NAME
 from histfs.store.batch import Batch
-from histfs.store.begun import BEGUN, FirstSession
+from histfs.store.begun import BEGUN, FirstSession, discard
 from histfs.store.catalog import update_catalog
 from histfs.store.copying import Copies
 from histfs.store.emptying import check_apart, check_may_be_emptied, check_may_be_made
@@ -209,6 +209,8 @@ class _Session:
             ledger = None if previous is None else self._open_ledger(previous, stack)
             if previous is not None:
                 self._check_list(previous, ledger)
+            else:
+                stack.callback(self._distrust_copies)
             self._prepare()
             notes = stack.enter_context(Notes(self._tree, self._layout))
             if previous is not None:
@@ -227,6 +229,12 @@ class _Session:
         update_catalog(self._tree, self._repository, came=came)
         return BackupOutcome(statistics, self._errors, self._warnings, False, self._kept_files)
 
+    def _distrust_copies(self) -> None:
+        """Nothing of a first session is gone on with whose disk refused something: memory still has what it lost."""
+        if self._tree.sync_has_failed:
+            with suppress(OSError):
+                discard(self._tree)
+
     def _records(self, older: int | None) -> SessionRecords:
         return SessionRecords(self._tree, self._layout, self._now, older, self._source.extras, self._style, self._tell)
 
@@ -239,14 +247,9 @@ class _Session:
 
     def _finish_ledger(self, lists: Lists) -> None:
         """The session has finished, and without a ledger the next one takes longer: that is all."""
+        extras, rules, links_are_kept = self._source.extras, self._source.rules, self._links.are_kept
         try:
-            self._ledger.finish(
-                self._now,
-                lists,
-                extras=self._source.extras,
-                rules=self._source.rules,
-                links_are_kept=self._links.are_kept,
-            )
+            self._ledger.finish(self._now, lists, extras=extras, rules=rules, links_are_kept=links_are_kept)
         except (OSError, DamagedError) as exc:
             log.warning("what the session saw cannot be kept, so the next one takes longer: %s", exc)
 

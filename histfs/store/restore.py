@@ -23,14 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from histfs.errors import (
-    EXIT_FILE_ERROR,
-    DamagedError,
-    HistfsError,
-    NotFoundError,
-    StorageError,
-    storage_errors,
-)
+from histfs.errors import EXIT_FILE_ERROR, DamagedError, HistfsError, NotFoundError, StorageError, storage_errors
 from histfs.store import plan
 from histfs.store.accounts import BY_NAME
 from histfs.store.clearing import Clearing, Listed
@@ -49,6 +42,7 @@ from histfs.store.source import Found
 from histfs.store.steps import Steps
 from histfs.store.target import Manner, MustStayError, Step, Target, is_fatal
 from histfs.store.target_place import check_target, check_what_is_there, resolved, target_errors, what_was_refused
+from histfs.store.unfinished import Task
 from histfs.store.writing import write_content
 
 
@@ -178,9 +172,11 @@ class _Restore:
         may_remove = self._manner.is_deleting and self._selection is None and not self._is_damaged
         repository = os.fstat(self._snapshot.repository.tree.root_fd)
         manner, extras = self._manner, self._dress.extras
+        meaning = b"" if self._selection is None else self._selection.meaning
+        task = Task.of(repository, self._snapshot.time, self._path, meaning)
         with (
             target_errors(target, manner, lambda: self._files > 0),
-            Target.open(target, manner, extras, repository, may_remove=may_remove) as self._target,
+            Target.open(target, manner, extras, repository, task, may_remove=may_remove) as self._target,
         ):
             self._top = self._target.top
             self._target.on_block = self._snapshot.repository.on_block
@@ -320,13 +316,14 @@ class _Restore:
         directory = self._directories.pop()
         path = self._place(directory.entry.path)
         try:
+            names = directory.others - directory.listed
             if self._manner.is_deleting and not self._is_damaged:
-                names = directory.others - directory.listed
                 self._clearing.delete(path, names, directory.place, is_elsewhere=directory.is_elsewhere)
+            elif names:
+                self._target.leave_alone(path)
             if not self._manner.dry_run:
                 if not self._directories:
-                    is_complete = not self._errors and self._selection is None
-                    self._target.finish(is_complete=is_complete)  # it changes the directory
+                    self._target.finish(is_complete=not self._errors)  # it changes the directory
                 found = self._target.find(path)
                 if found is None or self._dress.change(directory.entry, found.entry) is not plan.Change.NONE:
                     attributes = self._dress.attributes(directory.entry, directory.entry.mtime_s * 10**9)
@@ -347,6 +344,7 @@ class _Restore:
         if first is not None and self._link(first, path, found):
             return
         sha1 = self._digests.of(entry)
+        self._target.is_wanted(path)
         if found is not None and found.entry.kind is Kind.REGULAR and self._may_stay(found, key):
             change = self._dress.change(entry, found.entry)
             if self._is_content_there(change, found, sha1) and (change is plan.Change.NONE or self._names(found) == 1):

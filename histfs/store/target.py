@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from histfs.errors import EXIT_FILE_ERROR, FormatError, StorageError, UsageError
+from histfs.store.aside import Aside
 from histfs.store.content.opening import sha1_of
 from histfs.store.entry import Entry, Extras, Kind, join, name_of, parent_of
 from histfs.store.files import WritableTree, make_host_directories
-from histfs.store.layout import NAME_MAX
 from histfs.store.look import entry_of, read_extras
 from histfs.store.selection import Outcome, Place, Selection, Subject
 from histfs.store.source import Found, Source
 from histfs.store.tree import Tree
-from histfs.store.unfinished import Unfinished, is_leftover_name, new_leftover
+from histfs.store.unfinished import Task, Unfinished, is_below_mark, is_leftover_name, new_leftover
 
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
@@ -94,18 +94,18 @@ class _Waiting:
 class Target:
     """Changes what is at and below the path `top` in `tree`. Make one with `open`.
 
-    `aside`: the tree that gets what is replaced or removed; None if that is not kept. `may_remove`: directories may go
-    with what is in them. `dry_run`: nothing is changed. `extras`: what is looked at beyond stat(2). `repository`: the
-    root of that which is read.
+    `aside`: what gets what is replaced or removed; None if that is not kept. `may_remove`: directories may go with what
+    is in them. `dry_run`: nothing is changed. `extras`: what is looked at beyond stat(2). `repository`: its root.
     """
 
     def __init__(
         self,
         tree: WritableTree,
         top: bytes,
-        aside: WritableTree | None,
+        aside: Aside | None,
         extras: Extras,
         repository: os.stat_result,
+        unfinished: Unfinished,
         *,
         may_remove: bool,
         dry_run: bool,
@@ -119,13 +119,13 @@ class Target:
         self._dry_run = dry_run
         self._surroundings: Source | None = None
         self._is_on_disk = True
-        self._unfinished = Unfinished(tree, top)
+        self._unfinished = unfinished
         self.on_block: Callable[[int], object] | None = None  # called with the size of each block that is compared
 
     @classmethod
     @contextmanager
     def open(
-        cls, place: Path, manner: Manner, extras: Extras, repository: os.stat_result, *, may_remove: bool
+        cls, place: Path, manner: Manner, extras: Extras, repository: os.stat_result, task: Task, *, may_remove: bool
     ) -> Iterator[Self]:
         """Enter the directory that holds the target, which is `resolved`. Raises OSError, UsageError."""
         above = place.parent
@@ -143,12 +143,16 @@ class Target:
                 raise UsageError("lies in the repository itself", path=place, advice="choose a target outside of it")
             aside = None
             if manner.backup_dir is not None and not manner.dry_run:
-                aside = stack.enter_context(WritableTree.create(manner.backup_dir))
-                if os.fstat(aside.root_fd).st_dev != os.fstat(tree.root_fd).st_dev:
+                kept = stack.enter_context(WritableTree.create(manner.backup_dir))
+                if os.fstat(kept.root_fd).st_dev != os.fstat(tree.root_fd).st_dev:
                     raise UsageError("must be on the file system of the target", path=manner.backup_dir)
-                if aside.lies_in(repository):
+                if kept.lies_in(repository):
                     raise UsageError("lies in the repository itself", path=manner.backup_dir)
-            opened = cls(tree, top, aside, extras, repository, may_remove=may_remove or keeps, dry_run=manner.dry_run)
+                aside = Aside(kept, repository)
+            unfinished = Unfinished(tree, top, task, is_below=is_below_mark(place))
+            stack.callback(unfinished.close)
+            removes, dry_run = may_remove or keeps, manner.dry_run
+            opened = cls(tree, top, aside, extras, repository, unfinished, may_remove=removes, dry_run=dry_run)
             stack.callback(opened._forget_surroundings)
             try:
                 yield opened
@@ -287,6 +291,8 @@ class Target:
                 raise StorageError("cannot be read, and so not compared", path=found.path) from None
             fd = self.tree.open_unreadable(found.path, found.status)
         try:
+            if self.may_have_lost(found.path):  # what a disk did not take is in memory all the same
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             return sha1_of(fd, self.on_block)
         finally:
             os.close(fd)
@@ -311,17 +317,26 @@ class Target:
 
     def finish(self, *, is_complete: bool) -> None:
         """The same; the next restore will know that nothing was cut off, if all that should be restored is there."""
+        self._is_on_disk &= not (is_complete and self._unfinished.has_found)  # also what was there already
         self.sync()
-        if self._unfinished.end(is_complete=is_complete):
+        if not self.tree.sync_has_failed and self._unfinished.end(is_complete=is_complete):
             self._is_on_disk = False
 
     def begin_content(self) -> bool:
         """To be called before a file is written; whether its size and time may be on the disk before it."""
         return self._unfinished.begin()
 
+    def is_wanted(self, path: bytes) -> None:
+        """The snapshot has a file at `path`."""
+        self._unfinished.is_wanted(path)
+
     def may_have_lost(self, path: bytes) -> bool:
         """Whether the content of the file `path` may be wrong because a restore was cut off."""
         return self._unfinished.covers(path)
+
+    def leave_alone(self, path: bytes) -> None:
+        """Something in the directory `path` is not of this restore."""
+        self._unfinished.leave_alone(path)
 
     def delete(self, item: Found) -> None:
         """Remove or put aside what nothing is in any more."""
@@ -340,10 +355,9 @@ class Target:
         names = set(self.tree.names(directory.path))
         for name in [name for name in names if self._is_leftover(directory.path, name)]:
             names.remove(name)
-            is_mark = self._unfinished.found(name, directory.path)
-            self._is_on_disk &= not is_mark
-            if open_up and (not is_mark or self._unfinished.begin()):  # one of ours, before another goes
-                self.tree.unlink(join(directory.path, name), missing_ok=True)
+            if not self._unfinished.found(name, directory.path) and open_up:
+                with suppress(PermissionError):  # that of another user, in a directory that is everybody's
+                    self.tree.unlink(join(directory.path, name), missing_ok=True)
         return names
 
     def _is_leftover(self, directory: bytes, name: bytes) -> bool:
@@ -393,46 +407,18 @@ class Target:
     def make_way(self, found: Found) -> None:
         """Remove or put aside what was `found`, and `check_may_go` has allowed. Raises StorageError, OSError."""
         if self._aside is not None:
-            self.tree.move_to(found.path, self._aside, self._free_place(self._aside, self._below_top(found.path)))
+            self._aside.keep(self.tree, found.path, self._below_top(found.path))
         elif found.entry.kind is not Kind.DIRECTORY:
             self.tree.unlink(found.path)
         else:
             self._check_is_free(found)
             self.tree.remove_tree(found.path)
 
-    def _free_place(self, aside: WritableTree, path: bytes) -> bytes:
-        """A place for `path` below `aside`, in which earlier restores may have put others."""
-        *above, name = path.split(b"/")
-        directory = b""
-        for component in above:
-            directory = _first_name(aside, directory, component, self._may_hold)
-            aside.make_directories(directory)
-        return _first_name(aside, directory, name, lambda _: False)
-
-    def _may_hold(self, there: os.stat_result) -> bool:
-        """Whether something may be put below what is `there`."""
-        return stat.S_ISDIR(there.st_mode) and not os.path.samestat(there, self._repository)
-
     def _below_top(self, path: bytes) -> bytes:
         """`path` as seen from the target; the target itself by its name."""
         if not self.top:
             return path
         return name_of(path) if path == self.top else path[len(self.top) + 1 :]
-
-
-def _first_name(tree: WritableTree, directory: bytes, name: bytes, will_do: Callable[[os.stat_result], bool]) -> bytes:
-    """The first of name, name.~1~, name.~2~, ... that is free, or will do."""
-    path = join(directory, name)
-    number = 0
-    while True:
-        try:
-            if will_do(tree.stat(path)):
-                return path
-        except FileNotFoundError:
-            return path
-        number += 1
-        suffix = b".~%d~" % number
-        path = join(directory, name[: NAME_MAX - len(suffix)] + suffix)
 
 
 def other_file_system(path: bytes) -> MustStayError:

@@ -1,6 +1,7 @@
 """Writing the content of a version to a file of its own, in a target or in the mirror."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 from histfs.store.content import Content
 from histfs.store.direct import try_direct, write_direct
@@ -17,7 +18,8 @@ def write_content(fd: int, content: Content, repository: Repository) -> None:
     OSError.
     """
     if content.size_bytes < _DIRECT or not try_direct(fd):
-        write_blocks(fd, repository.told(content.blocks()), sparse=True)
+        with closing(content.blocks()) as blocks:  # which threads make: these must end before the content is closed
+            write_blocks(fd, repository.told(blocks), sparse=True)
         return
-    with ThreadPoolExecutor(1) as thread:
-        write_direct(fd, repository.told(content.chunks()), content.size_bytes, thread, lambda _end: None)
+    with closing(content.chunks()) as chunks, ThreadPoolExecutor(1) as thread:
+        write_direct(fd, repository.told(chunks), content.size_bytes, thread, lambda _end: None)

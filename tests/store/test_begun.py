@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from histfs.errors import HistfsError, NotARepositoryError
+from histfs.errors import HistfsError, NotARepositoryError, StorageError
 from histfs.store import begun, copying
 from histfs.store.backup import backup
 from histfs.store.begun import BEGUN, FirstSession, Left, has_begun
@@ -207,6 +207,25 @@ def test_a_copy_that_is_not_noted_is_compared(unnoted: Sessions, copied: list[by
     assert go_on(unnoted, copied) == 1
     assert numbers == {name: inode(repository / name)[0] for name in numbers}
     assert os.listxattr(repository / "b/2") == []
+
+
+def test_nothing_is_gone_on_with_where_the_disk_refused_something(
+    unnoted: Sessions, copied: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells it once, and has in memory what is not on the disk: comparing that would prove nothing."""
+
+    def sync(tree: WritableTree) -> None:
+        tree.sync_has_failed = True
+        raise OSError(5, "Input/output error", b"")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WritableTree, "sync", sync)
+        with pytest.raises(StorageError, match="Input/output error"):
+            unnoted.backup()
+    numbers = {name: inode(unnoted.repository / name)[0] for name in ("a/0", "b/0", "e")}
+    assert go_on(unnoted, copied) == 0
+    assert {b"a/0", b"b/0", b"e"} <= set(copied)
+    assert numbers != {name: inode(unnoted.repository / name)[0] for name in numbers}
 
 
 def test_nothing_is_written_to_a_copy_that_is_another_one(unnoted: Sessions, copied: list[bytes]) -> None:
@@ -545,6 +564,66 @@ def test_killed_at_many_changes(
     monkeypatch.setattr(copying, "MAX_BYTES", -1)
     rich.first(sessions.source)
     _kill(sessions, killer, random.Random(f"begun {seed}"), 120)
+
+
+def _killed_with_copies_that_are_not_noted(sessions: Sessions, monkeypatch: pytest.MonkeyPatch, seed: str) -> None:
+    """Of which some are torn when the next session comes, and some of the source has changed."""
+    chance = random.Random(seed)
+    sizes = [0, 1, 100, 5000, 300_000]
+    files = {
+        f"d{directory}": Dir({f"{number:02}": File(chance.randbytes(chance.choice(sizes))) for number in range(25)})
+        for directory in range(6)
+    }
+    build(sessions.source, Dir(files))
+    paths = sorted(path for path in sessions.source.glob("*/*"))
+    monkeypatch.setattr(begun, "INTERVAL_S", chance.choice([0, 0.003, 0.02]))
+    monkeypatch.setattr(copying, "_BATCH_FILES", 7)
+    for _ in range(chance.randrange(1, 4)):
+        _run_and_kill(sessions, chance.randrange(20, 150), monkeypatch)
+        noted = _noted(sessions.repository) if has_begun_at(sessions.repository) else set()
+        for path in paths:
+            name = path.relative_to(sessions.source)
+            copy = sessions.repository / name
+            if copy.is_file() and not copy.is_symlink() and os.fsencode(name) not in noted and chance.random() < 0.6:
+                _tear(copy, chance)
+        for path in chance.sample(paths, 5):
+            path.write_bytes(chance.randbytes(path.stat().st_size))
+            os.utime(path, (MTIME, MTIME))
+    sessions.backup()
+    check(sessions)
+
+
+def has_begun_at(repository: Path) -> bool:
+    with Tree.open(repository) as tree:
+        return has_begun(tree)
+
+
+def _tear(copy: Path, chance: random.Random) -> None:
+    status, data = copy.stat(), copy.read_bytes()
+    how = chance.randrange(5)
+    if how == 4:
+        copy.unlink()
+        copy.symlink_to("/etc/passwd")
+        return
+    if how == 3:
+        copy.chmod(0)
+    else:
+        copy.write_bytes([bytes(len(data)), b"", data[:-1] + b"!"][how])
+    if chance.random() < 0.7:
+        os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_copies_that_are_not_noted_may_be_torn(sessions: Sessions, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    _killed_with_copies_that_are_not_noted(sessions, monkeypatch, f"torn {seed}")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(30))
+def test_copies_that_are_not_noted_may_be_torn_in_many_ways(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    _killed_with_copies_that_are_not_noted(sessions, monkeypatch, f"torn in many ways {seed}")
 
 
 def _kill(sessions: Sessions, killer: Killer, chance: random.Random, times: int) -> None:

@@ -2,15 +2,18 @@
 
 import os
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from histfs.errors import DamagedError, HistfsError
+from histfs.errors import DamagedError, HistfsError, StorageError
 from histfs.store import content as content_module
 from histfs.store import writing
+from histfs.store.content import Content
+from histfs.store.content.opening import Version
 from histfs.store.direct import try_direct
 from histfs.store.restore import restore
 from tests.store.places import open_descriptors
@@ -162,3 +165,54 @@ def test_the_mirror_is_put_back_so(
     step_back(sessions)
     assert (sessions.repository / "file").read_bytes() == older
     assert len(direct) == 1
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("by_chunks", [False, True])
+def test_nothing_is_read_after_the_content_was_closed(
+    sessions: Sessions,
+    history: Callable[[int], tuple[bytes, bytes]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    by_chunks: bool,
+) -> None:
+    """As when the disk of the target gets full: threads read ahead of who writes."""
+    if not by_chunks:
+        monkeypatch.setattr(writing, "_DIRECT", 1 << 40)
+        monkeypatch.setattr(content_module, "_WORTH_THREADS", 0)
+        monkeypatch.setattr(content_module, "_LARGE_BLOCK", CHUNK)
+    history(40 * CHUNK)
+    real_read, real_close = Content._read, Content.close
+    closed: list[Content] = []
+    late: list[Content] = []
+    written: list[int] = []
+
+    def read(self: Content, once: Callable[[Version], object]) -> object:
+        time.sleep(0.05)
+        if self in closed:
+            late.append(self)
+        return real_read(self, once)
+
+    def close(self: Content) -> None:
+        closed.append(self)
+        real_close(self)
+
+    def until_full(real: Callable[..., int]) -> Callable[..., int]:
+        def write(*arguments: object) -> int:
+            written.append(1)
+            if len(written) == 3:
+                raise OSError(28, "No space left on device")
+            return real(*arguments)
+
+        return write
+
+    monkeypatch.setattr(Content, "_read", read)
+    monkeypatch.setattr(Content, "close", close)
+    monkeypatch.setattr(os, "write", until_full(os.write))
+    monkeypatch.setattr(os, "pwrite", until_full(os.pwrite))
+    with pytest.raises(StorageError, match="No space left"), sessions.open() as repository:
+        restore(repository, b"file", sorted(sessions.states)[number], tmp_path / "t", report=lambda _: None)
+    time.sleep(0.3)
+    assert closed
+    assert late == []

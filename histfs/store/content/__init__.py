@@ -22,7 +22,7 @@ import mmap
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -133,7 +133,7 @@ class Content:
         except (DamagedError, OSError):  # as `pread` will tell
             return None
 
-    def blocks(self) -> Iterator[bytes | bytearray]:
+    def blocks(self) -> Generator[bytes | bytearray, None, None]:
         """All bytes, in blocks of up to 1 MiB; DamagedError at the end if they are not those that were recorded."""
         checked = iter if (sha1 := self._version.unchecked_sha1) is None else partial(self._checked, sha1)
         if self.size_bytes <= _WORTH_THREADS:
@@ -163,7 +163,7 @@ class Content:
         if found.encode() != sha1:
             raise DamagedError(OTHER_CONTENT, path=self._place, advice=ADVICE)
 
-    def chunks(self) -> Iterator[memoryview]:
+    def chunks(self) -> Generator[memoryview, None, None]:
         """The same of what is large, in chunks of 2 MiB that begin at a page of memory.
 
         The memory of one is used again when the next but four is asked for.
