@@ -14,12 +14,13 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from histfs.store.entry import is_below, join, parent_of
-from histfs.store.files import WritableTree, write_blocks
+from histfs.store.entry import Kind, is_below, join, parent_of
+from histfs.store.files import Attributes, WritableTree, write_blocks
 from histfs.store.tree import Tree
 
 LEFTOVER = b".histfs-restore."  # and 16 hex digits: what a restore was about to put in its place
@@ -152,14 +153,13 @@ class Unfinished:
         return bool(marks)
 
     def _remove(self, mark: bytes) -> None:
-        """The directory that it is in has its time already."""
-        directory = self._tree.open_directory(parent_of(mark))
-        try:
-            status = os.fstat(directory)
-            self._tree.unlink(mark, missing_ok=True)
-            os.utime(directory, ns=(status.st_atime_ns, status.st_mtime_ns))
-        finally:
-            os.close(directory)
+        """The directory that it is in has its time already; the one that was restored gets it later."""
+        directory = parent_of(mark)
+        status = self._tree.stat(directory)
+        self._tree.unlink(mark, missing_ok=True)
+        if directory != self._top:
+            as_it_was = Attributes(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns)
+            self._tree.set_attributes(directory, Kind.DIRECTORY, as_it_was)
 
     def _is_settled(self, mark: bytes) -> bool:
         """Whether all was looked at that the found `mark` stands for, whose restore does not run any more."""

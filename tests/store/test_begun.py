@@ -603,7 +603,7 @@ def _tear(copy: Path, chance: random.Random) -> None:
     how = chance.randrange(5)
     if how == 4:
         copy.unlink()
-        copy.symlink_to("/etc/passwd")
+        copy.symlink_to(f"{copy.name}.elsewhere")
         return
     if how == 3:
         copy.chmod(0)
