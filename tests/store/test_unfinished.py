@@ -77,21 +77,29 @@ def test_what_is_not_below_a_mark_is_trusted(simple: Sessions, target: Path) -> 
     assert (target / "a").read_bytes() == bytes(len(b"content a"))
 
 
-def test_a_killed_restore_leaves_a_mark(simple: Sessions, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def killed_restore(sessions: Sessions, target: Path, interlude: Callable[[], object]) -> None:
+    """One of everything, in a process of its own that is killed when it has made two files, after an `interlude`."""
     child = os.fork()
     if not child:
-        real, created = WritableTree.create_file, []
+        real, paths = WritableTree.create_file, []
 
         def create_and_die(tree: WritableTree, path: bytes) -> int:
-            created.append(path)
-            if len(created) == 4:  # the mark, and two files
+            paths.append(path)
+            if len(paths) == 4:  # the mark, and two files
+                interlude()
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(tree, path)
 
-        monkeypatch.setattr(WritableTree, "create_file", create_and_die)
-        run(simple, target, Manner())
-        os._exit(0)
+        try:
+            WritableTree.create_file = create_and_die  # type: ignore[method-assign]
+            run(sessions, target, Manner())
+        finally:
+            os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+
+def test_a_killed_restore_leaves_a_mark(simple: Sessions, target: Path) -> None:
+    killed_restore(simple, target, lambda: None)
     assert len(leftovers(target)) == 1
     with pytest.raises(UsageError, match="a restore to it was cut off"):
         run(simple, target, Manner())
@@ -213,27 +221,6 @@ def test_an_error_that_stops_it_leaves_no_mark_when_all_is_on_the_disk(
         with pytest.raises(Exception, match="No space left"):
             run(simple, target, Manner())
     assert os.listdir(target) == ["a"]
-
-
-def killed_restore(sessions: Sessions, target: Path, interlude: Callable[[], object]) -> None:
-    """One of everything, in a process of its own that is killed when it has made a file, after an `interlude`."""
-    child = os.fork()
-    if not child:
-        real, paths = WritableTree.create_file, []
-
-        def create_and_die(tree: WritableTree, path: bytes) -> int:
-            paths.append(path)
-            if len(paths) == 3:  # the mark, and a file
-                interlude()
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(tree, path)
-
-        try:
-            WritableTree.create_file = create_and_die  # type: ignore[method-assign]
-            run(sessions, target, Manner())
-        finally:
-            os._exit(1)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
 
 
 def test_the_mark_of_a_restore_that_runs_stays(simple: Sessions, target: Path) -> None:
