@@ -149,7 +149,7 @@ class Target:
                 if kept.lies_in(repository):
                     raise UsageError("lies in the repository itself", path=manner.backup_dir)
                 aside = Aside(kept, repository)
-            unfinished = Unfinished(tree, top, task, is_below=is_below_mark(place))
+            unfinished = Unfinished(tree, top, task, is_marked_above=is_below_mark(place))
             stack.callback(unfinished.close)
             removes, dry_run = may_remove or keeps, manner.dry_run
             opened = cls(tree, top, aside, extras, repository, unfinished, may_remove=removes, dry_run=dry_run)

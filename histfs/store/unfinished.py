@@ -74,15 +74,14 @@ def is_below_mark(target: Path) -> bool:
 
 
 class Unfinished:
-    """Our mark, in the directory `top` of `tree`, and those that were found. `is_below`: there is one above `top`."""
+    """Our mark, in the directory `top` of `tree`, and those that were found. `is_marked_above`: one is above."""
 
-    def __init__(self, tree: WritableTree, top: bytes, task: Task, *, is_below: bool) -> None:
+    def __init__(self, tree: WritableTree, top: bytes, task: Task, *, is_marked_above: bool) -> None:
         self._tree = tree
         self._top = top
         self._task = task
-        self._is_below = is_below
         self._found: set[bytes] = set()  # marks
-        self._distrusted: set[bytes] = set()  # directories that they are in
+        self._distrusted = {top} if is_marked_above else set()  # and the directories that they are in
         self._left_alone: set[bytes] = set()  # of these: in which something was not looked at
         self._mark: bytes | None = None
         self._fd = -1
@@ -106,7 +105,7 @@ class Unfinished:
 
     def covers(self, path: bytes) -> bool:
         """Whether the content of the file `path` may have been lost, whatever else agrees."""
-        return self._is_below or any(is_below(path, directory) for directory in self._distrusted)
+        return any(is_below(path, directory) for directory in self._distrusted)
 
     def leave_alone(self, path: bytes) -> None:
         """In the directory `path` is something that this restore does not look at."""
